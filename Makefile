@@ -1,0 +1,45 @@
+# What a newcomer types. Everything is installed into a virtual environment in this folder.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+OLDEST ?= transformers==5.21.0 huggingface_hub==2.4.0
+VENV := .venv
+OLDEST_VENV := .venv-oldest
+
+.PHONY: demo test lint test-oldest test-slow clean
+
+demo: $(VENV)/installed
+	$(VENV)/bin/python examples/random_owl.py build/random-owl
+	$(VENV)/bin/transformers-owl caption examples/pictures/astronaut.jpg --model build/random-owl
+
+test: lint
+	$(VENV)/bin/python -m pytest
+	$(MAKE) test-oldest
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test-oldest: $(OLDEST_VENV)/installed
+	$(OLDEST_VENV)/bin/python -m pytest
+
+test-slow: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) $(OLDEST_VENV) build
+
+# torch goes first: a plain requirement of it may bring the far larger CUDA build.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --upgrade "pip>=25.1"
+	$(VENV)/bin/pip install -q $(TORCH)
+	$(VENV)/bin/pip install -q -e . --group dev
+	touch $@
+
+$(OLDEST_VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/pip install -q --upgrade "pip>=25.1"
+	$(OLDEST_VENV)/bin/pip install -q $(TORCH)
+	$(OLDEST_VENV)/bin/pip install -q $(OLDEST) -e . --group dev
+	touch $@

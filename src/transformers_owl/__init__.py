@@ -1,0 +1,50 @@
+"""mPLUG-Owl (arXiv 2304.14178) for today's Hugging Face libraries. Importing it registers the Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoTokenizer,
+)
+from transformers.models.auto.tokenization_auto import MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS, TOKENIZER_MAPPING_NAMES
+
+from .mplug_owl.configuration_mplug_owl import (
+    MplugOwlConfig,
+    MplugOwlUnderscoreConfig,
+    MplugOwlVisionConfig,
+    MplugOwlVisualAbstractorConfig,
+)
+from .mplug_owl.image_processing_mplug_owl import MplugOwlImageProcessor
+from .mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration, MplugOwlModel
+from .mplug_owl.processing_mplug_owl import MplugOwlProcessor
+from .mplug_owl.tokenization_mplug_owl import MplugOwlTokenizer
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register(MplugOwlConfig.model_type, MplugOwlConfig)
+AutoConfig.register(MplugOwlUnderscoreConfig.model_type, MplugOwlUnderscoreConfig)
+for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    auto_class.register(MplugOwlConfig, MplugOwlForConditionalGeneration)
+AutoProcessor.register(MplugOwlConfig, MplugOwlProcessor)
+AutoImageProcessor.register(
+    MplugOwlConfig, image_processor_classes=dict.fromkeys(("pil", "torchvision"), MplugOwlImageProcessor)
+)
+AutoTokenizer.register(MplugOwlConfig, tokenizer_class=MplugOwlTokenizer)
+# The releases name a tokenizer class whose ids differ from the original's: the library keeps a list of such models.
+TOKENIZER_MAPPING_NAMES[MplugOwlConfig.model_type] = MplugOwlTokenizer.__name__
+MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS.add(MplugOwlConfig.model_type)
+
+__all__ = [
+    "MplugOwlConfig",
+    "MplugOwlForConditionalGeneration",
+    "MplugOwlImageProcessor",
+    "MplugOwlModel",
+    "MplugOwlProcessor",
+    "MplugOwlTokenizer",
+    "MplugOwlVisionConfig",
+    "MplugOwlVisualAbstractorConfig",
+]

@@ -1,0 +1,253 @@
+"""Configuration of mPLUG-Owl: vision model, visual abstractor, and the composite with a causal language model."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.versions import require_version
+
+
+require_version("transformers>=5.21.0", "mPLUG-Owl needs it: run `pip install -U transformers`.")
+
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec  # noqa: E402
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig  # noqa: E402
+
+
+# The model computes `lm_head(last_hidden_state)` and nothing after it. A language model that does more would answer
+# wrongly without a word, so it is refused: by a field of its configuration (with the values that change nothing) ...
+LOGIT_CHANGING_FIELDS = {
+    "final_logit_softcapping": (None,),
+    "logit_scale": (None, 1, 1.0),
+    "logits_scaling": (None, 1, 1.0),
+    "lm_head_multiplier": (None, 1, 1.0),
+    "logits_mup_width_multiplier": (None, 1, 1.0),
+    "unpadded_vocab_size": (None,),
+    "lm_head_bias": (None, False),
+}
+# ... or by its name: the head has a bias, is not a plain linear layer, or the model is not a causal decoder.
+UNSUPPORTED_LANGUAGE_MODELS = frozenset(
+    "bert bert-generation big_bird biogpt camembert codegen cohere cohere2 cohere2_moe cohere_compass_text ctrl "
+    "data2vec-text electra ernie ernie4_5_moe git gemma4_assistant gemma4_unified_assistant gpt_neox_japanese gptj "
+    "hy_v4 inkling2_text inkling_text megatron-bert minicpm3 modernbert-decoder musicgen musicgen_melody phi prophetnet "
+    "recurrent_gemma reformer rembert roberta roberta-prelayernorm roc_bert roformer rwkv trocr whisper xlm "
+    "xlm-roberta xlm-roberta-xl xlnet xmod".split()
+)
+
+
+@strict
+class MplugOwlVisionConfig(PreTrainedConfig):
+    r"""
+    Configuration of the vision model f_V, a ViT. The defaults are those of every release (paper, section 4.1).
+
+    Args:
+        hidden_size (`int`, defaults to 1024): Width of the vision model.
+        intermediate_size (`int`, defaults to 4096): Width of the feed-forward layers.
+        num_hidden_layers (`int`, defaults to 24): Number of layers.
+        num_attention_heads (`int`, defaults to 16): Attention heads a layer; must divide `hidden_size`.
+        num_channels (`int`, defaults to 3): Colour channels.
+        image_size (`int`, defaults to 224): Side of the square picture, pixels.
+        patch_size (`int`, defaults to 14): Side of a patch, pixels.
+        hidden_act (`str`, defaults to `"quick_gelu"`): Activation of the feed-forward layers.
+        layer_norm_eps (`float`, defaults to 1e-6): Epsilon of the layer norms.
+        attention_dropout (`float`, defaults to 0.0): Dropout of the attention weights in training.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of fresh weights.
+        use_temporal (`bool`, defaults to `False`): Whether layers mix the frames of a video (video releases).
+    """
+
+    model_type = "mplug_owl_vision_model"
+    base_config_key = "vision_config"
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.out_proj": "rowwise",
+        "layers.*.mlp.fc1": "colwise",
+        "layers.*.mlp.fc2": "rowwise",
+    }
+    base_model_fsdp_plan = {
+        "embeddings": "free_full_weight",
+        "layers.*": "free_full_weight",
+        "post_layernorm": "keep_full_weight",
+    }
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-6
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    use_temporal: bool = False
+
+
+@strict
+class MplugOwlVisualAbstractorConfig(PreTrainedConfig):
+    r"""
+    Configuration of the visual abstractor f_K: learned queries that summarise the patches (paper, section 3.1).
+
+    Args:
+        hidden_size (`int`, defaults to 1024): Width of the queries.
+        intermediate_size (`int`, defaults to 2816): Width of the gated feed-forward layers.
+        num_hidden_layers (`int`, defaults to 6): Number of layers.
+        num_attention_heads (`int`, defaults to 16): Attention heads a layer; must divide `hidden_size`.
+        encoder_hidden_size (`int`, defaults to 1024): Width of the vision model; the two widths must be equal, since
+            queries and patches are attended together.
+        attention_probs_dropout_prob (`float`, defaults to 0.1): Dropout of the attention weights in training.
+        layer_norm_eps (`float`, defaults to 1e-6): Epsilon of the layer norm inside the feed-forward layers.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of fresh weights.
+        num_query_tokens (`int`, defaults to 64): Number of queries. In a [`MplugOwlConfig`] its own field decides.
+        text_hidden_size (`int`, defaults to 4096): Width of the language model. In a [`MplugOwlConfig`] the text
+            configuration decides.
+        use_temporal (`bool`, defaults to `False`): Whether there are further queries for videos. In a
+            [`MplugOwlConfig`] the vision configuration decides.
+    """
+
+    model_type = "mplug_owl_visual_abstract"
+    base_config_key = "visual_abstractor_config"
+    # The feed-forward layers stay whole: the norm inside them needs every column.
+    base_model_tp_plan = {
+        "layers.*.cross_attn.q_proj": "colwise",
+        "layers.*.cross_attn.k_proj": "colwise",
+        "layers.*.cross_attn.v_proj": "colwise",
+        "layers.*.cross_attn.out_proj": "rowwise",
+    }
+    base_model_fsdp_plan = {"layers.*": "free_full_weight", "visual_fc": "keep_full_weight"}
+
+    hidden_size: int = 1024
+    intermediate_size: int = 2816
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 16
+    encoder_hidden_size: int = 1024
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    num_query_tokens: int = 64
+    text_hidden_size: int = 4096
+    use_temporal: bool = False
+
+
+@strict
+class MplugOwlConfig(PreTrainedConfig):
+    r"""
+    Configuration of mPLUG-Owl: a vision model, a visual abstractor and a causal language model (arXiv 2304.14178).
+
+    Args:
+        vision_config (`MplugOwlVisionConfig` or `dict`, *optional*): The vision model.
+        visual_abstractor_config (`MplugOwlVisualAbstractorConfig` or `dict`, *optional*): The visual abstractor.
+        text_config (`PreTrainedConfig` or `dict`, *optional*): The language model, LLaMA-7B by default; a `dict`
+            names its `model_type`.
+        num_query_tokens (`int`, defaults to 64): Queries of the abstractor. A picture takes one position more.
+        image_token_id (`int`, *optional*): Id that stands at the positions of pictures. Defaults to the first id
+            outside the language model's vocabulary.
+        video_token_id (`int`, *optional*): The same for videos. Defaults to the id after that.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of fresh weights.
+        tie_word_embeddings (`bool`, *optional*): Always what `text_config` says.
+
+    Raises:
+        ValueError: for a language model whose logits are not `lm_head(last_hidden_state)`, for widths that do not
+            fit each other, and for equal token ids.
+    """
+
+    model_type = "mplug-owl"
+    sub_configs_defaults = {
+        "vision_config": MplugOwlVisionConfig,
+        "visual_abstractor_config": MplugOwlVisualAbstractorConfig,
+        "text_config": SubConfigSpec(AutoConfig, model_type="llama"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    visual_abstractor_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    num_query_tokens: int = 64
+    image_token_id: int | None = None
+    video_token_id: int | None = None
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        vision, abstractor, text = self.vision_config, self.visual_abstractor_config, self.text_config
+        _check_language_model(text)
+        if not vision.hidden_size == abstractor.encoder_hidden_size == abstractor.hidden_size:
+            raise ValueError(
+                "The vision model and the visual abstractor must have one width, but vision_config.hidden_size is "
+                f"{vision.hidden_size}, visual_abstractor_config.encoder_hidden_size {abstractor.encoder_hidden_size} "
+                f"and visual_abstractor_config.hidden_size {abstractor.hidden_size}: set all three to one value."
+            )
+        abstractor.num_query_tokens = self.num_query_tokens
+        abstractor.text_hidden_size = text.hidden_size
+        abstractor.use_temporal = vision.use_temporal
+        self.tie_word_embeddings = text.tie_word_embeddings
+        # As padding id, EOS would get no gradient in its embedding, so that full fine-tuning could not learn to stop.
+        if text.pad_token_id is not None and text.pad_token_id == text.eos_token_id:
+            text.pad_token_id = None
+        if self.image_token_id is None:
+            self.image_token_id = text.vocab_size
+        if self.video_token_id is None:
+            self.video_token_id = self.image_token_id + 1
+        if self.image_token_id == self.video_token_id or min(self.image_token_id, self.video_token_id) < 0:
+            raise ValueError(
+                f"image_token_id is {self.image_token_id} and video_token_id {self.video_token_id}, but they must be "
+                "two different ids of the tokenizer, not negative: pass `processor.image_token_id` and "
+                "`processor.video_token_id`."
+            )
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in the library; a dictionary of the original release is read for what it says about the model."""
+        if "image_token_id" not in config_dict:
+            config_dict = _read_original_config(config_dict)
+        return super().from_dict(config_dict, **kwargs)
+
+
+class MplugOwlUnderscoreConfig(MplugOwlConfig):
+    """Reads configurations that spell the model type `mplug_owl`; what comes back is a [`MplugOwlConfig`]."""
+
+    model_type = "mplug_owl"
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        return MplugOwlConfig.from_dict(config_dict, **kwargs)
+
+
+def _read_original_config(config_dict: dict) -> dict:
+    """What describes the model in a configuration of the original release, which repeats every base class's fields."""
+    names = ("num_query_tokens", "initializer_range", "architectures", "torch_dtype", "name_or_path")
+    config = {name: config_dict[name] for name in names if name in config_dict}
+    text_config = config_dict.get("text_config") or {}
+    sections = {
+        "vision_config": MplugOwlVisionConfig,
+        "visual_abstractor_config": MplugOwlVisualAbstractorConfig,
+        "text_config": CONFIG_MAPPING[text_config.get("model_type", "llama")],
+    }
+    for section, config_class in sections.items():
+        fields = {*config_class.__annotations__, *config_class.attribute_map, "model_type", "rope_theta", "rope_scaling"}
+        given = config_dict.get(section) or {}
+        config[section] = {field: value for field, value in given.items() if field in fields}
+    return config
+
+
+def _check_language_model(text_config: PreTrainedConfig) -> None:
+    name = text_config.model_type
+    reasons = [
+        f"{field}={value}"
+        for field, value in text_config.to_dict().items()
+        if field in LOGIT_CHANGING_FIELDS and value not in LOGIT_CHANGING_FIELDS[field]
+    ]
+    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        reasons.append("it is not a causal language model of the library")
+    elif name in UNSUPPORTED_LANGUAGE_MODELS:
+        reasons.append("its head is not one linear layer without bias")
+    if reasons:
+        raise ValueError(
+            f"The language model `{name}` cannot be used: mPLUG-Owl needs logits that equal "
+            f"lm_head(last_hidden_state), but {'; '.join(reasons)}. Choose a model such as llama, bloom, mistral, "
+            "qwen2 or qwen3."
+        )
+
+
+MplugOwlConfig.register_for_auto_class()
+
+__all__ = ["MplugOwlConfig", "MplugOwlVisionConfig", "MplugOwlVisualAbstractorConfig"]

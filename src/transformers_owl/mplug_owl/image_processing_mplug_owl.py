@@ -1,0 +1,149 @@
+"""Pictures to pixels, as the original prepared them: RGB, straight to a square by PIL's bicubic filter, CLIP's mean and
+standard deviation. Always PIL, also where torchvision is installed: its resize gives other pixels.
+"""
+
+import base64
+import io
+import os
+import struct
+import urllib.request
+import zlib
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, is_valid_image
+
+
+# What Pillow raises for files that are damaged, cut off, too large to decode, or no pictures.
+UNREADABLE = (
+    OSError, SyntaxError, EOFError, ValueError, IndexError, OverflowError, struct.error, zlib.error,
+    PIL.Image.DecompressionBombError,
+)  # fmt: skip
+DOWNLOAD_TIMEOUT = 20  # seconds
+
+
+class MplugOwlImageProcessor(PilBackend):
+    r"""
+    Prepares pictures for mPLUG-Owl. The aspect ratio is not kept, nothing is cropped.
+
+    Args:
+        size (`dict`, defaults to `{"height": 224, "width": 224}`): Pixels of the prepared pictures.
+        resample (`int`, defaults to bicubic): PIL's filter.
+        image_mean, image_std (`list[float]`): Of the colours; CLIP's by default.
+
+    Calling it with pictures (PIL images, arrays of height x width x 3 or 3 x height x width, paths, URLs, base64, or
+    lists of them) gives `pixel_values` (pictures, 3, height, width). A picture is taken as a viewer shows it: rotated
+    by its EXIF data, transparency on white, the first frame of an animation.
+
+    Raises:
+        ValueError: for pictures that cannot be read, are no pictures, or are missing (`None`, empty lists).
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": 224, "width": 224}
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """Reads the folder's settings; those of an original release from the model's configuration (`image_size`)."""
+        settings, remaining = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "height" not in settings.get("size", {}):
+            config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
+            side = config.get("vision_config", {}).get("image_size", cls.size["height"])
+            kept = {name: settings[name] for name in ("image_mean", "image_std") if name in settings}
+            settings = {**kept, "size": {"height": side, "width": side}}
+        return settings, remaining
+
+    def fetch_images(self, image_url_or_urls):
+        """Opens what is given by path, URL or base64, and turns every PIL image into RGB; lists keep their form."""
+        image = image_url_or_urls
+        if isinstance(image, (list, tuple)):
+            if len(image) == 0:
+                raise ValueError("An empty list of pictures was given: give at least one, or leave `images` out.")
+            return [self.fetch_images(entry) for entry in image]
+        if isinstance(image, (str, os.PathLike)):
+            return open_picture(image)
+        if isinstance(image, PIL.Image.Image):
+            return as_shown(image)
+        if not is_valid_image(image):
+            raise ValueError(
+                f"A picture was expected, but {type(image).__name__} was given: pass a PIL image, an array, a path, a "
+                "URL, or a list of them."
+            )
+        if image.ndim not in (2, 3, 4) or 0 in image.shape or str(image.dtype).rpartition(".")[2] in ("bool", "object"):
+            raise ValueError(
+                f"An array of shape {tuple(image.shape)} and dtype {image.dtype} was given, but (height, width, 3) or "
+                "(3, height, width) with uint8 values from 0 to 255 was expected."
+            )
+        return image
+
+
+def open_picture(source: str | os.PathLike) -> PIL.Image.Image:
+    """
+    An RGB picture from a path, an http(s) URL, a `data:` URL or base64 text.
+
+    Raises:
+        ValueError: says which source could not be read, and why.
+    """
+    text = os.fspath(source)
+    name = text if len(text) < 200 else text[:80] + "..."
+    try:
+        if text.startswith(("http://", "https://")):
+            with urllib.request.urlopen(text, timeout=DOWNLOAD_TIMEOUT) as response:
+                file = io.BytesIO(response.read())
+        elif text.startswith("data:image/"):
+            file = io.BytesIO(base64.b64decode(text.partition(",")[2], validate=True))
+        elif os.path.exists(text) or len(text) < 200:
+            file = text
+        else:
+            file = io.BytesIO(base64.b64decode(text, validate=True))
+        with PIL.Image.open(file) as image:
+            return as_shown(image)
+    except UNREADABLE as error:
+        raise ValueError(f"The picture {name!r} cannot be read: {error or type(error).__name__}") from error
+
+
+def as_shown(image: PIL.Image.Image) -> PIL.Image.Image:
+    """
+    An RGB picture (8 bits) as a viewer shows it: EXIF rotation applied, transparent parts white, 16 bits scaled to 8.
+
+    Raises:
+        ValueError: if the file behind the picture is damaged.
+    """
+    try:
+        image.load()
+        if image.getexif().get(0x0112, 1) != 1:
+            image = PIL.ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            image = _to_8_bits(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = PIL.Image.new("RGBA", image.size, "white")
+            image = PIL.Image.alpha_composite(white, image)
+        return image.convert("RGB")
+    except UNREADABLE as error:
+        raise ValueError(f"A picture is damaged: {error or type(error).__name__}") from error
+
+
+def _to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Greyscale of 16 or 32 bits (0 to 65535) or of floats (0 to 1) to 8 bits; smaller ranges of values stay."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    largest = values.max(initial=0)
+    if image.mode == "F" and largest <= 1:
+        values = values * 255
+    elif largest > 255 or image.mode.startswith("I;16"):
+        values = values / 257
+    return PIL.Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
+MplugOwlImageProcessor.register_for_auto_class()
+
+__all__ = ["MplugOwlImageProcessor"]

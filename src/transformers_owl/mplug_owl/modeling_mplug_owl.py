@@ -1,0 +1,732 @@
+"""mPLUG-Owl (arXiv 2304.14178): a vision model, a visual abstractor and a causal language model.
+
+Shapes: N pictures or videos, T frames, P patches of a frame + 1 (class token), D width of vision model and
+abstractor, Q queries, B rows of a batch, L positions of a row, H width of the language model, V its vocabulary.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.masking_utils import create_masks_for_generate
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.models.auto.modeling_auto import AutoModel
+from transformers.models.bloom.modeling_bloom import BloomForCausalLM
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_mplug_owl import MplugOwlConfig, MplugOwlVisionConfig, MplugOwlVisualAbstractorConfig
+from .weights_mplug_owl import read_original
+
+
+@dataclass
+class MplugOwlVisualFeatures(BaseModelOutputWithPooling):
+    """
+    What `get_image_features` and `get_video_features` return.
+
+    Args:
+        last_hidden_state (`torch.Tensor` (N, P, D), videos (N, T, P, D)): Output of the vision model.
+        pooler_output (`torch.Tensor` (N, Q + 1, H)): What the language model sees of each picture or video.
+        hidden_states, attentions (*optional*): Of the vision model's layers, if asked for.
+        abstractor_hidden_states (*optional*): Input and output of the abstractor's layers, each (N, Q, D).
+        abstractor_attentions (*optional*): A tensor (N, heads, Q, Q + T * P) a layer: what each query looks at. The
+            first Q keys are the queries themselves, then come the class token and the patches of each frame.
+    """
+
+    abstractor_hidden_states: tuple[torch.Tensor, ...] | None = None
+    abstractor_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class MplugOwlModelOutputWithPast(BaseModelOutputWithPast):
+    """
+    Output of [`MplugOwlModel`]: that of the language model, and what it saw.
+
+    Args:
+        image_hidden_states (`torch.Tensor` (N, Q + 1, H), *optional*): The pictures' positions.
+        video_hidden_states (`torch.Tensor` (N, Q + 1, H), *optional*): The videos' positions.
+    """
+
+    image_hidden_states: torch.Tensor | None = None
+    video_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class MplugOwlCausalLMOutputWithPast(ModelOutput):
+    """
+    Output of [`MplugOwlForConditionalGeneration`].
+
+    Args:
+        loss (`torch.Tensor` (), *optional*): Mean next-token cross-entropy where `labels` are not -100.
+        logits (`torch.Tensor` (B, L, V)): Scores of the next token; `logits_to_keep` shortens L.
+        past_key_values (`Cache`, *optional*): Keys and values of the positions so far.
+        hidden_states, attentions (*optional*): Of the language model's layers, if asked for.
+        image_hidden_states, video_hidden_states (`torch.Tensor` (N, Q + 1, H), *optional*): What it saw.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+    video_hidden_states: torch.Tensor | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+):
+    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class MplugOwlAttention(nn.Module):
+    """Multi-head attention of one sequence (N, queries, D) to another (N, keys, D)."""
+
+    is_causal = False
+
+    def __init__(self, config, dropout: float):
+        super().__init__()
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {config.hidden_size} of {config.model_type} must be a multiple of its "
+                f"num_attention_heads {config.num_attention_heads}."
+            )
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = dropout
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, queries: torch.Tensor, keys: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        q, k, v = (
+            projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projected in (self.q_proj(queries), self.k_proj(keys), self.v_proj(keys))
+        )
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention(
+            self, q, k, v, None, scaling=self.scaling, dropout=self.dropout if self.training else 0.0, **kwargs
+        )
+        return self.out_proj(output.flatten(2)), weights
+
+
+class MplugOwlVisionEmbeddings(nn.Module):
+    """Patches, a class token in front, and positions: (N, 3, height, width) to (N, P, D)."""
+
+    def __init__(self, config: MplugOwlVisionConfig):
+        super().__init__()
+        num_patches = (config.image_size // config.patch_size) ** 2
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.position_embedding = nn.Parameter(torch.empty(1, num_patches + 1, config.hidden_size))
+        self.patch_embed = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size, bias=False
+        )
+        self.pre_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        patches = self.patch_embed(pixel_values.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        return self.pre_layernorm(tokens + self.position_embedding)
+
+
+class MplugOwlVisionMLP(nn.Module):
+    def __init__(self, config: MplugOwlVisionConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class MplugOwlVisionTemporal(nn.Module):
+    """Mixes each patch with itself in the frames before and after, in half the width (video releases only)."""
+
+    def __init__(self, config: MplugOwlVisionConfig):
+        super().__init__()
+        width = config.hidden_size // 2
+        self.ln = nn.LayerNorm(config.hidden_size, eps=1e-5)
+        self.down_proj = nn.Linear(config.hidden_size, width)
+        self.conv = nn.Conv1d(width, width, kernel_size=3, padding=1, groups=width)
+        self.activation = ACT2FN["quick_gelu"]
+        self.up_proj = nn.Linear(width, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """(N * T, P, D) to the same shape. The class token comes back as it is: the layer's sum doubles it."""
+        frames = self.down_proj(self.ln(hidden_states[:, 1:])).unflatten(0, (-1, num_frames))
+        over_time = self.conv(frames.permute(0, 2, 3, 1).flatten(0, 1)).unflatten(0, (len(frames), -1))
+        mixed = self.up_proj(self.activation(over_time.permute(0, 3, 1, 2).flatten(0, 1)))
+        return torch.cat([hidden_states[:, :1], mixed], dim=1)
+
+
+class MplugOwlVisionLayer(GradientCheckpointingLayer):
+    def __init__(self, config: MplugOwlVisionConfig):
+        super().__init__()
+        if config.use_temporal:
+            self.temporal = MplugOwlVisionTemporal(config)
+        self.use_temporal = config.use_temporal
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = MplugOwlAttention(config, config.attention_dropout)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MplugOwlVisionMLP(config)
+
+    def forward(self, hidden_states: torch.Tensor, num_frames: int = 1, **kwargs) -> torch.Tensor:
+        if self.use_temporal and num_frames > 1:
+            hidden_states = hidden_states + self.temporal(hidden_states, num_frames)
+        normed = self.input_layernorm(hidden_states)
+        hidden_states = hidden_states + self.self_attn(normed, normed, **kwargs)[0]
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class MplugOwlAbstractorMLP(nn.Module):
+    """Gated feed-forward layer with a norm inside."""
+
+    def __init__(self, config: MplugOwlVisualAbstractorConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN["silu"]
+        self.ffn_ln = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.w2(self.ffn_ln(self.activation(self.w1(hidden_states)) * self.w3(hidden_states)))
+
+
+class MplugOwlAbstractorLayer(GradientCheckpointingLayer):
+    """The queries attend to themselves and the patches. The residual adds the *normed* queries, as in the release."""
+
+    def __init__(self, config: MplugOwlVisualAbstractorConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=1e-5)
+        self.normk = nn.LayerNorm(config.hidden_size, eps=1e-5)
+        self.cross_attn = MplugOwlAttention(config, config.attention_probs_dropout_prob)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=1e-5)
+        self.mlp = MplugOwlAbstractorMLP(config)
+
+    def forward(self, queries: torch.Tensor, patches: torch.Tensor, **kwargs) -> torch.Tensor:
+        queries = self.norm1(queries)
+        keys = torch.cat([queries, self.normk(patches)], dim=1)
+        queries = queries + self.cross_attn(queries, keys, **kwargs)[0]
+        return queries + self.mlp(self.norm2(queries))
+
+
+class MplugOwlPreTrainedModel(PreTrainedModel):
+    config: MplugOwlConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MplugOwlVisionLayer", "MplugOwlAbstractorLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, MplugOwlVisionEmbeddings):
+            init.trunc_normal_(module.cls_token, std=std)
+            init.trunc_normal_(module.position_embedding, std=std)
+        elif isinstance(module, MplugOwlVisualAbstractorModel):
+            # The release started from zeros, where only dropout tells the queries apart.
+            init.trunc_normal_(module.query_tokens, std=std)
+            init.trunc_normal_(module.vit_eos, std=std)
+            if module.config.use_temporal:
+                init.trunc_normal_(module.temporal_query_tokens, std=std)
+
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """As in the library, but in this model's own names, which a plain `load_state_dict` understands too."""
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+
+class MplugOwlVisionModel(MplugOwlPreTrainedModel):
+    """The vision model f_V: a ViT over pictures, or over all frames of videos at once (paper, section 3.1)."""
+
+    config: MplugOwlVisionConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "video")
+    _can_record_outputs = {"hidden_states": MplugOwlVisionLayer, "attentions": MplugOwlAttention}
+
+    def __init__(self, config: MplugOwlVisionConfig):
+        super().__init__(config)
+        self.embeddings = MplugOwlVisionEmbeddings(config)
+        self.layers = nn.ModuleList([MplugOwlVisionLayer(config) for _ in range(config.num_hidden_layers)])
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embed
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` (N, 3, S, S), or (N, T, 3, S, S) for videos): Normalised pixels; S is
+                `config.image_size`.
+
+        Returns:
+            `BaseModelOutput`: `last_hidden_state` (N, P, D) or (N, T, P, D), after `post_layernorm`.
+
+        Raises:
+            ValueError: for another shape or an integer dtype.
+        """
+        frames = self._flat_frames(pixel_values)
+        num_frames = pixel_values.shape[1] if pixel_values.ndim == 5 else 1
+        hidden_states = self.embeddings(frames)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, num_frames, **kwargs)
+        hidden_states = self.post_layernorm(hidden_states)
+        return BaseModelOutput(last_hidden_state=hidden_states.view(*pixel_values.shape[:-3], *hidden_states.shape[1:]))
+
+    def _flat_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        size = (self.config.num_channels, self.config.image_size, self.config.image_size)
+        if pixel_values.ndim not in (4, 5) or tuple(pixel_values.shape[-3:]) != size:
+            raise ValueError(
+                f"Pixels of shape {tuple(pixel_values.shape)} were given, but (pictures, {', '.join(map(str, size))}) "
+                f"or (videos, frames, {', '.join(map(str, size))}) was expected: prepare them with MplugOwlProcessor."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"Pixels of dtype {pixel_values.dtype} were given, but normalised floating-point values were "
+                "expected: prepare them with MplugOwlProcessor."
+            )
+        if pixel_values.ndim == 5 and pixel_values.shape[1] > 1 and not self.config.use_temporal:
+            raise ValueError(
+                "This checkpoint is a picture model and cannot see videos (vision_config.use_temporal is False): "
+                "use a video checkpoint, or pass single frames as pictures."
+            )
+        return pixel_values.flatten(0, -4)
+
+
+class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
+    """The visual abstractor f_K: Q learned queries summarise the patches of a picture or video (paper, section 3.1)."""
+
+    config: MplugOwlVisualAbstractorConfig
+    base_model_prefix = "abstractor"
+    main_input_name = "patches"
+    input_modalities = ("image", "video")
+    _can_record_outputs = {"hidden_states": MplugOwlAbstractorLayer, "attentions": MplugOwlAttention}
+
+    def __init__(self, config: MplugOwlVisualAbstractorConfig):
+        super().__init__(config)
+        self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.hidden_size))
+        self.layers = nn.ModuleList([MplugOwlAbstractorLayer(config) for _ in range(config.num_hidden_layers)])
+        self.visual_fc = nn.Linear(config.hidden_size, config.text_hidden_size)
+        self.vit_eos = nn.Parameter(torch.empty(1, 1, config.text_hidden_size))
+        if config.use_temporal:
+            self.temporal_query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.hidden_size))
+            self.temporal_visual_fc = nn.Linear(config.hidden_size, config.text_hidden_size)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, patches: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
+        """
+        Args:
+            patches (`torch.Tensor` (N, P, D), or (N, T, P, D) for videos): Output of the vision model.
+
+        Returns:
+            `BaseModelOutput`: `last_hidden_state` (N, Q + 1, H): the queries, and `vit_eos` at the end.
+        """
+        num_frames = patches.shape[1] if patches.ndim == 4 else 1
+        queries = self.query_tokens
+        if num_frames > 1:
+            queries = torch.cat([queries, self.temporal_query_tokens], dim=1)
+        hidden_states = queries.expand(len(patches), -1, -1)
+        patches = patches.flatten(1, -2)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, patches, **kwargs)
+        visual = self.visual_fc(hidden_states[:, : self.config.num_query_tokens])
+        if num_frames > 1:
+            visual = visual + self.temporal_visual_fc(hidden_states[:, self.config.num_query_tokens :])
+        return BaseModelOutput(last_hidden_state=torch.cat([visual, self.vit_eos.expand(len(visual), -1, -1)], dim=1))
+
+
+class MplugOwlFromOriginal(MplugOwlPreTrainedModel):
+    """Loads folders and repositories of the original release as they are."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """
+        As in the library; an original release needs no conversion step. Its generation settings never took effect
+        in the original code: greedy decoding up to EOS did, and so it is here.
+        """
+        fields = {}
+        if pretrained_model_name_or_path is not None and set(kwargs).isdisjoint(("gguf_file", "variant")):
+            hub_names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "subfolder")
+            hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
+            fields = read_original(pretrained_model_name_or_path, **hub_kwargs)
+        if isinstance(config, PreTrainedConfig):
+            config = copy.deepcopy(config)
+            for name, value in fields.items():
+                if isinstance(value, dict):
+                    getattr(config, name).update(value)
+                else:
+                    setattr(config, name, value)
+        else:
+            kwargs = {**fields, **kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if fields and model.can_generate() and "generation_config" not in kwargs:
+            model.generation_config = default_generation_config(model.config)
+        return loaded
+
+
+def default_generation_config(config: MplugOwlConfig) -> GenerationConfig:
+    """Greedy, up to EOS or 512 new tokens; the placeholders' ids are never generated."""
+    text = config.text_config
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=512,
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.eos_token_id,
+        pad_token_id=text.eos_token_id if text.pad_token_id is None else text.pad_token_id,
+        suppress_tokens=[config.image_token_id, config.video_token_id],
+    )
+
+
+class MplugOwlModel(MplugOwlFromOriginal):
+    """Vision model, visual abstractor and language model without a head."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
+    def __init__(self, config: MplugOwlConfig):
+        super().__init__(config)
+        self.vision_model = MplugOwlVisionModel._from_config(config.vision_config)
+        self.abstractor = MplugOwlVisualAbstractorModel._from_config(config.visual_abstractor_config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.embedding_norm = nn.Identity()
+        if config.text_config.model_type == "bloom":
+            # Bloom's norm is for the embeddings of text alone: visual features join behind it.
+            self.embedding_norm = self.language_model.word_embeddings_layernorm
+            self.language_model.word_embeddings_layernorm = nn.Identity()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> MplugOwlVisualFeatures:
+        """
+        What the language model sees of pictures.
+
+        Args:
+            pixel_values (`torch.Tensor` (N, 3, S, S)): Normalised pixels, S is `vision_config.image_size`.
+            output_attentions, output_hidden_states (`bool`, *optional*): Also those of both models' layers.
+
+        Returns:
+            [`MplugOwlVisualFeatures`]: `pooler_output` (N, Q + 1, H).
+        """
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                f"pixel_values of shape {tuple(pixel_values.shape)} were given, but (pictures, channels, height, "
+                "width) was expected. Videos go into pixel_values_videos."
+            )
+        return self._get_visual_features(pixel_values, **kwargs)
+
+    @can_return_tuple
+    def get_video_features(
+        self, pixel_values_videos: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> MplugOwlVisualFeatures:
+        """
+        What the language model sees of videos.
+
+        Args:
+            pixel_values_videos (`torch.Tensor` (N, T, 3, S, S)): Normalised pixels, S is `vision_config.image_size`.
+            output_attentions, output_hidden_states (`bool`, *optional*): Also those of both models' layers.
+
+        Returns:
+            [`MplugOwlVisualFeatures`]: `pooler_output` (N, Q + 1, H).
+        """
+        if pixel_values_videos.ndim != 5:
+            raise ValueError(
+                f"pixel_values_videos of shape {tuple(pixel_values_videos.shape)} were given, but (videos, frames, "
+                "channels, height, width) was expected."
+            )
+        return self._get_visual_features(pixel_values_videos, **kwargs)
+
+    def _get_visual_features(self, pixel_values, **kwargs) -> MplugOwlVisualFeatures:
+        vision = self.vision_model(pixel_values, **kwargs)
+        abstractor = self.abstractor(vision.last_hidden_state, **kwargs)
+        return MplugOwlVisualFeatures(
+            last_hidden_state=vision.last_hidden_state,
+            pooler_output=abstractor.last_hidden_state,
+            hidden_states=vision.hidden_states,
+            attentions=vision.attentions,
+            abstractor_hidden_states=abstractor.hidden_states,
+            abstractor_attentions=abstractor.attentions,
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, MplugOwlVisualFeatures] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MplugOwlModelOutputWithPast:
+        """
+        Args:
+            input_ids (`torch.LongTensor` (B, L)): Token ids. `config.image_token_id` stands at the Q + 1 positions of
+                each picture, `config.video_token_id` at those of each video.
+            pixel_values (`torch.Tensor` (N, 3, S, S), *optional*): The pictures of all rows, in their order.
+            pixel_values_videos (`torch.Tensor` (N, T, 3, S, S), *optional*): The videos of all rows, in their order.
+            attention_mask (`torch.Tensor` (B, L), *optional*): 0 at padding.
+            position_ids, past_key_values, inputs_embeds: As for the language model.
+            mm_encoder_outputs (`dict`, *optional*): Features under "image" and "video" in place of pixels.
+
+        Raises:
+            ValueError: if placeholders and pictures do not match in number, and for shapes that do not fit.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
+        self._check_length(input_ids if inputs_embeds is None else inputs_embeds)
+        features = self._encode(pixel_values, pixel_values_videos, mm_encoder_outputs or {})
+        inputs_embeds = self._embed(input_ids, inputs_embeds, features)
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return MplugOwlModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=features.get("image"),
+            video_hidden_states=features.get("video"),
+        )
+
+    def _check_length(self, tokens: torch.Tensor) -> None:
+        limit = self.config.text_config.to_dict().get("max_position_embeddings")  # ALiBi models have none
+        if limit is not None and tokens.shape[1] > limit:
+            raise ValueError(
+                f"{tokens.shape[1]} positions were given, but the language model's context holds {limit}: shorten the "
+                f"text, or give fewer pictures (each takes {self.config.num_query_tokens + 1} positions)."
+            )
+
+    def _encode(self, pixel_values, pixel_values_videos, mm_encoder_outputs) -> dict[str, torch.Tensor]:
+        """Features (N, Q + 1, H) of what was given, under "image" and "video"."""
+        features = {kind: output.pooler_output for kind, output in mm_encoder_outputs.items()}
+        encoders = (
+            ("image", pixel_values, self.get_image_features),
+            ("video", pixel_values_videos, self.get_video_features),
+        )
+        for kind, pixels, encode in encoders:
+            if pixels is not None and kind in features:
+                raise ValueError(f"Both pixels and mm_encoder_outputs were given for {kind}: give one of them.")
+            if pixels is not None:
+                features[kind] = encode(pixels, return_dict=True).pooler_output
+        return features
+
+    def _embed(self, input_ids, inputs_embeds, features) -> torch.Tensor:
+        """Embeddings (B, L, H) with the features at their placeholders."""
+        token_ids = {"image": self.config.image_token_id, "video": self.config.video_token_id}
+        if input_ids is not None:
+            masks = {kind: input_ids == token_id for kind, token_id in token_ids.items()}
+            # The ids may lie outside the vocabulary: any row of the embedding does, since it is replaced below.
+            text_ids = input_ids.masked_fill(masks["image"] | masks["video"], 0)
+            inputs_embeds = self.get_input_embeddings()(text_ids)
+        else:
+            masks = {kind: self._find_embedded(token_ids[kind], inputs_embeds) for kind in features}
+        inputs_embeds = self.embedding_norm(inputs_embeds)
+        for kind, mask in masks.items():
+            visual = features.get(kind)
+            # A decoding step holds one token, never a whole picture: no check, no synchronisation.
+            if visual is None and mask.shape[1] == 1:
+                continue
+            found = mask.sum()
+            given = 0 if visual is None else visual.shape[0] * visual.shape[1]
+            torch_compilable_check(
+                found == given,
+                lambda kind=kind, found=found, given=given: self._mismatch(kind, int(found), given),
+            )
+            if visual is not None:
+                visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
+                inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1), visual)
+        return inputs_embeds
+
+    def _mismatch(self, kind: str, found: int, given: int) -> str:
+        each = self.config.num_query_tokens + 1
+        return (
+            f"The text has {found} {kind} positions, but the {kind}s given need {given} ({each} each): give one {kind} "
+            f"a placeholder, in the order of the text. MplugOwlProcessor prepares both."
+        )
+
+    def _find_embedded(self, token_id: int, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Where the embedding of a placeholder's id stands, (B, L)."""
+        vocab_size = self.config.text_config.vocab_size
+        if token_id >= vocab_size:
+            raise ValueError(
+                f"Pictures and videos cannot be placed by inputs_embeds alone: their id {token_id} is outside the "
+                f"language model's vocabulary of {vocab_size} and has no embedding. Pass input_ids, or choose "
+                "image_token_id and video_token_id inside the vocabulary."
+            )
+        placeholder = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
+        return (inputs_embeds == placeholder).all(-1)
+
+
+class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationMixin):
+    """
+    mPLUG-Owl with its language modelling head: answers about pictures and videos.
+
+    Example:
+
+    ```python
+    model = MplugOwlForConditionalGeneration.from_pretrained(folder)
+    processor = MplugOwlProcessor.from_pretrained(folder)
+    messages = [{"role": "user", "content": [{"type": "image", "path": "owl.png"}, {"type": "text", "text": "What is it?"}]}]
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+    print(processor.decode(answer, skip_special_tokens=True))
+    ```
+    """
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: MplugOwlConfig):
+        super().__init__(config)
+        self.model = MplugOwlModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        language_model = self.model.language_model
+        embeddings = language_model.get_input_embeddings()
+        name = next(name for name, module in language_model.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{name}.weight"}
+        self.generation_config = default_generation_config(config)
+        self.post_init()
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Writes a folder that every Auto class loads, this package installed or not."""
+        auto_classes = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+        self.config.auto_map = dict.fromkeys(auto_classes, "modeling_mplug_owl.MplugOwlForConditionalGeneration")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> MplugOwlVisualFeatures:
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs) -> MplugOwlVisualFeatures:
+        return self.model.get_video_features(pixel_values_videos, **kwargs)
+
+    def create_masks_for_generate(self, config, **kwargs):
+        """Masks for a static cache: Bloom makes its positions from a 2D mask, the others take the library's."""
+        if config.text_config.model_type == "bloom":
+            return BloomForCausalLM.create_masks_for_generate(self, config.text_config, **kwargs)
+        return create_masks_for_generate(config=config, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, MplugOwlVisualFeatures] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MplugOwlCausalLMOutputWithPast:
+        """
+        Arguments and errors of [`MplugOwlModel`], and:
+
+        Args:
+            labels (`torch.LongTensor` (B, L), *optional*): The ids to predict, -100 where there is no loss. Positions
+                of pictures and videos never carry loss, whatever stands there.
+            logits_to_keep (`int` or `torch.Tensor`, defaults to 0): Compute the last so many positions only; 0: all.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            pixel_values_videos=pixel_values_videos,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            is_visual = (labels == self.config.image_token_id) | (labels == self.config.video_token_id)
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels.masked_fill(is_visual, -100),
+                vocab_size=self.config.text_config.vocab_size,
+                **kwargs,
+            )
+        return MplugOwlCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            video_hidden_states=outputs.video_hidden_states,
+        )
+
+
+MplugOwlModel.register_for_auto_class("AutoModel")
+MplugOwlForConditionalGeneration.register_for_auto_class("AutoModel")
+
+__all__ = [
+    "MplugOwlForConditionalGeneration",
+    "MplugOwlModel",
+    "MplugOwlPreTrainedModel",
+    "MplugOwlVisionModel",
+    "MplugOwlVisualAbstractorModel",
+]

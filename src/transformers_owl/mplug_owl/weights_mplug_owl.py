@@ -1,0 +1,173 @@
+"""The released checkpoints: their names and ours, and what only their files know.
+
+A rule is `(their name, our name)`, a regular expression on the names below one module; rules apply in order.
+"""
+
+import torch
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
+from transformers.modeling_utils import load_state_dict
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+from .tokenization_mplug_owl import IMAGE_TOKEN, VIDEO_TOKEN, MplugOwlTokenizer
+
+
+class SplitHeads(ConversionOps):
+    """One tensor with rows [head][part][head_dim] to one tensor a part: the vision model's fused q, k and v."""
+
+    @torch.no_grad
+    def convert(self, input_dict, source_patterns, target_patterns, full_layer_name, model, **kwargs):
+        (fused,) = input_dict.values()
+        fused = fused[0] if isinstance(fused, list) else fused
+        num_heads = model.get_submodule(full_layer_name.rsplit(".", 2)[0]).num_heads
+        parts = fused.unflatten(0, (num_heads, len(target_patterns), -1)).unbind(1)
+        return {name: part.flatten(0, 1).contiguous() for name, part in zip(target_patterns, parts)}
+
+    @property
+    def reverse_op(self):
+        return MergeHeads()
+
+
+class MergeHeads(ConversionOps):
+    """The way back from [`SplitHeads`]."""
+
+    @torch.no_grad
+    def convert(self, input_dict, source_patterns, target_patterns, full_layer_name, model, **kwargs):
+        parts = [input_dict[name] for name in source_patterns]
+        parts = [part[0] if isinstance(part, list) else part for part in parts]
+        num_heads = model.get_submodule(full_layer_name.rsplit(".", 2)[0]).num_heads
+        fused = torch.stack([part.unflatten(0, (num_heads, -1)) for part in parts], dim=1)
+        return {target_patterns[0]: fused.flatten(0, 2).contiguous()}
+
+    @property
+    def reverse_op(self):
+        return SplitHeads()
+
+
+class DropSize1Dims(ConversionOps):
+    """A 3D convolution's weight to that of a linear layer (`ndim` 2) or of a 1D convolution (`ndim` 3)."""
+
+    def __init__(self, ndim: int):
+        self.ndim = ndim
+
+    @torch.no_grad
+    def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
+        (weight,) = input_dict.values()
+        weight = weight[0] if isinstance(weight, list) else weight
+        return {target_patterns[0]: weight.flatten(self.ndim - 1).contiguous()}
+
+    @property
+    def reverse_op(self):
+        return AddSize1Dims(self.ndim)
+
+
+class AddSize1Dims(ConversionOps):
+    """The way back from [`DropSize1Dims`]: the weight of a 3D convolution."""
+
+    def __init__(self, ndim: int):
+        self.ndim = ndim
+
+    @torch.no_grad
+    def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
+        (weight,) = input_dict.values()
+        weight = weight[0] if isinstance(weight, list) else weight
+        return {target_patterns[0]: weight[(...,) + (None,) * (5 - self.ndim)].contiguous()}
+
+    @property
+    def reverse_op(self):
+        return DropSize1Dims(self.ndim)
+
+
+RENAMINGS = {
+    "MplugOwlForConditionalGeneration": [
+        (r"^language_model\.lm_head\.", r"lm_head\."),
+    ],
+    "MplugOwlModel": [
+        (r"^language_model\.model\.", r"language_model\."),
+        (r"^language_model\.transformer\.word_embeddings_layernorm\.", r"embedding_norm\."),
+        (r"^language_model\.transformer\.", r"language_model\."),
+        (r"^query_tokens", r"abstractor\.query_tokens"),
+        (r"^temporal_query_tokens", r"abstractor\.temporal_query_tokens"),
+    ],
+    "MplugOwlVisionModel": [
+        (r"^encoder\.layers\.", r"layers\."),
+        (r"\.self_attn\.dense\.", r"\.self_attn\.out_proj\."),
+    ],
+    "MplugOwlVisualAbstractorModel": [
+        (r"^encoder\.layers\.", r"layers\."),
+        (r"\.crossattention\.attention\.query\.", r"\.cross_attn\.q_proj\."),
+        (r"\.crossattention\.attention\.key\.", r"\.cross_attn\.k_proj\."),
+        (r"\.crossattention\.attention\.value\.", r"\.cross_attn\.v_proj\."),
+        (r"\.crossattention\.output\.out_proj\.", r"\.cross_attn\.out_proj\."),
+        (r"\.crossattention\.output\.", r"\."),
+        (r"\.crossattention\.", r"\."),
+    ],
+}
+CONVERTERS = {
+    "MplugOwlVisionModel": [
+        ("self_attn.query_key_value", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], SplitHeads()),
+        ("temporal.down_proj.weight", ["temporal.down_proj.weight"], DropSize1Dims(2)),
+        ("temporal.conv.weight", ["temporal.conv.weight"], DropSize1Dims(3)),
+        ("temporal.up_proj.weight", ["temporal.up_proj.weight"], DropSize1Dims(2)),
+    ],
+}
+
+for class_name, renamings in RENAMINGS.items():
+    register_checkpoint_conversion_mapping(
+        class_name,
+        [WeightRenaming(theirs, ours) for theirs, ours in renamings]
+        + [WeightConverter(theirs, ours, [operation]) for theirs, ours, operation in CONVERTERS.get(class_name, [])],
+        overwrite=True,
+    )
+
+
+def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
+    """
+    What the files of an original release know and its `config.json` does not say: `{}` for any other folder.
+
+    - the width of the abstractor's feed-forward layers, which several configurations state wrongly;
+    - whether it is a video model;
+    - the ids of the placeholders, where the tokenizer has fewer entries than the model has rows (Bloom).
+
+    Args:
+        pretrained_model_name_or_path (`str`): A folder, or a repository on the Hub.
+        hub_kwargs: `revision`, `token`, `cache_dir` and the like, as for `from_pretrained`.
+
+    Returns:
+        `dict`: fields of [`MplugOwlConfig`], those of its parts as dictionaries.
+    """
+    weights = _read_headers(pretrained_model_name_or_path, **hub_kwargs)
+    if "query_tokens" not in weights:
+        return {}
+    use_temporal = "temporal_query_tokens" in weights
+    mlp_weight = weights["abstractor.encoder.layers.0.crossattention.output.mlp.w1.weight"]
+    fields = {
+        "vision_config": {"use_temporal": use_temporal},
+        "visual_abstractor_config": {"intermediate_size": mlp_weight.shape[0], "use_temporal": use_temporal},
+    }
+    tokenizer_files = ("tokenizer.json", "tokenizer.model")
+    if any(_find(pretrained_model_name_or_path, name, **hub_kwargs) for name in tokenizer_files):
+        tokenizer = MplugOwlTokenizer.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+        fields["image_token_id"] = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        fields["video_token_id"] = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
+    return fields
+
+
+def _read_headers(path, **hub_kwargs) -> dict[str, torch.Tensor]:
+    """Names and shapes of a folder's weights, found in the library's order; no values are read."""
+    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        if (file := _find(path, name, **hub_kwargs)) is not None:
+            files = [file]
+            if name.endswith(".index.json"):
+                files, _ = get_checkpoint_shard_files(path, file, **hub_kwargs)
+            return {key: value for file in files for key, value in _open_lazily(file).items()}
+    return {}
+
+
+def _open_lazily(file) -> dict[str, torch.Tensor]:
+    return load_state_dict(file, map_location="meta" if file.endswith(".safetensors") else "cpu")  # cpu: memory-mapped
+
+
+def _find(path, name, **hub_kwargs) -> str | None:
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
