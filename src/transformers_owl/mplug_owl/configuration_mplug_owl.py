@@ -1,5 +1,7 @@
 """Configuration of mPLUG-Owl: vision model, visual abstractor, and the composite with a causal language model."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.versions import require_version
@@ -23,13 +25,14 @@ LOGIT_CHANGING_FIELDS = {
     "lm_head_bias": (None, False),
 }
 # ... or by its name: the head has a bias, is not a plain linear layer, or the model is not a causal decoder.
-UNSUPPORTED_LANGUAGE_MODELS = frozenset(
-    "bert bert-generation big_bird biogpt camembert codegen cohere cohere2 cohere2_moe cohere_compass_text ctrl "
-    "data2vec-text electra ernie ernie4_5_moe git gemma4_assistant gemma4_unified_assistant gpt_neox_japanese gptj "
-    "hy_v4 inkling2_text inkling_text megatron-bert minicpm3 modernbert-decoder musicgen musicgen_melody phi prophetnet "
-    "recurrent_gemma reformer rembert roberta roberta-prelayernorm roc_bert roformer rwkv trocr whisper xlm "
-    "xlm-roberta xlm-roberta-xl xlnet xmod".split()
-)
+UNSUPPORTED_LANGUAGE_MODELS = frozenset({
+    "bert", "bert-generation", "big_bird", "biogpt", "camembert", "codegen", "cohere", "cohere2", "cohere2_moe",
+    "cohere_compass_text", "ctrl", "data2vec-text", "electra", "ernie", "ernie4_5_moe", "gemma4_assistant",
+    "gemma4_unified_assistant", "git", "gpt_neox_japanese", "gptj", "hy_v4", "inkling2_text", "inkling_text",
+    "megatron-bert", "minicpm3", "modernbert-decoder", "musicgen", "musicgen_melody", "phi", "prophetnet",
+    "recurrent_gemma", "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "rwkv",
+    "trocr", "whisper", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod",
+})  # fmt: skip
 
 
 @strict
@@ -157,9 +160,9 @@ class MplugOwlConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(AutoConfig, model_type="llama"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    visual_abstractor_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None  # a configuration; a dictionary becomes one
+    visual_abstractor_config: Any = None  # a configuration; a dictionary becomes one
+    text_config: Any = None  # a configuration; a dictionary becomes one
     num_query_tokens: int = 64
     image_token_id: int | None = None
     video_token_id: int | None = None
@@ -217,13 +220,19 @@ def _read_original_config(config_dict: dict) -> dict:
     names = ("num_query_tokens", "initializer_range", "architectures", "torch_dtype", "name_or_path")
     config = {name: config_dict[name] for name in names if name in config_dict}
     text_config = config_dict.get("text_config") or {}
-    sections = {
+    sections: dict[str, type[PreTrainedConfig]] = {
         "vision_config": MplugOwlVisionConfig,
         "visual_abstractor_config": MplugOwlVisualAbstractorConfig,
         "text_config": CONFIG_MAPPING[text_config.get("model_type", "llama")],
     }
     for section, config_class in sections.items():
-        fields = {*config_class.__annotations__, *config_class.attribute_map, "model_type", "rope_theta", "rope_scaling"}
+        fields = {
+            *config_class.__annotations__,
+            *config_class.attribute_map,
+            "model_type",
+            "rope_theta",
+            "rope_scaling",
+        }
         given = config_dict.get(section) or {}
         config[section] = {field: value for field, value in given.items() if field in fields}
     return config

@@ -12,9 +12,10 @@ import zlib
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, is_valid_image
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
 
 # What Pillow raises for files that are damaged, cut off, too large to decode, or no pictures.
@@ -58,32 +59,27 @@ class MplugOwlImageProcessor(PilBackend):
         if "height" not in settings.get("size", {}):
             config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
             side = config.get("vision_config", {}).get("image_size", cls.size["height"])
-            kept = {name: settings[name] for name in ("image_mean", "image_std") if name in settings}
-            settings = {**kept, "size": {"height": side, "width": side}}
+            settings = {name: settings[name] for name in ("image_mean", "image_std") if name in settings}
+            settings["size"] = {"height": side, "width": side}
         return settings, remaining
 
     def fetch_images(self, image_url_or_urls):
         """Opens what is given by path, URL or base64, and turns every PIL image into RGB; lists keep their form."""
         image = image_url_or_urls
-        if isinstance(image, (list, tuple)):
-            if len(image) == 0:
-                raise ValueError("An empty list of pictures was given: give at least one, or leave `images` out.")
+        if isinstance(image, (list, tuple)) and len(image) == 0:
+            raise ValueError("An empty list of pictures was given: give at least one, or leave `images` out.")
+        if isinstance(image, (list, tuple)) or (isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4):
             return [self.fetch_images(entry) for entry in image]
         if isinstance(image, (str, os.PathLike)):
             return open_picture(image)
         if isinstance(image, PIL.Image.Image):
             return as_shown(image)
-        if not is_valid_image(image):
-            raise ValueError(
-                f"A picture was expected, but {type(image).__name__} was given: pass a PIL image, an array, a path, a "
-                "URL, or a list of them."
-            )
-        if image.ndim not in (2, 3, 4) or 0 in image.shape or str(image.dtype).rpartition(".")[2] in ("bool", "object"):
-            raise ValueError(
-                f"An array of shape {tuple(image.shape)} and dtype {image.dtype} was given, but (height, width, 3) or "
-                "(3, height, width) with uint8 values from 0 to 255 was expected."
-            )
-        return image
+        if isinstance(image, (np.ndarray, torch.Tensor)):
+            return from_array(image)
+        raise ValueError(
+            f"A picture was expected, but {type(image).__name__} was given: pass a PIL image, an array, a path, a "
+            "URL, or a list of them."
+        )
 
 
 def open_picture(source: str | os.PathLike) -> PIL.Image.Image:
@@ -95,20 +91,48 @@ def open_picture(source: str | os.PathLike) -> PIL.Image.Image:
     """
     text = os.fspath(source)
     name = text if len(text) < 200 else text[:80] + "..."
+    file: str | io.BytesIO = text
     try:
         if text.startswith(("http://", "https://")):
             with urllib.request.urlopen(text, timeout=DOWNLOAD_TIMEOUT) as response:
                 file = io.BytesIO(response.read())
         elif text.startswith("data:image/"):
             file = io.BytesIO(base64.b64decode(text.partition(",")[2], validate=True))
-        elif os.path.exists(text) or len(text) < 200:
-            file = text
-        else:
+        elif len(text) >= 200 and not os.path.exists(text):
             file = io.BytesIO(base64.b64decode(text, validate=True))
         with PIL.Image.open(file) as image:
             return as_shown(image)
     except UNREADABLE as error:
         raise ValueError(f"The picture {name!r} cannot be read: {error or type(error).__name__}") from error
+
+
+def from_array(array: np.ndarray | torch.Tensor) -> PIL.Image.Image:
+    """
+    An RGB picture from values of 0 to 255, or of 0.0 to 1.0, of shape (height, width), (height, width, channels) or
+    (channels, height, width) with 1, 3 or 4 channels.
+
+    Raises:
+        ValueError: for any other shape, type or range of values.
+    """
+    values = np.asarray(array.detach().cpu() if isinstance(array, torch.Tensor) else array)
+    channels = (1, 3, 4)
+    fits = values.ndim == 2 or (values.ndim == 3 and (values.shape[0] in channels or values.shape[-1] in channels))
+    if not fits or values.size == 0 or values.dtype.kind not in "uif":
+        raise ValueError(
+            f"An array of shape {values.shape} and dtype {values.dtype} was given, but numbers of shape (height, "
+            "width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels were expected."
+        )
+    if values.ndim == 3 and values.shape[-1] not in channels:
+        values = values.transpose(1, 2, 0)
+    if values.dtype != np.uint8:
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+            raise ValueError(
+                f"An array with values from {values.min()} to {values.max()} was given, but 0 to 255, or 0.0 to 1.0, "
+                "was expected: the processor rescales and normalises by itself."
+            )
+        is_fraction = values.dtype.kind == "f" and values.max() <= 1
+        values = (values * 255 if is_fraction else values).round().astype(np.uint8)
+    return as_shown(PIL.Image.fromarray(values.squeeze(2) if values.shape[2:] == (1,) else values))
 
 
 def as_shown(image: PIL.Image.Image) -> PIL.Image.Image:

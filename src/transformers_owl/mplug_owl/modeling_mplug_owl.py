@@ -5,6 +5,7 @@ abstractor, Q queries, B rows of a batch, L positions of a row, H width of the l
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,12 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    ModelOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 from transformers.models.auto.modeling_auto import AutoModel
 from transformers.models.bloom.modeling_bloom import BloomForCausalLM
@@ -430,6 +436,8 @@ class MplugOwlModel(MplugOwlFromOriginal):
         self.vision_model = MplugOwlVisionModel._from_config(config.vision_config)
         self.abstractor = MplugOwlVisualAbstractorModel._from_config(config.visual_abstractor_config)
         self.language_model = AutoModel.from_config(config.text_config)
+        # ALiBi models have no limit.
+        self.context_length = config.text_config.to_dict().get("max_position_embeddings", math.inf)
         self.embedding_norm = nn.Identity()
         if config.text_config.model_type == "bloom":
             # Bloom's norm is for the embeddings of text alone: visual features join behind it.
@@ -525,7 +533,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
-        self._check_length(input_ids if inputs_embeds is None else inputs_embeds)
+        self._check_tokens(input_ids, inputs_embeds)
         features = self._encode(pixel_values, pixel_values_videos, mm_encoder_outputs or {})
         inputs_embeds = self._embed(input_ids, inputs_embeds, features)
         outputs = self.language_model(
@@ -544,12 +552,15 @@ class MplugOwlModel(MplugOwlFromOriginal):
             video_hidden_states=features.get("video"),
         )
 
-    def _check_length(self, tokens: torch.Tensor) -> None:
-        limit = self.config.text_config.to_dict().get("max_position_embeddings")  # ALiBi models have none
-        if limit is not None and tokens.shape[1] > limit:
+    def _check_tokens(self, input_ids, inputs_embeds) -> None:
+        expected, given = ("(rows, positions) of int64", input_ids) if inputs_embeds is None else ("3D", inputs_embeds)
+        if given.ndim != (2 if inputs_embeds is None else 3) or given.is_floating_point() == (inputs_embeds is None):
+            name = "input_ids" if inputs_embeds is None else "inputs_embeds"
+            raise ValueError(f"{name} of shape {tuple(given.shape)} and {given.dtype} were given, expected {expected}.")
+        if given.shape[1] > self.context_length:
             raise ValueError(
-                f"{tokens.shape[1]} positions were given, but the language model's context holds {limit}: shorten the "
-                f"text, or give fewer pictures (each takes {self.config.num_query_tokens + 1} positions)."
+                f"{given.shape[1]} positions were given, but the language model holds {self.context_length}: shorten "
+                f"the text, or give fewer pictures (each takes {self.config.num_query_tokens + 1} positions)."
             )
 
     def _encode(self, pixel_values, pixel_values_videos, mm_encoder_outputs) -> dict[str, torch.Tensor]:
@@ -573,34 +584,43 @@ class MplugOwlModel(MplugOwlFromOriginal):
             masks = {kind: input_ids == token_id for kind, token_id in token_ids.items()}
             # The ids may lie outside the vocabulary: any row of the embedding does, since it is replaced below.
             text_ids = input_ids.masked_fill(masks["image"] | masks["video"], 0)
+            self._check_vocabulary(text_ids)
             inputs_embeds = self.get_input_embeddings()(text_ids)
         else:
             masks = {kind: self._find_embedded(token_ids[kind], inputs_embeds) for kind in features}
         inputs_embeds = self.embedding_norm(inputs_embeds)
         for kind, mask in masks.items():
             visual = features.get(kind)
-            # A decoding step holds one token, never a whole picture: no check, no synchronisation.
-            if visual is None and mask.shape[1] == 1:
-                continue
-            found = mask.sum()
-            given = 0 if visual is None else visual.shape[0] * visual.shape[1]
-            torch_compilable_check(
-                found == given,
-                lambda kind=kind, found=found, given=given: self._mismatch(kind, int(found), given),
-            )
+            self._check_count(kind, mask, visual)
             if visual is not None:
                 visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
                 inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1), visual)
         return inputs_embeds
 
-    def _mismatch(self, kind: str, found: int, given: int) -> str:
-        each = self.config.num_query_tokens + 1
-        return (
-            f"The text has {found} {kind} positions, but the {kind}s given need {given} ({each} each): give one {kind} "
-            f"a placeholder, in the order of the text. MplugOwlProcessor prepares both."
-        )
+    # The two checks read values back from the device, so a decoding step goes without: its one token per row was
+    # chosen by the model, and is never a whole picture.
+    def _check_vocabulary(self, text_ids: torch.Tensor) -> None:
+        if text_ids.shape[1] > 1:
+            vocab_size = self.config.text_config.vocab_size
+            torch_compilable_check(
+                ((text_ids >= 0) & (text_ids < vocab_size)).all(),
+                f"input_ids must lie between 0 and {vocab_size - 1}, but for image_token_id "
+                f"{self.config.image_token_id} and video_token_id {self.config.video_token_id}: prepare them with the "
+                "processor of this checkpoint.",
+            )
 
-    def _find_embedded(self, token_id: int, inputs_embeds: torch.Tensor) -> torch.Tensor:
+    def _check_count(self, kind: str, mask: torch.Tensor, visual: torch.Tensor | None) -> None:
+        if visual is not None or mask.shape[1] > 1:
+            given = 0 if visual is None else visual.shape[0] * visual.shape[1]
+            torch_compilable_check(
+                mask.sum() == given,
+                lambda: (
+                    f"The text has {int(mask.sum())} {kind} positions, but the {kind}s given need {given} "
+                    f"({self.config.num_query_tokens + 1} each): prepare both with MplugOwlProcessor."
+                ),
+            )
+
+    def _find_embedded(self, token_id, inputs_embeds) -> torch.Tensor:
         """Where the embedding of a placeholder's id stands, (B, L)."""
         vocab_size = self.config.text_config.vocab_size
         if token_id >= vocab_size:
@@ -622,9 +642,10 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationMixin):
     ```python
     model = MplugOwlForConditionalGeneration.from_pretrained(folder)
     processor = MplugOwlProcessor.from_pretrained(folder)
-    messages = [{"role": "user", "content": [{"type": "image", "path": "owl.png"}, {"type": "text", "text": "What is it?"}]}]
+    content = [{"type": "image", "path": "owl.png"}, {"type": "text", "text": "What is it?"}]
     inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
     )
     answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
     print(processor.decode(answer, skip_special_tokens=True))
@@ -662,7 +683,7 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationMixin):
     def create_masks_for_generate(self, config, **kwargs):
         """Masks for a static cache: Bloom makes its positions from a 2D mask, the others take the library's."""
         if config.text_config.model_type == "bloom":
-            return BloomForCausalLM.create_masks_for_generate(self, config.text_config, **kwargs)
+            return BloomForCausalLM.create_masks_for_generate(self, config.text_config, **kwargs)  # type: ignore[arg-type]
         return create_masks_for_generate(config=config, **kwargs)
 
     @can_return_tuple
@@ -702,10 +723,10 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationMixin):
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            is_visual = (labels == self.config.image_token_id) | (labels == self.config.video_token_id)
+            visual_ids = torch.tensor([self.config.image_token_id, self.config.video_token_id], device=labels.device)
             loss = self.loss_function(
                 logits=logits,
-                labels=labels.masked_fill(is_visual, -100),
+                labels=labels.masked_fill(torch.isin(labels, visual_ids), -100),
                 vocab_size=self.config.text_config.vocab_size,
                 **kwargs,
             )

@@ -1,7 +1,18 @@
 """The processor of mPLUG-Owl: prompts with placeholders and pictures to the model's inputs."""
 
+import difflib
+from typing import Any
+
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.processing_utils import (
+    AudioKwargs,
+    ImagesKwargs,
+    MultiModalData,
+    ProcessingKwargs,
+    ProcessorMixin,
+    TextKwargs,
+    VideosKwargs,
+)
 
 from .tokenization_mplug_owl import BOUNDARY, ESCAPE, IMAGE_TOKEN, VIDEO_TOKEN, prepare_tokenizer
 
@@ -71,6 +82,13 @@ for _name, _value in _LITERALS.items():
     CHAT_TEMPLATE = CHAT_TEMPLATE.replace(_name, ascii(_value) if "'" not in _value else f'"{_value}"')
 
 
+# What a call may name. The last ones come from `apply_chat_template`.
+CALL_ARGUMENTS = frozenset().union(
+    *(kwargs.__annotations__ for kwargs in (ProcessingKwargs, TextKwargs, ImagesKwargs, VideosKwargs, AudioKwargs)),
+    ("common_kwargs", "return_metadata", "load_audio_from_video", "audio_from_video_indices"),
+)
+
+
 class MplugOwlProcessor(ProcessorMixin):
     r"""
     Turns prompts and pictures into the inputs of [`MplugOwlForConditionalGeneration`].
@@ -112,21 +130,37 @@ class MplugOwlProcessor(ProcessorMixin):
             settings["num_query_tokens"] = config.get("num_query_tokens", 64)
         return settings, remaining
 
+    def prepare_inputs_layout(self, images=None, text: Any = None, **kwargs):
+        rows: Any = [text] if isinstance(text, str) else text
+        is_text = isinstance(rows, (list, tuple)) and len(rows) > 0 and all(isinstance(row, str) for row in rows)
+        if rows is not None and not is_text:
+            raise ValueError(f"`text` is {text!r:.80}, but a string or a list of strings, not empty, was expected.")
+        return super().prepare_inputs_layout(images=images, text=rows, **kwargs)
+
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        if videos is not None:
-            raise ValueError("`videos` was given, but this processor prepares pictures: pass frames as `images`.")
-        if audio is not None:
-            raise ValueError("`audio` was given, but mPLUG-Owl reads pictures and text.")
-        if text is not None and len(text) == 0:
-            raise ValueError("An empty list of texts was given: give at least one.")
+        if videos is not None or audio is not None:
+            kind = "videos" if videos is not None else "audio"
+            raise ValueError(f"`{kind}` was given, but this processor prepares pictures and text.")
+        for name in set(kwargs) - CALL_ARGUMENTS:
+            nearest = difflib.get_close_matches(name, CALL_ARGUMENTS, n=1)
+            hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+            raise ValueError(f"`{name}` is no argument of MplugOwlProcessor.{hint}")
+        if text is not None:
+            self._check_counts(images, text)
         super().validate_inputs(images=images, text=text, **kwargs)
-        if text is not None and isinstance(images, list) and isinstance(images[0], list):
-            found, given = [row.count(self.image_token) for row in text], [len(row) for row in images]
-            if found != given:
-                raise ValueError(
-                    f"The rows have {found} {self.image_token} placeholders, but {given} pictures were given: give "
-                    "every placeholder its picture, in the same row."
-                )
+
+    def _check_counts(self, images, text: list[str]) -> None:
+        """Every placeholder has its picture: in all rows together, and row by row where pictures come row by row."""
+        found = [row.count(self.image_token) for row in text]
+        pictures = images if isinstance(images, list) else [] if images is None else [images]
+        given = [len(row) if isinstance(row, list) else 1 for row in pictures]
+        if not any(isinstance(row, list) for row in pictures):
+            found, given = [sum(found)], [len(pictures)]
+        if found != given:
+            raise ValueError(
+                f"Placeholders {self.image_token} in the text: {found}, pictures given: {given}. Write one "
+                f"{self.image_token} for each picture, where it belongs."
+            )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return self.image_token * (self.num_query_tokens + 1)

@@ -13,16 +13,19 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from .tokenization_mplug_owl import IMAGE_TOKEN, VIDEO_TOKEN, MplugOwlTokenizer
 
 
+def _tensor(collected: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+    return collected[0] if isinstance(collected, list) else collected
+
+
 class SplitHeads(ConversionOps):
     """One tensor with rows [head][part][head_dim] to one tensor a part: the vision model's fused q, k and v."""
 
-    @torch.no_grad
+    @torch.no_grad()
     def convert(self, input_dict, source_patterns, target_patterns, full_layer_name, model, **kwargs):
-        (fused,) = input_dict.values()
-        fused = fused[0] if isinstance(fused, list) else fused
+        (fused,) = map(_tensor, input_dict.values())
         num_heads = model.get_submodule(full_layer_name.rsplit(".", 2)[0]).num_heads
         parts = fused.unflatten(0, (num_heads, len(target_patterns), -1)).unbind(1)
-        return {name: part.flatten(0, 1).contiguous() for name, part in zip(target_patterns, parts)}
+        return {name: part.flatten(0, 1).contiguous() for name, part in zip(target_patterns, parts, strict=True)}
 
     @property
     def reverse_op(self):
@@ -32,10 +35,9 @@ class SplitHeads(ConversionOps):
 class MergeHeads(ConversionOps):
     """The way back from [`SplitHeads`]."""
 
-    @torch.no_grad
+    @torch.no_grad()
     def convert(self, input_dict, source_patterns, target_patterns, full_layer_name, model, **kwargs):
-        parts = [input_dict[name] for name in source_patterns]
-        parts = [part[0] if isinstance(part, list) else part for part in parts]
+        parts = [_tensor(input_dict[name]) for name in source_patterns]
         num_heads = model.get_submodule(full_layer_name.rsplit(".", 2)[0]).num_heads
         fused = torch.stack([part.unflatten(0, (num_heads, -1)) for part in parts], dim=1)
         return {target_patterns[0]: fused.flatten(0, 2).contiguous()}
@@ -51,10 +53,9 @@ class DropSize1Dims(ConversionOps):
     def __init__(self, ndim: int):
         self.ndim = ndim
 
-    @torch.no_grad
+    @torch.no_grad()
     def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
-        (weight,) = input_dict.values()
-        weight = weight[0] if isinstance(weight, list) else weight
+        (weight,) = map(_tensor, input_dict.values())
         return {target_patterns[0]: weight.flatten(self.ndim - 1).contiguous()}
 
     @property
@@ -68,10 +69,9 @@ class AddSize1Dims(ConversionOps):
     def __init__(self, ndim: int):
         self.ndim = ndim
 
-    @torch.no_grad
+    @torch.no_grad()
     def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
-        (weight,) = input_dict.values()
-        weight = weight[0] if isinstance(weight, list) else weight
+        (weight,) = map(_tensor, input_dict.values())
         return {target_patterns[0]: weight[(...,) + (None,) * (5 - self.ndim)].contiguous()}
 
     @property

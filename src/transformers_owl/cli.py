@@ -1,0 +1,52 @@
+"""The console command `transformers-owl`. Heavy imports happen inside the commands."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+app = typer.Typer(
+    help="mPLUG-Owl: a language model that sees.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.callback()
+def main() -> None:
+    pass
+
+
+@app.command()
+def caption(
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Picture files or URLs.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub repository; one of the original release works as it is.")],
+    prompt: Annotated[str, typer.Option(help="What to ask about every picture.")] = "Describe the picture.",
+    output: Annotated[Path | None, typer.Option(help="Also write the answers to this JSON Lines file.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered together.")] = 8,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer (default: the model's).")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu (default: the best there is).")] = None,
+    dtype: Annotated[str, typer.Option(help="Type of the weights, such as bfloat16.")] = "auto",
+) -> None:
+    """Ask one question about pictures and print the answers."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    import transformers_owl  # noqa: F401  (registers the Auto classes)
+
+    from .demo.caption import Captioner
+    from .demo.caption import caption as answers
+
+    try:
+        captioner = Captioner(model, device, dtype)
+        with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
+            task = progress.add_task("answering", total=len(set(pictures)))
+            for picture, answer in answers(captioner, pictures, prompt, output, batch_size, max_new_tokens):
+                print(f"{picture}: {answer}")
+                progress.advance(task)
+    except (OSError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error

@@ -1,0 +1,1 @@
+"""What a person tries first: captions."""

@@ -1,0 +1,107 @@
+"""Answers about picture files, many at a time."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+
+class Captioner:
+    """
+    A model that answers one question about many pictures.
+
+    Args:
+        model (`str`): A folder or a repository on the Hub.
+        device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
+        dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
+    """
+
+    def __init__(self, model: str, device: str | None = None, dtype: str = "auto"):
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        self.name = model
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, device_map=device)
+        self.processor = AutoProcessor.from_pretrained(model)
+
+    def answer(self, pictures: list[str], prompt: str, max_new_tokens: int | None = None) -> list[str]:
+        """
+        Asks `prompt` about every picture, all of them in one batch.
+
+        Args:
+            pictures (`list[str]`): Paths or URLs.
+            prompt (`str`): The question.
+            max_new_tokens (`int`, *optional*): Longest answer; by default what the checkpoint's settings say.
+
+        Raises:
+            ValueError: for a picture that cannot be read, with its name.
+        """
+        chats = [
+            [{"role": "user", "content": [{"type": "image", "path": picture}, {"type": "text", "text": prompt}]}]
+            for picture in pictures
+        ]
+        inputs = self.processor.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ).to(self.model.device)
+        options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        written = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+        return self.processor.batch_decode(written, skip_special_tokens=True)
+
+
+class AnswerFile:
+    """
+    A JSON Lines file of answers that appears when it is whole. An interrupted run leaves `NAME.partial`, and the next
+    run with the same model and prompt goes on from there.
+    """
+
+    def __init__(self, path: Path, model: str, prompt: str):
+        self.path = path
+        self.partial = path.with_name(path.name + ".partial")
+        self.question = {"model": model, "prompt": prompt}
+
+    def resume(self) -> dict[str, str]:
+        """Answers of an interrupted run, by picture. A last line that was cut off does not count."""
+        answers = {}
+        if self.partial.exists():
+            for line in self.partial.read_text(encoding="utf-8").split("\n")[:-1]:
+                row = json.loads(line)
+                if row.items() >= self.question.items():
+                    answers[row["picture"]] = row["answer"]
+        self.partial.write_text("", encoding="utf-8")
+        self.append(answers)
+        return answers
+
+    def append(self, answers: dict[str, str]) -> None:
+        with self.partial.open("a", encoding="utf-8") as file:
+            for picture, answer in answers.items():
+                file.write(
+                    json.dumps({"picture": picture, **self.question, "answer": answer}, ensure_ascii=False) + "\n"
+                )
+
+    def finish(self) -> None:
+        self.partial.replace(self.path)
+
+
+def caption(
+    captioner: Captioner,
+    pictures: list[str],
+    prompt: str,
+    output: Path | None = None,
+    batch_size: int = 8,
+    max_new_tokens: int | None = None,
+) -> Iterator[tuple[str, str]]:
+    """Yields `(picture, answer)` of every picture, those of an interrupted run first, and writes `output`."""
+    file = None if output is None else AnswerFile(output, captioner.name, prompt)
+    done = {} if file is None else file.resume()
+    yield from ((picture, answer) for picture, answer in done.items() if picture in pictures)
+    left = [picture for picture in dict.fromkeys(pictures) if picture not in done]
+    for start in range(0, len(left), batch_size):
+        batch = left[start : start + batch_size]
+        answers = dict(zip(batch, captioner.answer(batch, prompt, max_new_tokens), strict=True))
+        if file is not None:
+            file.append(answers)
+        yield from answers.items()
+    if file is not None:
+        file.finish()
