@@ -56,7 +56,7 @@ class MplugOwlImageProcessor(PilBackend):
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
         """Reads the folder's settings; those of an original release from the model's configuration (`image_size`)."""
         settings, remaining = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if "height" not in settings.get("size", {}):
+        if "auto_map" not in settings:
             config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
             side = config.get("vision_config", {}).get("image_size", cls.size["height"])
             settings = {name: settings[name] for name in ("image_mean", "image_std") if name in settings}

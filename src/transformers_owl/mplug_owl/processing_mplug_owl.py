@@ -14,6 +14,7 @@ from transformers.processing_utils import (
     VideosKwargs,
 )
 
+from .image_processing_mplug_owl import MplugOwlImageProcessor
 from .tokenization_mplug_owl import BOUNDARY, ESCAPE, IMAGE_TOKEN, VIDEO_TOKEN, prepare_tokenizer
 
 
@@ -123,11 +124,14 @@ class MplugOwlProcessor(ProcessorMixin):
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Reads the folder's settings; those of an original release from the model's configuration."""
+        """Reads the folder's settings; an original release has none, and may name an image processor that crops."""
         settings, remaining = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "num_query_tokens" not in settings:
             config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
             settings["num_query_tokens"] = config.get("num_query_tokens", 64)
+            remaining["image_processor"] = MplugOwlImageProcessor.from_pretrained(
+                pretrained_model_name_or_path, **kwargs
+            )
         return settings, remaining
 
     def prepare_inputs_layout(self, images=None, text: Any = None, **kwargs):

@@ -1,0 +1,89 @@
+"""Configurations: the released ones are understood, nonsense is refused."""
+
+import json
+
+import pytest
+from conftest import tiny_config
+from transformers import AutoConfig, BloomConfig, CohereConfig, Gemma2Config, GraniteConfig, PhiConfig
+
+from transformers_owl import MplugOwlConfig
+
+
+def test_defaults_are_the_released_llama_7b():
+    config = MplugOwlConfig()
+    vision, abstractor, text = config.vision_config, config.visual_abstractor_config, config.text_config
+    assert (vision.hidden_size, vision.num_hidden_layers, vision.image_size, vision.patch_size) == (1024, 24, 224, 14)
+    assert (abstractor.num_hidden_layers, abstractor.intermediate_size, config.num_query_tokens) == (6, 2816, 64)
+    assert (text.model_type, text.hidden_size, text.vocab_size) == ("llama", 4096, 32000)
+    assert (config.image_token_id, config.video_token_id) == (32000, 32001)
+
+
+@pytest.mark.parametrize("spelling", ["mplug-owl", "mplug_owl"])
+def test_both_spellings_of_the_model_type_give_the_same_configuration(llama, tmp_path, spelling):
+    original = json.loads((llama.folder / "original_checkpoint/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**original, "model_type": spelling}))
+    for config in (AutoConfig.from_pretrained(tmp_path), MplugOwlConfig.from_pretrained(tmp_path)):
+        assert type(config) is MplugOwlConfig
+        assert config.to_dict()["model_type"] == "mplug-owl"
+        assert config.text_config.hidden_size == 48
+
+
+def test_copies_of_the_text_models_fields_are_dropped():
+    """The video release repeats the text model's fields at the top, Bloom's attribute names among them."""
+    original = {"model_type": "mplug-owl", "vocab_size": 7, "num_attention_heads": "n_head", "text_config": {}}
+    config = MplugOwlConfig.from_dict(original)
+    assert {"vocab_size", "num_attention_heads"}.isdisjoint(config.to_dict())
+
+
+def test_eos_as_padding_id_is_not_kept(llama):
+    """As padding id, EOS would get no gradient in its embedding."""
+    assert (
+        json.loads((llama.folder / "original_checkpoint/config.json").read_text())["text_config"]["pad_token_id"] == 2
+    )
+    assert AutoConfig.from_pretrained(llama.checkpoint).text_config.pad_token_id is None
+    assert tiny_config({"pad_token_id": 0}).text_config.pad_token_id == 0
+
+
+def test_a_saved_configuration_is_read_back_equal(tmp_path):
+    config = tiny_config(vision_config={"use_temporal": True}, image_token_id=5, video_token_id=9)
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
+    assert MplugOwlConfig.from_pretrained(tmp_path).visual_abstractor_config.use_temporal
+
+
+@pytest.mark.parametrize(
+    ("text_config", "reason"),
+    [
+        (Gemma2Config(), "final_logit_softcapping=30.0"),
+        (CohereConfig(), "logit_scale=0.0625"),
+        (GraniteConfig(logits_scaling=8.0), "logits_scaling=8.0"),
+        (PhiConfig(), "its head is not one linear layer without bias"),
+        ({"model_type": "clip_text_model"}, "it is not a causal language model"),
+    ],
+)
+def test_language_models_with_other_logits_are_refused_by_name(text_config, reason):
+    name = text_config["model_type"] if isinstance(text_config, dict) else text_config.model_type
+    with pytest.raises(ValueError, match=f"`{name}` cannot be used.*{reason}"):
+        MplugOwlConfig(text_config=text_config)
+
+
+def test_a_scale_of_one_is_no_reason_to_refuse():
+    assert MplugOwlConfig(text_config=GraniteConfig(logits_scaling=1.0)).text_config.model_type == "granite"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"vision_config": {"hidden_size": 512}}, "must have one width"),
+        ({"image_token_id": 5, "video_token_id": 5}, "two different ids"),
+        ({"image_token_id": -1}, "two different ids"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        MplugOwlConfig(**kwargs)
+
+
+def test_bloom_ties_its_head_whatever_the_top_level_says():
+    config = MplugOwlConfig(text_config=BloomConfig(hidden_size=64), tie_word_embeddings=False)
+    assert config.tie_word_embeddings

@@ -1,0 +1,155 @@
+"""Prompts, chats and masks; and what a user can get wrong."""
+
+import PIL.Image
+import pytest
+import torch
+from conftest import SYSTEM
+from transformers import LlamaTokenizer
+
+from transformers_owl import MplugOwlImageProcessor, MplugOwlProcessor, MplugOwlTokenizer
+
+
+RED = PIL.Image.new("RGB", (40, 30), "red")
+
+
+def user(*parts):
+    kinds = {"<image>": {"type": "image"}, "<video>": {"type": "video"}}
+    return {"role": "user", "content": [kinds.get(part, {"type": "text", "text": part}) for part in parts]}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+GOLDEN_CHATS = {
+    "one_image": [user("<image>", "Explain why this meme is funny.")],
+    "two_images": [
+        user(
+            "<image>",
+            "<image>",
+            "Do the shirts worn by the individuals in the first and second pictures vary in color? If so, what is the "
+            "specific color of each shirt?",
+        )
+    ],
+    "text_only": [{"role": "user", "content": "Write a short poem about an owl."}],
+    "multi_turn": [
+        user("<image>", "What is this?"),
+        assistant("It is a picture of shapes."),
+        user("<image>", "그리고 이것은? 这是什么\uff1f ¿Y esto?"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN_CHATS)
+def test_chats_render_the_originals_prompts(llama, llama_processor, name):
+    rendered = llama_processor.apply_chat_template(GOLDEN_CHATS[name], add_generation_prompt=True)
+    assert rendered == llama.prompts[name]["text"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([{"role": "system", "content": "Be brief."}, user("Hi")], "Be brief.\nHuman: Hi\nAI: "),
+        ([user("<video>", "What happens?")], f"{SYSTEM}\nHuman: <|video|>\nHuman: What happens?\nAI: "),
+        ([user("Look:", "<image>", "Well?")], f"{SYSTEM}\nHuman: Look:\nHuman: <image>\nHuman: Well?\nAI: "),
+        ([user(" spaced ")], f"{SYSTEM}\nHuman:  spaced \nAI: "),
+    ],
+)
+def test_other_chats(llama_processor, messages, expected):
+    assert llama_processor.apply_chat_template(messages, add_generation_prompt=True) == expected
+
+
+def test_unknown_roles_are_refused(llama_processor):
+    with pytest.raises(Exception, match=r"roles are system .*not tool"):
+        llama_processor.apply_chat_template([user("Hi"), {"role": "tool", "content": "x"}])
+
+
+def tokenize(processor, messages, **kwargs):
+    return processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt", **kwargs)
+
+
+def test_a_chat_with_pictures_becomes_model_inputs(llama_processor, pictures):
+    messages = [user("<image>", "And?")]
+    messages[0]["content"][0]["image"] = pictures[1]
+    inputs = tokenize(llama_processor, messages, add_generation_prompt=True)
+    raw = llama_processor(text=f"{SYSTEM}\nHuman: <image>\nHuman: And?\nAI: ", images=pictures[1], return_tensors="pt")
+    assert inputs["input_ids"].tolist() == raw["input_ids"].tolist()
+    assert torch.equal(inputs["pixel_values"], raw["pixel_values"])
+
+
+def test_a_typed_placeholder_in_a_chat_stays_text(llama_processor):
+    messages = [user("<image>", "Does HTML have <image> or <|video|>?")]
+    messages[0]["content"][0]["image"] = RED
+    ids = tokenize(llama_processor, messages, add_generation_prompt=True)["input_ids"][0]
+    assert (ids == llama_processor.image_token_id).sum() == 65
+    assert llama_processor.video_token_id not in ids
+    assert "Does HTML have <image> or <|video|>?" in llama_processor.decode(ids)
+
+
+def test_masks_cover_the_answers_and_their_eos_only(llama_processor):
+    messages = [user("What is this? AI: no"), assistant("It is red."), user("And?"), assistant("Yes")]
+    inputs = tokenize(llama_processor, messages, return_assistant_tokens_mask=True)
+    mask = torch.as_tensor(inputs["assistant_masks"])[0].bool()
+    answered = inputs["input_ids"][0][mask]
+    tokenizer = llama_processor.tokenizer
+    expected = [*tokenizer("It is red.")["input_ids"][1:], 2, *tokenizer("Yes")["input_ids"][1:], 2]
+    assert answered.tolist() == expected
+    prompt = tokenize(llama_processor, messages[:1], add_generation_prompt=True)["input_ids"][0]
+    first = int(mask.int().argmax())
+    assert inputs["input_ids"][0, :first].tolist() == prompt.tolist()
+
+
+def test_masks_of_a_padded_batch(llama_processor):
+    chats = [[user("One?"), assistant("A long answer it is.")], [user("A longer question?"), assistant("No")]]
+    inputs = tokenize(llama_processor, chats, return_assistant_tokens_mask=True)
+    masks = torch.as_tensor(inputs["assistant_masks"]).bool()
+    answers = [
+        llama_processor.decode(ids[mask], skip_special_tokens=True)
+        for ids, mask in zip(inputs["input_ids"], masks, strict=True)
+    ]
+    assert answers == ["A long answer it is.", "No"]
+
+
+def test_the_originals_call_forms(llama, pictures):
+    """`MplugOwlProcessor(image_processor, tokenizer)` by position, from the parts of an original folder."""
+    for tokenizer_class in (MplugOwlTokenizer, LlamaTokenizer):
+        processor = MplugOwlProcessor(
+            MplugOwlImageProcessor.from_pretrained(llama.checkpoint), tokenizer_class.from_pretrained(llama.checkpoint)
+        )
+        prompt = llama.prompts["two_images"]
+        inputs = processor(text=[prompt["text"]], images=llama.pictures("two_images"), return_tensors="pt")
+        ids = inputs["input_ids"].masked_fill(inputs["input_ids"] == processor.image_token_id, -1)
+        assert ids.tolist() == llama.expected["two_images/input_ids"].tolist()
+
+
+def test_raw_text_takes_every_placeholder_for_a_picture(llama_processor):
+    inputs = llama_processor(text="<image><image> a<image>", images=[RED, RED, RED], return_tensors="pt")
+    assert (inputs["input_ids"] == llama_processor.image_token_id).sum() == 195
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": ["<image>"], "images": [RED, RED]}, r"<image> in the text: \[1\], pictures given: \[2\]"),
+        ({"text": ["<image><image>"], "images": [RED]}, r"<image> in the text: \[2\], pictures given: \[1\]"),
+        ({"text": ["<image>"]}, r"<image> in the text: \[1\], pictures given: \[0\]"),
+        ({"text": ["a"], "images": RED}, r"<image> in the text: \[0\], pictures given: \[1\]"),
+        (
+            {"text": ["<image>", "<image><image>"], "images": [[RED, RED], [RED]]},
+            r"in the text: \[1, 2\], pictures given: \[2, 1\]",
+        ),
+        ({"text": ["a"], "images": []}, "An empty list of pictures"),
+        ({"text": ["<image>"], "images": [None]}, "NoneType was given"),
+        ({"text": []}, r"`text` is \[\]"),
+        ({"text": ["a", None]}, r"`text` is \['a', None\]"),
+        ({"text": 5}, "`text` is 5"),
+        ({}, "at least one input"),
+        ({"text": "a", "pading": True}, "`pading` is no argument.*Did you mean `padding`"),
+        ({"text": "<|video|>"}, "videos"),
+        ({"text": "a", "videos": ["a.mp4"]}, "`videos` was given"),
+        ({"text": "<image> a", "images": RED, "truncation": True, "max_length": 20}, "disable truncation"),
+    ],
+)
+def test_mistakes_are_named(llama_processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        llama_processor(**arguments)
