@@ -12,6 +12,9 @@ from safetensors.torch import load_file
 import transformers_owl
 
 
+# The models are tiny: a second thread costs more than it brings.
+torch.set_num_threads(1)
+
 GOLDEN = Path(__file__).parent / "golden"
 SYSTEM = (
     "The following is a conversation between a curious human and AI assistant. The assistant gives helpful, detailed, "

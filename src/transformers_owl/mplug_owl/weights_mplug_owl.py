@@ -79,29 +79,36 @@ class AddSize1Dims(ConversionOps):
         return DropSize1Dims(self.ndim)
 
 
+# Below the model without a head. Its parts have rules of their own.
+MODEL_RENAMINGS = [
+    (r"^language_model\.transformer\.word_embeddings_layernorm\.", r"embedding_norm\."),
+    (r"^language_model\.transformer\.", r"language_model\."),
+    (r"^language_model\.model\.", r"language_model\."),
+    (r"^query_tokens", r"abstractor\.query_tokens"),
+    (r"^temporal_query_tokens", r"abstractor\.temporal_query_tokens"),
+]
 RENAMINGS = {
     "MplugOwlForConditionalGeneration": [
         (r"^language_model\.lm_head\.", r"lm_head\."),
+        (r"^abstractor\.", r"model\.abstractor\."),
+        (r"^vision_model\.", r"model\.vision_model\."),
+        *((theirs, r"model\." + ours) for theirs, ours in MODEL_RENAMINGS),
     ],
-    "MplugOwlModel": [
-        (r"^language_model\.model\.", r"language_model\."),
-        (r"^language_model\.transformer\.word_embeddings_layernorm\.", r"embedding_norm\."),
-        (r"^language_model\.transformer\.", r"language_model\."),
-        (r"^query_tokens", r"abstractor\.query_tokens"),
-        (r"^temporal_query_tokens", r"abstractor\.temporal_query_tokens"),
-    ],
+    "MplugOwlModel": MODEL_RENAMINGS,
     "MplugOwlVisionModel": [
         (r"^encoder\.layers\.", r"layers\."),
         (r"\.self_attn\.dense\.", r"\.self_attn\.out_proj\."),
     ],
     "MplugOwlVisualAbstractorModel": [
         (r"^encoder\.layers\.", r"layers\."),
+        (r"\.crossattention\.norm1\.", r"\.norm1\."),
+        (r"\.crossattention\.normk\.", r"\.normk\."),
         (r"\.crossattention\.attention\.query\.", r"\.cross_attn\.q_proj\."),
         (r"\.crossattention\.attention\.key\.", r"\.cross_attn\.k_proj\."),
         (r"\.crossattention\.attention\.value\.", r"\.cross_attn\.v_proj\."),
         (r"\.crossattention\.output\.out_proj\.", r"\.cross_attn\.out_proj\."),
-        (r"\.crossattention\.output\.", r"\."),
-        (r"\.crossattention\.", r"\."),
+        (r"\.crossattention\.output\.norm2\.", r"\.norm2\."),
+        (r"\.crossattention\.output\.mlp\.", r"\.mlp\."),
     ],
 }
 CONVERTERS = {
