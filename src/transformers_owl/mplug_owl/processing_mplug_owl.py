@@ -83,6 +83,10 @@ for _name, _value in _LITERALS.items():
     CHAT_TEMPLATE = CHAT_TEMPLATE.replace(_name, ascii(_value) if "'" not in _value else f'"{_value}"')
 
 
+class MplugOwlProcessorKwargs(ProcessingKwargs, total=False):
+    _defaults = {"text_kwargs": {"padding": True}}
+
+
 # What a call may name. The last ones come from `apply_chat_template`.
 CALL_ARGUMENTS = frozenset().union(
     *(kwargs.__annotations__ for kwargs in (ProcessingKwargs, TextKwargs, ImagesKwargs, VideosKwargs, AudioKwargs)),
@@ -111,7 +115,7 @@ class MplugOwlProcessor(ProcessorMixin):
             that is no text or no picture.
     """
 
-    text_kwargs = {"padding": True}
+    valid_processor_kwargs = MplugOwlProcessorKwargs
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, num_query_tokens: int = 64):
         tokenizer = prepare_tokenizer(tokenizer)
@@ -151,6 +155,8 @@ class MplugOwlProcessor(ProcessorMixin):
             raise ValueError(f"`{name}` is no argument of MplugOwlProcessor.{hint}")
         if text is not None:
             self._check_counts(images, text)
+            if any(self.video_token in row for row in text):
+                raise ValueError(f"The text has a placeholder {self.video_token}, but no videos were given.")
         super().validate_inputs(images=images, text=text, **kwargs)
 
     def _check_counts(self, images, text: list[str]) -> None:
