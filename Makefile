@@ -8,8 +8,8 @@ OLDEST_VENV := .venv-oldest
 .PHONY: demo test lint test-oldest test-slow clean
 
 demo: $(VENV)/installed
-	$(VENV)/bin/python examples/random_owl.py build/random-owl
-	$(VENV)/bin/transformers-owl caption examples/pictures/astronaut.jpg --model build/random-owl
+	@echo "A tiny checkpoint with random weights: the answer is gibberish."
+	$(VENV)/bin/transformers-owl caption examples/pictures/astronaut.jpg --model tests/golden/image-llama/original_checkpoint --max-new-tokens 20
 
 test: lint
 	$(VENV)/bin/python -m pytest

@@ -116,6 +116,14 @@ def test_a_video_of_one_frame_is_a_picture():
     assert relative_error(as_video, as_picture) <= 1e-6
 
 
+def test_pictures_may_come_row_by_row(llama_processor, pictures):
+    images = [[pictures[index] for index in indices] for _, indices in ROWS]
+    nested = llama_processor(text=[text for text, _ in ROWS], images=images, return_tensors="pt")
+    flat = prepare(llama_processor, pictures, ROWS)
+    assert torch.equal(nested["pixel_values"], flat["pixel_values"])
+    assert torch.equal(nested["input_ids"], flat["input_ids"])
+
+
 def test_processor_pads_on_the_left(llama: GoldenCase, pictures):
     processor = MplugOwlProcessor.from_pretrained(llama.checkpoint)
     batch = prepare(processor, pictures, ROWS)

@@ -66,9 +66,13 @@ class MplugOwlImageProcessor(PilBackend):
     def fetch_images(self, image_url_or_urls):
         """Opens what is given by path, URL or base64, and turns every PIL image into RGB; lists keep their form."""
         image = image_url_or_urls
-        if isinstance(image, (list, tuple)) and len(image) == 0:
-            raise ValueError("An empty list of pictures was given: give at least one, or leave `images` out.")
-        if isinstance(image, (list, tuple)) or (isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4):
+        if isinstance(image, (list, tuple)):
+            if all(isinstance(entry, (list, tuple)) and not entry for entry in image):
+                raise ValueError("An empty list of pictures was given: give at least one, or leave `images` out.")
+            return [
+                [] if isinstance(entry, (list, tuple)) and not entry else self.fetch_images(entry) for entry in image
+            ]
+        if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
             return [self.fetch_images(entry) for entry in image]
         if isinstance(image, (str, os.PathLike)):
             return open_picture(image)

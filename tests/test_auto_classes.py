@@ -1,0 +1,152 @@
+"""Saved folders are self-contained: every Auto class loads them in a process that has never seen this package."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import transformers
+from conftest import GoldenCase
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoTokenizer,
+)
+
+import transformers_owl
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, llama):
+    folder = tmp_path_factory.mktemp("saved")
+    AutoModel.from_pretrained(llama.checkpoint).save_pretrained(folder)
+    AutoProcessor.from_pretrained(llama.checkpoint).save_pretrained(folder)
+    return folder
+
+
+ELSEWHERE = """
+    import json, sys
+    from importlib.metadata import distributions
+
+    class Hide:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] == "transformers_owl":
+                raise ModuleNotFoundError(name)
+    sys.meta_path.insert(0, Hide())
+
+    import PIL.Image, torch
+    from transformers import (
+        AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor,
+        AutoTokenizer,
+    )
+    folder, picture, text, again = sys.argv[1:]
+    load = lambda auto_class: auto_class.from_pretrained(folder, trust_remote_code=True)
+    model, processor = load(AutoModel), load(AutoProcessor)
+    inputs = processor(text=[text], images=[PIL.Image.open(picture)], return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens=24)[:, inputs["input_ids"].shape[1]:]
+    found = {
+        "classes": [type(load(c)).__name__ for c in (
+            AutoConfig, AutoImageProcessor, AutoTokenizer, AutoModelForImageTextToText, AutoModelForMultimodalLM)],
+        "modules": type(model).__module__.partition(".")[0],
+        "tokens": written.tolist(),
+        "package": "transformers_owl" in sys.modules,
+    }
+    model.save_pretrained(again)
+    processor.save_pretrained(again)
+    print(json.dumps(found))
+"""
+
+
+def run_elsewhere(folder, llama, again, tmp_path):
+    arguments = [str(folder), str(llama.folder / "image_0.png"), llama.prompts["one_image"]["text"], str(again)]
+    environment = {"HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(ELSEWHERE), *arguments], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_a_saved_folder_works_without_the_package_and_stays_so(saved, llama, tmp_path):
+    """Also after it was loaded as remote code and saved again, with the golden tokens each time."""
+    folder = saved
+    for number in range(2):
+        again = tmp_path / f"again{number}"
+        found = run_elsewhere(folder, llama, again, tmp_path)
+        assert found == {
+            "classes": [
+                "MplugOwlConfig",
+                "MplugOwlImageProcessor",
+                "TokenizersBackend",
+                "MplugOwlForConditionalGeneration",
+                "MplugOwlForConditionalGeneration",
+            ],
+            "modules": "transformers_modules",
+            "tokens": llama.expected["one_image/greedy_new_tokens"].tolist(),
+            "package": False,
+        }
+        assert {path.name for path in again.glob("*.py")} == {path.name for path in saved.glob("*.py")}
+        folder = again
+
+
+AUTO_CLASSES = {
+    AutoConfig: transformers_owl.MplugOwlConfig,
+    AutoImageProcessor: transformers_owl.MplugOwlImageProcessor,
+    AutoModel: transformers_owl.MplugOwlForConditionalGeneration,
+    AutoModelForImageTextToText: transformers_owl.MplugOwlForConditionalGeneration,
+    AutoModelForMultimodalLM: transformers_owl.MplugOwlForConditionalGeneration,
+    AutoProcessor: transformers_owl.MplugOwlProcessor,
+    AutoTokenizer: transformers.TokenizersBackend,
+}
+
+
+@pytest.mark.parametrize("auto_class", AUTO_CLASSES, ids=lambda auto_class: auto_class.__name__)
+@pytest.mark.parametrize("trust", [{}, {"trust_remote_code": True}], ids=["plain", "trusted"])
+@pytest.mark.parametrize("kind", ["original", "saved"])
+def test_with_the_package_imported_its_classes_win(auto_class, trust, kind, saved, llama):
+    folder = saved if kind == "saved" else llama.checkpoint
+    assert type(auto_class.from_pretrained(folder, **trust)) is AUTO_CLASSES[auto_class]
+
+
+def test_the_saved_folder_holds_the_hub_folder_flat(saved):
+    names = {path.name for path in saved.glob("*.py")}
+    assert names == {
+        "configuration_mplug_owl.py",
+        "image_processing_mplug_owl.py",
+        "modeling_mplug_owl.py",
+        "processing_mplug_owl.py",
+        "tokenization_mplug_owl.py",
+        "weights_mplug_owl.py",
+    }
+    settings = json.loads((saved / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "TokenizersBackend"
+    assert json.loads((saved / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "configuration_mplug_owl.MplugOwlConfig",
+        "AutoModel": "modeling_mplug_owl.MplugOwlForConditionalGeneration",
+        "AutoModelForImageTextToText": "modeling_mplug_owl.MplugOwlForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_mplug_owl.MplugOwlForConditionalGeneration",
+    }
+
+
+@pytest.mark.parametrize("name", ["image-bloom", "video-llama"])
+def test_models_of_every_release_load_by_auto_model(name):
+    model = AutoModel.from_pretrained(GoldenCase(name).checkpoint)
+    assert model.can_generate()
+
+
+def test_an_older_library_is_told_what_is_needed(saved):
+    """The configuration is the first file of a repository to be imported: it names the floor."""
+    program = f"""
+        import sys, importlib.metadata
+        version = importlib.metadata.version
+        importlib.metadata.version = lambda name: "5.20.0" if name == "transformers" else version(name)
+        sys.path.insert(0, {str(saved)!r})
+        import configuration_mplug_owl
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    assert "transformers>=5.21.0 is required" in result.stderr.splitlines()[-2] + result.stderr.splitlines()[-1]

@@ -1,0 +1,87 @@
+"""The command line on an original-format checkpoint and real photographs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import skimage.data
+from PIL import Image
+from typer.testing import CliRunner
+
+from transformers_owl.cli import app
+
+
+PICTURES = Path(__file__).parent.parent / "examples/pictures"
+ASTRONAUT, CAT = str(PICTURES / "astronaut.jpg"), str(PICTURES / "cat.jpg")
+
+
+@pytest.fixture
+def caption(llama):
+    def run(*arguments):
+        return CliRunner().invoke(app, ["caption", "--model", llama.checkpoint, "--max-new-tokens", "6", *arguments])
+
+    return run
+
+
+def test_caption_answers_about_photographs(caption, llama_model, llama_processor, tmp_path):
+    Image.fromarray(skimage.data.coffee()).save(tmp_path / "coffee.png")
+    coffee = str(tmp_path / "coffee.png")
+    result = caption(ASTRONAUT, CAT, coffee, "--prompt", "What is it?", "--output", str(tmp_path / "answers.jsonl"))
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [row["picture"] for row in rows] == [ASTRONAUT, CAT, coffee]
+    prompt = llama_processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}],
+        add_generation_prompt=True,
+    )
+    for row in rows:
+        inputs = llama_processor(text=prompt, images=row["picture"], return_tensors="pt")
+        written = llama_model.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+        assert row["answer"] == llama_processor.decode(written, skip_special_tokens=True)
+        assert row["prompt"] == "What is it?"
+        assert f"{row['picture']}: {row['answer']}" in result.stdout
+    assert len({row["answer"] for row in rows}) > 1
+
+
+def test_an_interrupted_run_goes_on(caption, tmp_path, llama):
+    output = tmp_path / "answers.jsonl"
+    done = {"picture": CAT, "model": llama.checkpoint, "prompt": "Describe the picture.", "answer": "done before"}
+    other = {**done, "picture": ASTRONAUT, "prompt": "Another question", "answer": "no"}
+    partial = tmp_path / "answers.jsonl.partial"
+    partial.write_text(json.dumps(done) + "\n" + json.dumps(other) + "\n" + '{"picture": "cut of')
+    assert caption(CAT, ASTRONAUT, "--output", str(output)).exit_code == 0
+    rows = {row["picture"]: row["answer"] for row in map(json.loads, output.read_text().splitlines())}
+    assert rows[CAT] == "done before"
+    assert rows[ASTRONAUT] != "no"
+    assert not partial.exists()
+
+
+def test_a_failed_run_leaves_no_output(caption, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    (tmp_path / "bad.png").write_text("no picture")
+    result = caption(CAT, str(tmp_path / "bad.png"), "--batch-size", "1", "--output", str(output))
+    assert result.exit_code == 1
+    assert "bad.png' cannot be read" in result.stderr
+    assert not output.exists()
+    assert json.loads((tmp_path / "answers.jsonl.partial").read_text())["picture"] == CAT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["no-such.png"], 1, "no-such.png' cannot be read"),
+        ([CAT, "--promt", "x"], 2, "--prompt"),
+        ([], 2, "Missing argument"),
+        ([CAT, "--batch-size", "0"], 2, "batch-size"),
+    ],
+)
+def test_mistakes_are_named(caption, arguments, code, message):
+    result = caption(*arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
+def test_a_missing_model_is_named():
+    result = CliRunner().invoke(app, ["caption", CAT, "--model", "./no/such/folder"])
+    assert result.exit_code == 1
+    assert "no/such/folder" in result.stderr

@@ -1,0 +1,64 @@
+"""Imports run downward only, the Hub folder stands alone, and no function is longer than a screen and a half."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import transformers_owl
+
+
+PACKAGE = Path(transformers_owl.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+HUB_FILES = sorted((PACKAGE / "mplug_owl").glob("*.py"))
+# What a Hub file may import: the standard library, transformers and what transformers itself needs, and siblings.
+HUB_IMPORTS = {
+    "base64", "collections", "copy", "dataclasses", "difflib", "io", "math", "os", "struct", "typing", "urllib", "zlib",
+    "PIL", "huggingface_hub", "numpy", "tokenizers", "torch", "transformers",
+}  # fmt: skip
+# A room may import those below it.
+ROOMS = ["mplug_owl", "evaluation", "training", "demo", "cli"]
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """`(level, module)` of every import; level 0 is absolute."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or ""))
+    return found
+
+
+@pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.name)
+def test_hub_files_import_siblings_flat_and_nothing_else(path):
+    siblings = {file.stem for file in HUB_FILES}
+    for level, module in imports(path):
+        assert level in (0, 1), module
+        if level == 1:
+            assert module in siblings
+        else:
+            assert module.partition(".")[0] in HUB_IMPORTS
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", [file for file in FILES if room(file) in ROOMS], ids=lambda path: path.name)
+def test_imports_run_downward(path):
+    depth = len(path.relative_to(PACKAGE).parts)
+    for level, module in imports(path):
+        target = module.removeprefix("transformers_owl.") if module.startswith("transformers_owl.") else module
+        if level == depth or module.startswith("transformers_owl."):
+            below = target.partition(".")[0]
+            if below in ROOMS and below != room(path):
+                assert ROOMS.index(below) < ROOMS.index(room(path)), f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_function_is_longer_than_75_lines(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 75, node.name

@@ -1,0 +1,83 @@
+"""Every block of the README runs, in order, with the small golden checkpoint in place of the 7B one."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from transformers_owl.cli import app
+
+
+ROOT = Path(__file__).parent.parent
+RELEASE = "MAGAer13/mplug-owl-llama-7b"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def small(llama, monkeypatch, tmp_path):
+    """Runs in a copy of the folders that the pages name; the release's name stands for the golden checkpoint."""
+    for name in ("examples", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    return lambda text: text.replace(RELEASE, llama.checkpoint).replace("max_new_tokens=", "max_new_tokens=5 or ")
+
+
+def test_python_blocks_of_the_readme_run(small, capsys, llama_model):
+    names: dict = {}
+    for block in blocks("README.md", "python"):
+        exec(compile(small(block), "README.md", "exec"), names)
+        if "model" in names:
+            names["model"].generation_config.max_new_tokens = 5
+    printed = capsys.readouterr().out
+    assert "torch.Size([1, 65, 48])" in printed
+    assert "torch.Size([1, 17, 32])" in printed
+    result = None
+    for block in blocks("README.md", "bash"):
+        for line in block.splitlines():
+            command = shlex.split(small(line).replace("photo.jpg", "examples/pictures/cat.jpg"))
+            if command[0] == "transformers-owl":
+                pictures = [str(path) for path in sorted(Path("examples/pictures").glob("*.jpg"))]
+                expanded = [part for word in command[1:] for part in (pictures if "*" in word else [word])]
+                result = CliRunner().invoke(app, [*expanded, "--max-new-tokens", "3"])
+                assert result.exit_code == 0, result.output
+    assert result is not None
+    assert len(Path("build/answers.jsonl").read_text().splitlines()) == 2
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    commands = [line for block in blocks("README.md", "bash") for line in block.splitlines()]
+    targets = [line.split()[1] for line in commands if line.startswith("make ")]
+    assert targets == ["demo", "test"]
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert "make test" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_tree_of_the_readme_exists():
+    tree = re.search(r"```\n(README.md .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    for line in tree.splitlines():
+        name = line.split()[0]
+        base = ROOT / "src/transformers_owl" if line.startswith("  ") else ROOT
+        assert (base / name).exists(), name
+
+
+def test_blocks_of_coming_from_the_original_run(small, llama, llama_model, llama_processor, pictures):
+    import torch
+
+    names = {
+        "model": llama_model,
+        "processor": llama_processor,
+        "prompt": llama.prompts["one_image"]["text"],
+        "images": [pictures[0]],
+        "video_pixel_values": torch.zeros(1, 3, 4, 8, 8),
+    }
+    for block in blocks("docs/from-the-original.md", "python"):
+        exec(compile(small(block), "from-the-original.md", "exec"), names)
+    assert names["prompt"].endswith("Human: <image>\nHuman: What is this?\nAI: ")
+    assert names["pixel_values_videos"].shape == (1, 4, 3, 8, 8)
