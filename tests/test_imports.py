@@ -17,7 +17,7 @@ HUB_IMPORTS = {
     "PIL", "huggingface_hub", "numpy", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 # A room may import those below it.
-ROOMS = ["mplug_owl", "evaluation", "training", "demo", "cli"]
+ROOMS = ["mplug_owl", "inference", "evaluation", "training", "demo", "cli"]
 
 
 def imports(path: Path) -> list[tuple[int, str]]:
