@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,9 +29,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModel
 from transformers.models.bloom.modeling_bloom import BloomForCausalLM
 from transformers.processing_utils import Unpack
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from .configuration_mplug_owl import MplugOwlConfig, MplugOwlVisionConfig, MplugOwlVisualAbstractorConfig
 from .weights_mplug_owl import read_original
@@ -390,13 +393,16 @@ class MplugOwlFromOriginal(MplugOwlPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """
         As in the library; an original release needs no conversion step. Its generation settings never took effect
-        in the original code: greedy decoding up to EOS did, and so it is here.
+        in the original code: greedy decoding up to EOS did, and so it is here. Quantisation by bitsandbytes or
+        torchao leaves the visual parts alone, unless its configuration lists modules to skip.
         """
         fields = {}
         if pretrained_model_name_or_path is not None and set(kwargs).isdisjoint(("gguf_file", "variant")):
             hub_names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "subfolder")
             hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
             fields = read_original(pretrained_model_name_or_path, **hub_kwargs)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = spare_visual_parts(kwargs["quantization_config"])
         if isinstance(config, PreTrainedConfig):
             config = copy.deepcopy(config)
             for name, value in fields.items():
@@ -411,6 +417,25 @@ class MplugOwlFromOriginal(MplugOwlPreTrainedModel):
         if fields and model.can_generate() and "generation_config" not in kwargs:
             model.generation_config = default_generation_config(model.config)
         return loaded
+
+
+# Where a quantisation method lists the modules that it leaves alone.
+SKIP_FIELDS = {
+    QuantizationMethod.BITS_AND_BYTES: "llm_int8_skip_modules",
+    QuantizationMethod.TORCHAO: "modules_to_not_convert",
+}
+
+
+def spare_visual_parts(quantization_config: Any) -> QuantizationConfigMixin:
+    """Leaves vision model, abstractor and head in the weights' own type, unless the configuration lists modules."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    field = SKIP_FIELDS.get(quantization_config.quant_method)
+    if field is not None and getattr(quantization_config, field) is None:
+        quantization_config = copy.deepcopy(quantization_config)
+        parts = ["vision_model", "abstractor"]
+        setattr(quantization_config, field, [*parts, *(f"model.{part}" for part in parts), "lm_head"])
+    return quantization_config
 
 
 def default_generation_config(config: MplugOwlConfig) -> GenerationConfig:
