@@ -49,6 +49,22 @@ def test_python_blocks_of_the_readme_run(small, capsys, llama_model):
     assert len(Path("build/answers.jsonl").read_text().splitlines()) == 2
 
 
+def test_blocks_of_inference_run(small, llama, llama_model, llama_processor, capsys):
+    from transformers import AutoModelForImageTextToText
+
+    names = {
+        "AutoModelForImageTextToText": AutoModelForImageTextToText,
+        "checkpoint": llama.checkpoint,
+        "model": llama_model,
+        "processor": llama_processor,
+        "picture": {"type": "image", "path": "examples/pictures/cat.jpg"},
+    }
+    for block in blocks("docs/inference.md", "python"):
+        exec(compile(small(block), "inference.md", "exec"), names)
+    assert "torch.Size([2, 17, 32]) torch.Size([2, 65, 48])" in capsys.readouterr().out
+    assert names["yes"].log_likelihood < 0
+
+
 def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
     commands = [line for block in blocks("README.md", "bash") for line in block.splitlines()]
