@@ -136,9 +136,8 @@ def main() -> None:
             results |= {(name, batch): row for name, row in compare(models, batch, arguments.pairs).items()}
         results["second turn / first turn", 1] = chat_turns(models["owl"], arguments.pairs)
         for (name, batch), row in results.items():
-            print(
-                f"{f'{name}, batch {batch}':28}{row['ours_ms']:10.1f}{row['other_ms']:10.1f}{row['ratio']:8.2f}  {dtype}"
-            )
+            label = f"{name}, batch {batch}"
+            print(f"{label:34}{row['ours_ms']:10.1f}{row['other_ms']:10.1f}{row['ratio']:8.2f}  {dtype}")
             rows.append({"name": name, "batch": batch, "dtype": dtype, **row})
     if arguments.json is not None:
         arguments.json.write_text(json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=1) + "\n")
