@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.integrations.peft import maybe_load_adapters
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -399,8 +400,10 @@ class MplugOwlFromOriginal(MplugOwlPreTrainedModel):
         fields = {}
         if pretrained_model_name_or_path is not None and set(kwargs).isdisjoint(("gguf_file", "variant")):
             hub_names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "subfolder")
-            hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
-            fields = read_original(pretrained_model_name_or_path, **hub_kwargs)
+            hub_kwargs: Any = {name: kwargs[name] for name in hub_names if name in kwargs}
+            adapter_kwargs = kwargs.get("adapter_kwargs") or {}
+            _, base, _ = maybe_load_adapters(pretrained_model_name_or_path, hub_kwargs, **adapter_kwargs)
+            fields = read_original(base, **hub_kwargs)
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = spare_visual_parts(kwargs["quantization_config"])
         if isinstance(config, PreTrainedConfig):
