@@ -464,8 +464,10 @@ class MplugOwlModel(MplugOwlFromOriginal):
         self.vision_model = MplugOwlVisionModel._from_config(config.vision_config)
         self.abstractor = MplugOwlVisualAbstractorModel._from_config(config.visual_abstractor_config)
         self.language_model = AutoModel.from_config(config.text_config)
-        # ALiBi models have no limit.
-        self.context_length = config.text_config.to_dict().get("max_position_embeddings", math.inf)
+        text = config.text_config.to_dict()
+        # ALiBi has no limit, and scaled rotary positions reach beyond the one that the configuration names.
+        is_scaled = (text.get("rope_parameters") or {}).get("rope_type", "default") != "default"
+        self.context_length = math.inf if is_scaled else text.get("max_position_embeddings", math.inf)
         self.embedding_norm = nn.Identity()
         if config.text_config.model_type == "bloom":
             # Bloom's norm is for the embeddings of text alone: visual features join behind it.

@@ -1,6 +1,7 @@
 """The released checkpoints: their names and ours, and what only their files know.
 
-A rule is `(their name, our name)`, a regular expression on the names below one module; rules apply in order.
+A rule is `(their name, our name)`, regular expressions on the names below one module; rules apply in order. To write
+the original's names the library reads all of them backwards, so each must tell which of our names it made.
 """
 
 import torch
@@ -79,36 +80,32 @@ class AddSize1Dims(ConversionOps):
         return DropSize1Dims(self.ndim)
 
 
-# Below the model without a head. Its parts have rules of their own.
-MODEL_RENAMINGS = [
-    (r"^language_model\.transformer\.word_embeddings_layernorm\.", r"embedding_norm\."),
-    (r"^language_model\.transformer\.", r"language_model\."),
-    (r"^language_model\.model\.", r"language_model\."),
-    (r"^query_tokens", r"abstractor\.query_tokens"),
-    (r"^temporal_query_tokens", r"abstractor\.temporal_query_tokens"),
-]
+# What stands below `model` here stood at the top there.
+PARTS = "(vision_model|abstractor|language_model|query_tokens|temporal_query_tokens)"
 RENAMINGS = {
     "MplugOwlForConditionalGeneration": [
-        (r"^language_model\.lm_head\.", r"lm_head\."),
-        (r"^abstractor\.", r"model\.abstractor\."),
-        (r"^vision_model\.", r"model\.vision_model\."),
-        *((theirs, r"model\." + ours) for theirs, ours in MODEL_RENAMINGS),
+        (r"^language_model\.lm_head\.", r"^lm_head\."),
+        (rf"^{PARTS}", r"^model\.\1"),
     ],
-    "MplugOwlModel": MODEL_RENAMINGS,
+    "MplugOwlModel": [
+        (r"^language_model\.model\.(layers|norm|embed_tokens)\.", r"^language_model\.\1\."),
+        (r"^language_model\.transformer\.(h|ln_f|word_embeddings)\.", r"^language_model\.\1\."),
+        (r"^language_model\.transformer\.word_embeddings_layernorm\.", r"^embedding_norm\."),
+        (r"^query_tokens", r"^abstractor\.query_tokens"),
+        (r"^temporal_query_tokens", r"^abstractor\.temporal_query_tokens"),
+    ],
     "MplugOwlVisionModel": [
-        (r"^encoder\.layers\.", r"layers\."),
+        (r"^encoder\.layers\.", r"^layers\."),
         (r"\.self_attn\.dense\.", r"\.self_attn\.out_proj\."),
     ],
     "MplugOwlVisualAbstractorModel": [
-        (r"^encoder\.layers\.", r"layers\."),
-        (r"\.crossattention\.norm1\.", r"\.norm1\."),
-        (r"\.crossattention\.normk\.", r"\.normk\."),
+        (r"^encoder\.layers\.", r"^layers\."),
         (r"\.crossattention\.attention\.query\.", r"\.cross_attn\.q_proj\."),
         (r"\.crossattention\.attention\.key\.", r"\.cross_attn\.k_proj\."),
         (r"\.crossattention\.attention\.value\.", r"\.cross_attn\.v_proj\."),
         (r"\.crossattention\.output\.out_proj\.", r"\.cross_attn\.out_proj\."),
-        (r"\.crossattention\.output\.norm2\.", r"\.norm2\."),
-        (r"\.crossattention\.output\.mlp\.", r"\.mlp\."),
+        (r"\.crossattention\.output\.(norm2|mlp)\.", r"\.\1\."),
+        (r"\.crossattention\.(norm1|normk)\.", r"\.\1\."),
     ],
 }
 CONVERTERS = {
