@@ -22,6 +22,7 @@ from .mplug_owl.configuration_mplug_owl import (
 )
 from .mplug_owl.image_processing_mplug_owl import MplugOwlImageProcessor
 from .mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration, MplugOwlModel
+from .mplug_owl.pipeline_mplug_owl import MplugOwlImageToTextPipeline
 from .mplug_owl.processing_mplug_owl import MplugOwlProcessor
 from .mplug_owl.tokenization_mplug_owl import MplugOwlTokenizer
 
@@ -45,6 +46,7 @@ __all__ = [
     "MplugOwlConfig",
     "MplugOwlForConditionalGeneration",
     "MplugOwlImageProcessor",
+    "MplugOwlImageToTextPipeline",
     "MplugOwlModel",
     "MplugOwlProcessor",
     "MplugOwlTokenizer",
