@@ -9,6 +9,10 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 from transformers.models.auto.tokenization_auto import (
     MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
     TOKENIZER_MAPPING_NAMES,
@@ -41,6 +45,10 @@ AutoTokenizer.register(MplugOwlConfig, tokenizer_class=MplugOwlTokenizer)
 # The releases name a tokenizer class whose ids differ from the original's: the library keeps a list of such models.
 TOKENIZER_MAPPING_NAMES[MplugOwlConfig.model_type] = MplugOwlTokenizer.__name__
 MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS.add(MplugOwlConfig.model_type)
+# `transformers serve` and trainers look up there what a model can do.
+for names in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
+    for config_class in (MplugOwlConfig, MplugOwlUnderscoreConfig):
+        names[config_class.model_type] = MplugOwlForConditionalGeneration.__name__
 
 __all__ = [
     "MplugOwlConfig",
