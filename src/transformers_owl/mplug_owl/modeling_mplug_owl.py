@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -38,6 +38,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin, Quan
 
 from .configuration_mplug_owl import MplugOwlConfig, MplugOwlVisionConfig, MplugOwlVisualAbstractorConfig
 from .weights_mplug_owl import read_original
+
+
+if TYPE_CHECKING:  # named here, the file is copied beside saved weights
+    from .pipeline_mplug_owl import MplugOwlImageToTextPipeline  # noqa: F401
 
 
 @dataclass
@@ -696,9 +700,16 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationMixin):
         self.post_init()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Writes a folder that every Auto class loads, this package installed or not."""
+        """Writes a folder that every Auto class and `pipeline` load, this package installed or not."""
         auto_classes = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
         self.config.auto_map = dict.fromkeys(auto_classes, "modeling_mplug_owl.MplugOwlForConditionalGeneration")
+        self.config.custom_pipelines = {
+            "image-to-text": {
+                "impl": "pipeline_mplug_owl.MplugOwlImageToTextPipeline",
+                "pt": ["AutoModelForImageTextToText"],
+                "type": "multimodal",
+            }
+        }
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_output_embeddings(self) -> nn.Module:
