@@ -471,7 +471,8 @@ class MplugOwlModel(MplugOwlFromOriginal):
         text = config.text_config.to_dict()
         # ALiBi has no limit, and scaled rotary positions reach beyond the one that the configuration names.
         is_scaled = (text.get("rope_parameters") or {}).get("rope_type", "default") != "default"
-        self.context_length = math.inf if is_scaled else text.get("max_position_embeddings", math.inf)
+        field = config.text_config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+        self.context_length = math.inf if is_scaled else text.get(field, math.inf)
         self.embedding_norm = nn.Identity()
         if config.text_config.model_type == "bloom":
             # Bloom's norm is for the embeddings of text alone: visual features join behind it.

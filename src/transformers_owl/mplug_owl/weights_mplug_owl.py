@@ -4,6 +4,8 @@ A rule is `(their name, our name)`, regular expressions on the names below one m
 the original's names the library reads all of them backwards, so each must tell which of our names it made.
 """
 
+import json
+
 import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
@@ -141,14 +143,17 @@ def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
     Returns:
         `dict`: fields of [`MplugOwlConfig`], those of its parts as dictionaries.
     """
-    weights = _read_headers(pretrained_model_name_or_path, **hub_kwargs)
-    if "query_tokens" not in weights:
+    file_of = _weight_files(pretrained_model_name_or_path, **hub_kwargs)
+    if "query_tokens" not in file_of:
         return {}
-    use_temporal = "temporal_query_tokens" in weights
-    mlp_weight = weights["abstractor.encoder.layers.0.crossattention.output.mlp.w1.weight"]
+    width = "abstractor.encoder.layers.0.crossattention.output.mlp.w1.weight"
+    use_temporal = "temporal_query_tokens" in file_of
     fields = {
         "vision_config": {"use_temporal": use_temporal},
-        "visual_abstractor_config": {"intermediate_size": mlp_weight.shape[0], "use_temporal": use_temporal},
+        "visual_abstractor_config": {
+            "intermediate_size": _open_lazily(file_of[width])[width].shape[0],
+            "use_temporal": use_temporal,
+        },
     }
     tokenizer_files = ("tokenizer.json", "tokenizer.model")
     if any(_find(pretrained_model_name_or_path, name, **hub_kwargs) for name in tokenizer_files):
@@ -158,14 +163,18 @@ def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
     return fields
 
 
-def _read_headers(path, **hub_kwargs) -> dict[str, torch.Tensor]:
-    """Names and shapes of a folder's weights, found in the library's order; no values are read."""
+def _weight_files(path, **hub_kwargs) -> dict[str, str]:
+    """The file of every weight, by name, looked up in the library's order; no values are read."""
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
         if (file := _find(path, name, **hub_kwargs)) is not None:
-            files = [file]
-            if name.endswith(".index.json"):
-                files, _ = get_checkpoint_shard_files(path, file, **hub_kwargs)
-            return {key: value for file in files for key, value in _open_lazily(file).items()}
+            if not name.endswith(".index.json"):
+                return dict.fromkeys(_open_lazily(file), file)
+            with open(file, encoding="utf-8") as index:
+                shard_of = json.load(index)["weight_map"]
+            if "query_tokens" not in shard_of:
+                return {}
+            shards, _ = get_checkpoint_shard_files(path, file, **hub_kwargs)
+            return {key: shards[sorted(set(shard_of.values())).index(shard)] for key, shard in shard_of.items()}
     return {}
 
 
