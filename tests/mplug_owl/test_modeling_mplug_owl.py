@@ -1,5 +1,6 @@
 """The model as a citizen of the library: language models of many kinds, outputs, memory, caches, devices, errors."""
 
+import accelerate
 import pytest
 import torch
 from conftest import relative_error, tiny_config
@@ -222,6 +223,23 @@ def test_parts_on_disk_answer_the_same(tmp_path):
     )
     inputs = example(model)
     assert split.generate(**inputs, max_new_tokens=4).tolist() == model.generate(**inputs, max_new_tokens=4).tolist()
+
+
+def test_an_automatic_device_map_divides_no_layer_and_not_the_abstractor():
+    """Its queries are parameters of its own, beside the layers."""
+    model = build()
+    sizes = accelerate.utils.compute_module_sizes(model)
+    divided = False
+    for share in (0.4, 0.6, 0.8, 0.95):
+        memory = {0: int(share * sizes[""]), "cpu": 10**12}
+        device_map = accelerate.infer_auto_device_map(
+            model, memory, no_split_module_classes=list(model._no_split_modules)
+        )
+        divided |= set(device_map.values()) == {0, "cpu"}
+        for name in device_map:
+            assert not name.startswith("model.abstractor.")
+            assert not name.startswith("model.vision_model.embeddings.")
+    assert divided
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

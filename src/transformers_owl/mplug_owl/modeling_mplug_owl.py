@@ -259,7 +259,7 @@ class MplugOwlPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MplugOwlVisionLayer", "MplugOwlAbstractorLayer"]
+    _no_split_modules = ["MplugOwlVisionEmbeddings", "MplugOwlVisionLayer", "MplugOwlVisualAbstractorModel"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -629,7 +629,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
             self._check_count(kind, mask, visual)
             if visual is not None:
                 visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
-                inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1), visual)
+                inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1).to(visual.device), visual)
         return inputs_embeds
 
     # The two checks read values back from the device, so a decoding step goes without: its one token per row was
