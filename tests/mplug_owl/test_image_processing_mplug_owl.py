@@ -4,9 +4,7 @@ import base64
 import io
 import json
 import struct
-import threading
 import zlib
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import PIL.Image
@@ -98,25 +96,6 @@ def test_base64_and_paths(tmp_path):
     text = base64.b64encode(encode(PIL.Image.new("RGB", (300, 300), (0, 255, 0)))).decode()
     for source in (tmp_path / "green.png", str(tmp_path / "green.png"), text, "data:image/png;base64," + text):
         assert_colour(source, (0, 255, 0))
-
-
-def test_urls():
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if self.path == "/green.png" else 404)
-            self.end_headers()
-            self.wfile.write(GREEN)
-
-        def log_message(self, *args):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    assert_colour(f"{url}/green.png", (0, 255, 0))
-    with pytest.raises(ValueError, match=r"nowhere.png' cannot be read: HTTP Error 404"):
-        MplugOwlImageProcessor()(f"{url}/nowhere.png")
-    server.shutdown()
 
 
 def bomb() -> bytes:

@@ -6,7 +6,6 @@ import base64
 import io
 import os
 import struct
-import urllib.request
 import zlib
 
 import numpy as np
@@ -17,13 +16,14 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
+from .download_mplug_owl import download
 
-# What Pillow raises for files that are damaged, cut off, too large to decode, or no pictures.
+
+# What Pillow raises for files that are damaged, cut off, too large to decode, or no pictures: each format its own.
 UNREADABLE = (
-    OSError, SyntaxError, EOFError, ValueError, IndexError, OverflowError, struct.error, zlib.error,
-    PIL.Image.DecompressionBombError,
+    OSError, SyntaxError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RuntimeError,
+    MemoryError, struct.error, zlib.error, PIL.Image.DecompressionBombError,
 )  # fmt: skip
-DOWNLOAD_TIMEOUT = 20  # seconds
 
 
 class MplugOwlImageProcessor(PilBackend):
@@ -88,18 +88,18 @@ class MplugOwlImageProcessor(PilBackend):
 
 def open_picture(source: str | os.PathLike) -> PIL.Image.Image:
     """
-    An RGB picture from a path, an http(s) URL, a `data:` URL or base64 text.
+    An RGB picture from a path, an http(s) URL, a `data:` URL or base64 text. URLs must lead to the public internet
+    unless the environment has `TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS=1`; [`download`] says what else they must.
 
     Raises:
         ValueError: says which source could not be read, and why.
     """
-    text = os.fspath(source)
+    text = os.fsdecode(source)
     name = text if len(text) < 200 else text[:80] + "..."
     file: str | io.BytesIO = text
     try:
-        if text.startswith(("http://", "https://")):
-            with urllib.request.urlopen(text, timeout=DOWNLOAD_TIMEOUT) as response:
-                file = io.BytesIO(response.read())
+        if text[:8].lower().startswith(("http://", "https://")):
+            file = io.BytesIO(download(text))
         elif text.startswith("data:image/"):
             file = io.BytesIO(base64.b64decode(text.partition(",")[2], validate=True))
         elif len(text) >= 200 and not os.path.exists(text):
