@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import struct
 import zlib
 
@@ -48,6 +49,7 @@ CASES = {
     "transparent array": (np.zeros((6, 8, 4), np.uint8), (255, 255, 255)),
     "float array": (np.full((6, 8, 3), 0.2), (51, 51, 51)),
     "int array": (np.full((6, 8, 3), 200, np.int64), (200, 200, 200)),
+    "bfloat16": (torch.full((3, 6, 8), 60, dtype=torch.bfloat16), (60, 60, 60)),
     "torch": (torch.full((3, 6, 8), 60, dtype=torch.uint8), (60, 60, 60)),
     "one pixel": (PIL.Image.new("RGB", (1, 1), (1, 2, 3)), (1, 2, 3)),
 }
@@ -124,6 +126,27 @@ def test_damaged_files_are_named(tmp_path, content, reason):
         MplugOwlImageProcessor()(str(path))
 
 
+def test_what_is_no_plain_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match="cannot be read: it is no file"):
+            MplugOwlImageProcessor()(str(path))
+
+
+def test_programs_are_not_run(tmp_path):
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "picture.eps")
+    with pytest.raises(ValueError, match="EPS files are programs"):
+        MplugOwlImageProcessor()(str(tmp_path / "picture.eps"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"sise": 9}, {"do_resize": "yes"}, {"size": {"height": 9}}, {"size": 0}], ids=str
+)
+def test_arguments_that_do_not_fit_are_named(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        MplugOwlImageProcessor()(PIL.Image.new("RGB", (8, 8)), **arguments)
+
+
 def test_a_damaged_open_picture_is_named(tmp_path):
     (tmp_path / "bad.png").write_bytes(PNG[:2000])
     with pytest.raises(ValueError, match="A picture is damaged: image file is truncated"):
@@ -138,6 +161,7 @@ def test_a_damaged_open_picture_is_named(tmp_path):
         ([None], "NoneType was given"),
         ({"a": 1}, "dict was given"),
         (np.zeros((4, 4, 3), bool), "dtype bool"),
+        (torch.zeros(3, 4, 4, device="meta"), "on meta was given"),
         (np.zeros((5, 5, 2), np.uint8), r"shape \(5, 5, 2\)"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
         (np.zeros((4,), np.uint8), r"shape \(4,\)"),

@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
@@ -24,6 +25,7 @@ UNREADABLE = (
     OSError, SyntaxError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RuntimeError,
     MemoryError, struct.error, zlib.error, PIL.Image.DecompressionBombError,
 )  # fmt: skip
+LARGEST = 4096  # pixels of a side
 
 
 class MplugOwlImageProcessor(PilBackend):
@@ -62,6 +64,20 @@ class MplugOwlImageProcessor(PilBackend):
             settings = {name: settings[name] for name in ("image_mean", "image_std") if name in settings}
             settings["size"] = {"height": side, "width": side}
         return settings, remaining
+
+    def preprocess(self, images, *args, **kwargs):
+        """As in the library, but a ValueError for arguments of another name or type."""
+        try:
+            return super().preprocess(images, *args, **kwargs)
+        except (StrictDataclassFieldValidationError, TypeError) as error:
+            raise ValueError(f"The image processor cannot work with these arguments: {error}") from error
+
+    def _validate_preprocess_kwargs(self, size=None, crop_size=None, pad_size=None, **kwargs):
+        for name, pixels in (("size", size), ("crop_size", crop_size), ("pad_size", pad_size)):
+            sides = () if pixels is None else (pixels.height or 0, pixels.width or 0)
+            if not all(0 < side <= LARGEST for side in sides):
+                raise ValueError(f"`{name}` is {pixels}, but `height` and `width` from 1 to {LARGEST} were expected.")
+        super()._validate_preprocess_kwargs(size=size, crop_size=crop_size, pad_size=pad_size, **kwargs)
 
     def fetch_images(self, image_url_or_urls):
         """Opens what is given by path, URL or base64, and turns every PIL image into RGB; lists keep their form."""
@@ -104,7 +120,11 @@ def open_picture(source: str | os.PathLike) -> PIL.Image.Image:
             file = io.BytesIO(base64.b64decode(text.partition(",")[2], validate=True))
         elif len(text) >= 200 and not os.path.exists(text):
             file = io.BytesIO(base64.b64decode(text, validate=True))
+        elif os.path.exists(text) and not os.path.isfile(text):
+            raise ValueError("it is no file")
         with PIL.Image.open(file) as image:
+            if image.format == "EPS":
+                raise ValueError("EPS files are programs, which are not run: convert it to PNG")
             return as_shown(image)
     except UNREADABLE as error:
         raise ValueError(f"The picture {name!r} cannot be read: {error or type(error).__name__}") from error
@@ -118,7 +138,16 @@ def from_array(array: np.ndarray | torch.Tensor) -> PIL.Image.Image:
     Raises:
         ValueError: for any other shape, type or range of values.
     """
-    values = np.asarray(array.detach().cpu() if isinstance(array, torch.Tensor) else array)
+    if isinstance(array, torch.Tensor):
+        try:
+            # NumPy has no bfloat16.
+            array = (array.float() if array.is_floating_point() else array).numpy(force=True)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"A tensor of shape {tuple(array.shape)} and dtype {array.dtype} on {array.device} was given, but one "
+                f"with values that NumPy can hold was expected: {error}"
+            ) from error
+    values = np.asarray(array)
     channels = (1, 3, 4)
     fits = values.ndim == 2 or (values.ndim == 3 and (values.shape[0] in channels or values.shape[-1] in channels))
     if not fits or values.size == 0 or values.dtype.kind not in "uif":
