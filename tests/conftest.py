@@ -1,6 +1,7 @@
 """Golden data of the original code, and small models to try things on."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,12 @@ class GoldenCase:
 
     def pictures(self, prompt: str) -> list[PIL.Image.Image]:
         return [PIL.Image.open(self.folder / f"image_{index}.png") for index in self.prompts[prompt]["images"]]
+
+
+@pytest.fixture(autouse=True)
+def own_path(monkeypatch):
+    """Loading a repository's code extends `sys.path`: the processes that other tests start must not see that."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
 
 
 @pytest.fixture(scope="session")

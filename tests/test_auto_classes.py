@@ -120,13 +120,16 @@ def test_the_saved_folder_holds_the_hub_folder_flat(saved):
         "download_mplug_owl.py",
         "image_processing_mplug_owl.py",
         "modeling_mplug_owl.py",
+        "pipeline_mplug_owl.py",
         "processing_mplug_owl.py",
         "tokenization_mplug_owl.py",
         "weights_mplug_owl.py",
     }
     settings = json.loads((saved / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "TokenizersBackend"
-    assert json.loads((saved / "config.json").read_text())["auto_map"] == {
+    config = json.loads((saved / "config.json").read_text())
+    assert config["custom_pipelines"]["image-to-text"]["impl"] == "pipeline_mplug_owl.MplugOwlImageToTextPipeline"
+    assert config["auto_map"] == {
         "AutoConfig": "configuration_mplug_owl.MplugOwlConfig",
         "AutoModel": "modeling_mplug_owl.MplugOwlForConditionalGeneration",
         "AutoModelForImageTextToText": "modeling_mplug_owl.MplugOwlForConditionalGeneration",

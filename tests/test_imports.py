@@ -14,11 +14,11 @@ HUB_FILES = sorted((PACKAGE / "mplug_owl").glob("*.py"))
 # What a Hub file may import: the standard library, transformers and what transformers itself needs, and siblings.
 HUB_IMPORTS = {
     "base64", "collections", "copy", "dataclasses", "difflib", "functools", "http", "inspect", "io", "ipaddress",
-    "math", "os", "socket", "ssl", "string", "struct", "time", "typing", "urllib", "zlib", "PIL", "huggingface_hub",
-    "jinja2", "numpy", "tokenizers", "torch", "transformers",
+    "json", "math", "os", "socket", "ssl", "string", "struct", "time", "typing", "urllib", "zlib", "PIL",
+    "huggingface_hub", "jinja2", "numpy", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 # A room may import those below it.
-ROOMS = ["mplug_owl", "evaluation", "training", "demo", "cli"]
+ROOMS = ["mplug_owl", "inference", "evaluation", "training", "demo", "cli"]
 
 
 def imports(path: Path) -> list[tuple[int, str]]:

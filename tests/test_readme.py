@@ -30,6 +30,8 @@ def small(llama, monkeypatch, tmp_path):
 def test_python_blocks_of_the_readme_run(small, capsys, llama_model):
     names: dict = {}
     for block in blocks("README.md", "python"):
+        if "openai" in block:  # needs the server, as in test_serve.py
+            continue
         exec(compile(small(block), "README.md", "exec"), names)
         if "model" in names:
             names["model"].generation_config.max_new_tokens = 5
@@ -40,13 +42,29 @@ def test_python_blocks_of_the_readme_run(small, capsys, llama_model):
     for block in blocks("README.md", "bash"):
         for line in block.splitlines():
             command = shlex.split(small(line).replace("photo.jpg", "examples/pictures/cat.jpg"))
-            if command[0] == "transformers-owl":
+            if command[0] == "transformers-owl" and command[1] != "serve":
                 pictures = [str(path) for path in sorted(Path("examples/pictures").glob("*.jpg"))]
                 expanded = [part for word in command[1:] for part in (pictures if "*" in word else [word])]
                 result = CliRunner().invoke(app, [*expanded, "--max-new-tokens", "3"])
                 assert result.exit_code == 0, result.output
     assert result is not None
     assert len(Path("build/answers.jsonl").read_text().splitlines()) == 2
+
+
+def test_blocks_of_inference_run(small, llama, llama_model, llama_processor, capsys):
+    from transformers import AutoModelForImageTextToText
+
+    names = {
+        "AutoModelForImageTextToText": AutoModelForImageTextToText,
+        "checkpoint": llama.checkpoint,
+        "model": llama_model,
+        "processor": llama_processor,
+        "picture": {"type": "image", "path": "examples/pictures/cat.jpg"},
+    }
+    for block in blocks("docs/inference.md", "python"):
+        exec(compile(small(block), "inference.md", "exec"), names)
+    assert "torch.Size([2, 17, 32]) torch.Size([2, 65, 48])" in capsys.readouterr().out
+    assert names["yes"].log_likelihood < 0
 
 
 def test_make_targets_of_the_readme_exist():

@@ -9,6 +9,10 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 from transformers.models.auto.tokenization_auto import (
     MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
     TOKENIZER_MAPPING_NAMES,
@@ -22,6 +26,7 @@ from .mplug_owl.configuration_mplug_owl import (
 )
 from .mplug_owl.image_processing_mplug_owl import MplugOwlImageProcessor
 from .mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration, MplugOwlModel
+from .mplug_owl.pipeline_mplug_owl import MplugOwlImageToTextPipeline
 from .mplug_owl.processing_mplug_owl import MplugOwlProcessor
 from .mplug_owl.tokenization_mplug_owl import MplugOwlTokenizer
 
@@ -40,11 +45,16 @@ AutoTokenizer.register(MplugOwlConfig, tokenizer_class=MplugOwlTokenizer)
 # The releases name a tokenizer class whose ids differ from the original's: the library keeps a list of such models.
 TOKENIZER_MAPPING_NAMES[MplugOwlConfig.model_type] = MplugOwlTokenizer.__name__
 MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS.add(MplugOwlConfig.model_type)
+# `transformers serve` and trainers look up there what a model can do.
+for names in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
+    for config_class in (MplugOwlConfig, MplugOwlUnderscoreConfig):
+        names[config_class.model_type] = MplugOwlForConditionalGeneration.__name__
 
 __all__ = [
     "MplugOwlConfig",
     "MplugOwlForConditionalGeneration",
     "MplugOwlImageProcessor",
+    "MplugOwlImageToTextPipeline",
     "MplugOwlModel",
     "MplugOwlProcessor",
     "MplugOwlTokenizer",

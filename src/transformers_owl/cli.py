@@ -50,3 +50,23 @@ def caption(
     except (OSError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+    options_metavar="MODEL [OPTIONS]",
+)
+def serve(context: typer.Context) -> None:
+    """Answer OpenAI-style requests over HTTP: `transformers serve` with mPLUG-Owl known to it."""
+    from transformers.cli.serve import Serve
+
+    import transformers_owl  # noqa: F401  (registers the Auto classes)
+
+    library = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    library.command()(Serve)
+    try:
+        library(context.args, prog_name="transformers-owl serve", standalone_mode=False)
+    except (ImportError, OSError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error

@@ -197,6 +197,11 @@ def test_mistakes_in_chats_are_named(llama_processor, messages, options, message
         llama_processor.apply_chat_template(messages, **options)
 
 
+def test_what_is_turned_off_may_be_named(llama_processor):
+    options = {"tools": [], "documents": None, "load_audio_from_video": False}
+    assert llama_processor.apply_chat_template([user("Hi")], **options) == f"{SYSTEM}\nHuman: Hi"
+
+
 def test_a_template_of_ones_own_may_take_variables_and_tools(llama_processor):
     template = "{{ greeting }} {{ tools | length }} {{ messages[0].content }}"
     options = {"chat_template": template, "greeting": "Ahoy", "tools": [{"type": "function"}]}

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import GoldenCase, tiny_config
-from transformers import AutoModel, Trainer, TrainingArguments
+from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 from transformers.core_model_loading import revert_weight_conversion
 
 from transformers_owl import MplugOwlForConditionalGeneration
@@ -198,3 +198,34 @@ def test_the_trainer_resumes_from_our_files(video_model, tmp_path):
     other = MplugOwlForConditionalGeneration(video_model.config)
     train(other, 3, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_equal_weights(other, video_model)
+
+
+@pytest.mark.parametrize("use_temporal", [False, True])
+def test_a_release_of_other_sizes_loads(llama, pictures, tmp_path, use_temporal):
+    """Other numbers of queries, heads and patches, a width stated wrongly, in a folder as the original wrote it."""
+    torch.manual_seed(0)
+    vision = {"num_attention_heads": 8, "image_size": 42, "use_temporal": use_temporal}
+    base = tiny_config({"vocab_size": 1000, "num_attention_heads": 8}, vision_config=vision)
+    config = base.to_dict() | {"num_query_tokens": 16}
+    model = MplugOwlForConditionalGeneration(type(base).from_dict(config)).eval()
+    model.save_pretrained(tmp_path, save_original_format=True)
+    for path in tmp_path.iterdir():
+        if path.suffix == ".py" or path.name == "generation_config.json":
+            path.unlink()
+    written = json.loads((tmp_path / "config.json").read_text())
+    original = {key: written[key] for key in ("text_config", "vision_config", "num_query_tokens", "architectures")}
+    original |= {"model_type": "mplug_owl", "transformers_version": "4.28.1"}
+    original["visual_abstractor_config"] = {**written["visual_abstractor_config"], "intermediate_size": 4096}
+    original["vision_config"].pop("use_temporal")
+    (tmp_path / "config.json").write_text(json.dumps(original))
+    for name in ("tokenizer.model", "tokenizer_config.json", "preprocessor_config.json"):
+        shutil.copy(f"{llama.checkpoint}/{name}", tmp_path)
+    loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    inputs = AutoProcessor.from_pretrained(tmp_path)(text="A <image> b", images=pictures[0], return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 42, 42)
+    assert (inputs["input_ids"] == loaded.config.image_token_id).sum() == 17
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    assert loaded.config.vision_config.use_temporal == use_temporal
+    assert loaded.generation_config.max_new_tokens == 512

@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.integrations.peft import maybe_load_adapters
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -30,12 +31,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModel
 from transformers.models.bloom.modeling_bloom import BloomForCausalLM
 from transformers.processing_utils import Unpack
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from .configuration_mplug_owl import MplugOwlConfig, MplugOwlVisionConfig, MplugOwlVisualAbstractorConfig
 from .weights_mplug_owl import read_original
+
+
+if TYPE_CHECKING:  # named here, the file is copied beside saved weights
+    from .pipeline_mplug_owl import MplugOwlImageToTextPipeline  # noqa: F401
 
 
 @dataclass
@@ -393,13 +400,18 @@ class MplugOwlFromOriginal(MplugOwlPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """
         As in the library; an original release needs no conversion step. Its generation settings never took effect
-        in the original code: greedy decoding up to EOS did, and so it is here.
+        in the original code: greedy decoding up to EOS did, and so it is here. Quantisation by bitsandbytes or
+        torchao leaves the visual parts alone, unless its configuration lists modules to skip.
         """
         fields = {}
         if pretrained_model_name_or_path is not None and set(kwargs).isdisjoint(("gguf_file", "variant")):
             hub_names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "subfolder")
-            hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
-            fields = read_original(pretrained_model_name_or_path, **hub_kwargs)
+            hub_kwargs: Any = {name: kwargs[name] for name in hub_names if name in kwargs}
+            adapter_kwargs = kwargs.get("adapter_kwargs") or {}
+            _, base, _ = maybe_load_adapters(pretrained_model_name_or_path, hub_kwargs, **adapter_kwargs)
+            fields = read_original(base, **hub_kwargs)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = spare_visual_parts(kwargs["quantization_config"])
         if isinstance(config, PreTrainedConfig):
             config = copy.deepcopy(config)
             for name, value in fields.items():
@@ -414,6 +426,25 @@ class MplugOwlFromOriginal(MplugOwlPreTrainedModel):
         if fields and model.can_generate() and "generation_config" not in kwargs:
             model.generation_config = default_generation_config(model.config)
         return loaded
+
+
+# Where a quantisation method lists the modules that it leaves alone.
+SKIP_FIELDS = {
+    QuantizationMethod.BITS_AND_BYTES: "llm_int8_skip_modules",
+    QuantizationMethod.TORCHAO: "modules_to_not_convert",
+}
+
+
+def spare_visual_parts(quantization_config: Any) -> QuantizationConfigMixin:
+    """Leaves vision model, abstractor and head in the weights' own type, unless the configuration lists modules."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    field = SKIP_FIELDS.get(quantization_config.quant_method)
+    if field is not None and getattr(quantization_config, field) is None:
+        quantization_config = copy.deepcopy(quantization_config)
+        parts = ["vision_model", "abstractor"]
+        setattr(quantization_config, field, [*parts, *(f"model.{part}" for part in parts), "lm_head"])
+    return quantization_config
 
 
 def default_generation_config(config: MplugOwlConfig) -> GenerationConfig:
@@ -452,9 +483,12 @@ class MplugOwlModel(MplugOwlFromOriginal):
         self.vision_model = MplugOwlVisionModel._from_config(config.vision_config)
         self.abstractor = MplugOwlVisualAbstractorModel._from_config(config.visual_abstractor_config)
         self.language_model = AutoModel.from_config(config.text_config)
-        # ALiBi models have no limit.
-        self.context_length = config.text_config.to_dict().get("max_position_embeddings", math.inf)
-        self.layer_types = frozenset(config.text_config.to_dict().get("layer_types") or ())
+        text = config.text_config.to_dict()
+        # ALiBi has no limit, and scaled rotary positions reach beyond the one that the configuration names.
+        is_scaled = (text.get("rope_parameters") or {}).get("rope_type", "default") != "default"
+        field = config.text_config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+        self.context_length = math.inf if is_scaled else text.get(field, math.inf)
+        self.layer_types = frozenset(text.get("layer_types") or ())
         self.embedding_norm = nn.Identity()
         if config.text_config.model_type == "bloom":
             # Bloom's norm is for the embeddings of text alone: visual features join behind it.
@@ -713,9 +747,16 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationMixin):
         self.post_init()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Writes a folder that every Auto class loads, this package installed or not."""
+        """Writes a folder that every Auto class and `pipeline` load, this package installed or not."""
         auto_classes = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
         self.config.auto_map = dict.fromkeys(auto_classes, "modeling_mplug_owl.MplugOwlForConditionalGeneration")
+        self.config.custom_pipelines = {
+            "image-to-text": {
+                "impl": "pipeline_mplug_owl.MplugOwlImageToTextPipeline",
+                "pt": ["AutoModelForImageTextToText"],
+                "type": "multimodal",
+            }
+        }
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_output_embeddings(self) -> nn.Module:

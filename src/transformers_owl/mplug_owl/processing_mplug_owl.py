@@ -108,9 +108,8 @@ CALL_ARGUMENTS = frozenset(ARGUMENT_GROUPS).union(
     "text_pair", "text_target", "text_pair_target", "is_split_into_words", "return_overflowing_tokens", "stride",
     "sanitize_control_tokens",
 }  # fmt: skip
-TEMPLATE_ARGUMENTS = CALL_ARGUMENTS.union(inspect.signature(ProcessorMixin.apply_chat_template).parameters) - {
-    "tools", "documents", "load_audio_from_video", "sanitize_control_tokens",
-}  # fmt: skip
+UNUSED = frozenset({"tools", "documents", "load_audio_from_video", "sanitize_control_tokens"})
+TEMPLATE_ARGUMENTS = CALL_ARGUMENTS.union(inspect.signature(ProcessorMixin.apply_chat_template).parameters) - UNUSED
 LONGEST = 2**20  # positions of a row
 PICTURE_SOURCES = ("image", "url", "path", "base64")
 
@@ -222,8 +221,9 @@ class MplugOwlProcessor(ProcessorMixin):
         if not isinstance(call, dict):
             raise ValueError(f"`processor_kwargs` is {call!r:.80}, but a dictionary of arguments was expected.")
         check_names(set(call), CALL_ARGUMENTS)
-        # What the template has no word for would change nothing.
-        given = {name for name, value in (("tools", tools), ("documents", documents)) if value}.union(kwargs)
+        # What the template has no word for would change nothing. The library would fetch the sound of videos by itself.
+        unused = {"tools": tools, "documents": documents, **{name: kwargs[name] for name in UNUSED & set(kwargs)}}
+        given = {name for name in {**unused, **kwargs} if name not in unused or unused[name]}
         template = f"{self.chat_template} {chat_template}"
         check_names({name for name in given if name == "text" or name not in template}, TEMPLATE_ARGUMENTS)
         try:

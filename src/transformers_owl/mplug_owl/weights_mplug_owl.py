@@ -1,7 +1,10 @@
 """The released checkpoints: their names and ours, and what only their files know.
 
-A rule is `(their name, our name)`, a regular expression on the names below one module; rules apply in order.
+A rule is `(their name, our name)`, regular expressions on the names below one module; rules apply in order. To write
+the original's names the library reads all of them backwards, so each must tell which of our names it made.
 """
+
+import json
 
 import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -79,36 +82,32 @@ class AddSize1Dims(ConversionOps):
         return DropSize1Dims(self.ndim)
 
 
-# Below the model without a head. Its parts have rules of their own.
-MODEL_RENAMINGS = [
-    (r"^language_model\.transformer\.word_embeddings_layernorm\.", r"embedding_norm\."),
-    (r"^language_model\.transformer\.", r"language_model\."),
-    (r"^language_model\.model\.", r"language_model\."),
-    (r"^query_tokens", r"abstractor\.query_tokens"),
-    (r"^temporal_query_tokens", r"abstractor\.temporal_query_tokens"),
-]
+# What stands below `model` here stood at the top there.
+PARTS = "(vision_model|abstractor|language_model|query_tokens|temporal_query_tokens)"
 RENAMINGS = {
     "MplugOwlForConditionalGeneration": [
-        (r"^language_model\.lm_head\.", r"lm_head\."),
-        (r"^abstractor\.", r"model\.abstractor\."),
-        (r"^vision_model\.", r"model\.vision_model\."),
-        *((theirs, r"model\." + ours) for theirs, ours in MODEL_RENAMINGS),
+        (r"^language_model\.lm_head\.", r"^lm_head\."),
+        (rf"^{PARTS}", r"^model\.\1"),
     ],
-    "MplugOwlModel": MODEL_RENAMINGS,
+    "MplugOwlModel": [
+        (r"^language_model\.model\.(layers|norm|embed_tokens)\.", r"^language_model\.\1\."),
+        (r"^language_model\.transformer\.(h|ln_f|word_embeddings)\.", r"^language_model\.\1\."),
+        (r"^language_model\.transformer\.word_embeddings_layernorm\.", r"^embedding_norm\."),
+        (r"^query_tokens", r"^abstractor\.query_tokens"),
+        (r"^temporal_query_tokens", r"^abstractor\.temporal_query_tokens"),
+    ],
     "MplugOwlVisionModel": [
-        (r"^encoder\.layers\.", r"layers\."),
+        (r"^encoder\.layers\.", r"^layers\."),
         (r"\.self_attn\.dense\.", r"\.self_attn\.out_proj\."),
     ],
     "MplugOwlVisualAbstractorModel": [
-        (r"^encoder\.layers\.", r"layers\."),
-        (r"\.crossattention\.norm1\.", r"\.norm1\."),
-        (r"\.crossattention\.normk\.", r"\.normk\."),
+        (r"^encoder\.layers\.", r"^layers\."),
         (r"\.crossattention\.attention\.query\.", r"\.cross_attn\.q_proj\."),
         (r"\.crossattention\.attention\.key\.", r"\.cross_attn\.k_proj\."),
         (r"\.crossattention\.attention\.value\.", r"\.cross_attn\.v_proj\."),
         (r"\.crossattention\.output\.out_proj\.", r"\.cross_attn\.out_proj\."),
-        (r"\.crossattention\.output\.norm2\.", r"\.norm2\."),
-        (r"\.crossattention\.output\.mlp\.", r"\.mlp\."),
+        (r"\.crossattention\.output\.(norm2|mlp)\.", r"\.\1\."),
+        (r"\.crossattention\.(norm1|normk)\.", r"\.\1\."),
     ],
 }
 CONVERTERS = {
@@ -144,14 +143,17 @@ def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
     Returns:
         `dict`: fields of [`MplugOwlConfig`], those of its parts as dictionaries.
     """
-    weights = _read_headers(pretrained_model_name_or_path, **hub_kwargs)
-    if "query_tokens" not in weights:
+    file_of = _weight_files(pretrained_model_name_or_path, **hub_kwargs)
+    if "query_tokens" not in file_of:
         return {}
-    use_temporal = "temporal_query_tokens" in weights
-    mlp_weight = weights["abstractor.encoder.layers.0.crossattention.output.mlp.w1.weight"]
+    width = "abstractor.encoder.layers.0.crossattention.output.mlp.w1.weight"
+    use_temporal = "temporal_query_tokens" in file_of
     fields = {
         "vision_config": {"use_temporal": use_temporal},
-        "visual_abstractor_config": {"intermediate_size": mlp_weight.shape[0], "use_temporal": use_temporal},
+        "visual_abstractor_config": {
+            "intermediate_size": _open_lazily(file_of[width])[width].shape[0],
+            "use_temporal": use_temporal,
+        },
     }
     tokenizer_files = ("tokenizer.json", "tokenizer.model")
     if any(_find(pretrained_model_name_or_path, name, **hub_kwargs) for name in tokenizer_files):
@@ -161,14 +163,18 @@ def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
     return fields
 
 
-def _read_headers(path, **hub_kwargs) -> dict[str, torch.Tensor]:
-    """Names and shapes of a folder's weights, found in the library's order; no values are read."""
+def _weight_files(path, **hub_kwargs) -> dict[str, str]:
+    """The file of every weight, by name, looked up in the library's order; no values are read."""
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
         if (file := _find(path, name, **hub_kwargs)) is not None:
-            files = [file]
-            if name.endswith(".index.json"):
-                files, _ = get_checkpoint_shard_files(path, file, **hub_kwargs)
-            return {key: value for file in files for key, value in _open_lazily(file).items()}
+            if not name.endswith(".index.json"):
+                return dict.fromkeys(_open_lazily(file), file)
+            with open(file, encoding="utf-8") as index:
+                shard_of = json.load(index)["weight_map"]
+            if "query_tokens" not in shard_of:
+                return {}
+            shards, _ = get_checkpoint_shard_files(path, file, **hub_kwargs)
+            return {key: shards[sorted(set(shard_of.values())).index(shard)] for key, shard in shard_of.items()}
     return {}
 
 

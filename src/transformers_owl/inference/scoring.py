@@ -1,0 +1,97 @@
+"""How likely a model finds given answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..mplug_owl.modeling_mplug_owl import MplugOwlVisualFeatures
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """
+    What a model makes of one answer.
+
+    Args:
+        log_likelihood (`float`): Natural logarithm of the probability of the whole answer, its EOS included.
+        num_tokens (`int`): Length of the answer, its EOS included; divide by it to compare answers of unequal length.
+        is_greedy (`bool`): Whether greedy decoding would write just this answer.
+    """
+
+    log_likelihood: float
+    num_tokens: int
+    is_greedy: bool
+
+
+@torch.no_grad()
+def score_answers(
+    model, processor, chats: Sequence[list[dict]], answers: Sequence[Sequence[str]], batch_size: int = 8
+) -> list[list[AnswerScore]]:
+    """
+    Scores given answers to questions, as for multiple choice. Every chat's pictures are looked at once.
+
+    Args:
+        model ([`MplugOwlForConditionalGeneration`]): The model.
+        processor ([`MplugOwlProcessor`]): Its processor.
+        chats (`Sequence[list[dict]]`): Conversations, each ending with the user's question.
+        answers (`Sequence[Sequence[str]]`): For each chat the answers to score, any number and length.
+        batch_size (`int`): Answers computed together.
+
+    Returns:
+        `list[list[AnswerScore]]`: In the form of `answers`.
+
+    Raises:
+        ValueError: if there are not as many lists of answers as chats.
+    """
+    if len(chats) != len(answers):
+        raise ValueError(
+            f"{len(chats)} chats and {len(answers)} lists of answers were given: each chat needs its list."
+        )
+    rows = [row for chat, texts in zip(chats, answers, strict=True) for row in _rows(model, processor, chat, texts)]
+    scores = [score for at in range(0, len(rows), batch_size) for score in _score(model, rows[at : at + batch_size])]
+    ends = iter(scores)
+    return [[next(ends) for _ in texts] for texts in answers]
+
+
+@dataclass(frozen=True)
+class _Row:
+    prompt: torch.Tensor  # ids (L,)
+    answer: torch.Tensor  # ids (L,)
+    visual: torch.Tensor  # (pictures, positions, width)
+
+
+def _rows(model, processor, chat: list[dict], texts: Sequence[str]) -> list[_Row]:
+    inputs = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ).to(model.device)
+    visual = torch.empty(0, processor.num_query_tokens + 1, model.config.text_config.hidden_size, device=model.device)
+    if "pixel_values" in inputs:
+        visual = model.get_image_features(inputs["pixel_values"]).pooler_output
+    tokenizer = processor.tokenizer
+    encoded = [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    return [_Row(inputs["input_ids"][0], torch.tensor(ids, device=model.device), visual) for ids in encoded]
+
+
+def _score(model, rows: list[_Row]) -> list[AnswerScore]:
+    """Rows are padded on the left, so that all answers end at the last position."""
+    texts = [torch.cat([row.prompt, row.answer]) for row in rows]
+    ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_side="left")
+    lengths = torch.tensor([len(text) for text in texts], device=ids.device)
+    mask = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - lengths[:, None]
+    visual = torch.cat([row.visual for row in rows])
+    longest = max(len(row.answer) for row in rows)
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        mm_encoder_outputs={"image": MplugOwlVisualFeatures(pooler_output=visual)} if len(visual) else None,
+        logits_to_keep=longest + 1,
+    ).logits[:, :-1]
+    log_probabilities = logits.float().log_softmax(-1)
+    scores = []
+    for row, log_probability in zip(rows, log_probabilities, strict=True):
+        log_probability = log_probability[longest - len(row.answer) :]
+        chosen = log_probability.gather(-1, row.answer[:, None]).sum().item()
+        is_greedy = bool((log_probability.argmax(-1) == row.answer).all())
+        scores.append(AnswerScore(chosen, len(row.answer), is_greedy))
+    return scores

@@ -1,0 +1,97 @@
+"""What trains when: the paper's two stages, and the paradigms that it compares itself with (Figure 1)."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+# Parts by the beginning of their parameters' names.
+PARTS = {
+    "vision": ("model.vision_model.",),
+    "abstractor": ("model.abstractor.",),
+    "projection": ("model.abstractor.visual_fc.", "model.abstractor.vit_eos"),
+    "language_model": ("model.language_model.", "model.embedding_norm.", "lm_head."),
+}
+# What LoRA adapts: queries and values, as the release did. The path keeps the vision model's layers out.
+LORA_TARGETS = {
+    "bloom": r"model\.language_model\..*\.query_key_value",
+    "gpt_neox": r"model\.language_model\..*\.query_key_value",
+}
+LORA_TARGETS_DEFAULT = r"model\.language_model\..*\.(q_proj|v_proj)"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    A choice of what trains.
+
+    Args:
+        trains (`tuple[str, ...]`): Names of `PARTS`; everything else is frozen.
+        lora (`bool`): Whether the language model gets LoRA.
+        source (`str`): Where the choice comes from.
+    """
+
+    trains: tuple[str, ...]
+    lora: bool
+    source: str
+
+
+STAGES = {
+    "pretrain": Stage(("vision", "abstractor"), False, "paper, section 3.2, stage 1"),
+    "instruct": Stage(("abstractor",), True, "paper, abstract, stage 2"),
+    "instruct-lora-only": Stage((), True, "paper, section 3.2, and the original code"),
+    "instruct-full": Stage(("abstractor", "language_model"), False, "the original's script for full fine-tuning"),
+    "minigpt4": Stage(("abstractor",), False, "Figure 1, MiniGPT-4, both stages"),
+    "kosmos": Stage(("language_model",), False, "Figure 1, Kosmos-1, both stages"),
+    "llava-pretrain": Stage(("abstractor",), False, "Figure 1, LLaVA, stage 1"),
+    "llava-instruct": Stage(("abstractor", "language_model"), False, "Figure 1, LLaVA, stage 2"),
+    "projection": Stage(("projection",), False, "the linear layer alone, for an abstractor that was trained before"),
+}
+
+
+def prepare_stage(model, stage: str, lora_r: int = 8, lora_alpha: int = 32, lora_dropout: float = 0.05):
+    """
+    Freezes and unfreezes a model's parameters for a stage and adds LoRA where the stage has it.
+
+    Args:
+        model ([`MplugOwlForConditionalGeneration`]): Changed in place.
+        stage (`str`): A name of `STAGES`.
+        lora_r, lora_alpha, lora_dropout: As the original code had them.
+
+    Returns:
+        The model, or a `PeftModel` around it. Adapters of the latter hold the abstractor too where it trains.
+
+    Raises:
+        ValueError: for an unknown stage.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"There is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
+    chosen = STAGES[stage]
+    prefixes = tuple(prefix for part in chosen.trains for prefix in PARTS[part])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes) if prefixes else False)
+    if not chosen.lora:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora_r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=LORA_TARGETS.get(model.config.text_config.model_type, LORA_TARGETS_DEFAULT),
+        modules_to_save=["abstractor"] if "abstractor" in chosen.trains else None,
+    )
+    return get_peft_model(model, config)
+
+
+def module_table(model: nn.Module) -> list[dict]:
+    """Rows of part, parameters, trainable parameters and types, the language model's LoRA in a row of its own."""
+    rows: dict[str, dict] = {}
+    for name, parameter in model.named_parameters():
+        name = name.removeprefix("base_model.model.")
+        part = "LoRA" if ".lora_" in name else name.removeprefix("model.").partition(".")[0]
+        row = rows.setdefault(part, {"part": part, "parameters": 0, "trainable": 0, "dtypes": set()})
+        row["parameters"] += parameter.numel()
+        row["trainable"] += parameter.numel() * parameter.requires_grad
+        row["dtypes"].add(str(parameter.dtype).removeprefix("torch."))
+    return list(rows.values())

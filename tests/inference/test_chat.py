@@ -1,0 +1,153 @@
+"""A chat continues from its cache: only the new turn is read, old pictures are never looked at again."""
+
+import functools
+import threading
+
+import pytest
+import torch
+from conftest import SYSTEM, relative_error
+from torch._dynamo.utils import counters
+from transformers import StaticCache, StoppingCriteria, TextIteratorStreamer
+
+from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl.inference import Chat
+
+
+@pytest.fixture
+def model(llama):
+    return MplugOwlForConditionalGeneration.from_pretrained(llama.checkpoint)
+
+
+def record_calls(model):
+    """Pictures of every pass of the vision model, and new positions of every pass of the language model."""
+    seen, read = [], []
+    model.model.vision_model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    model.model.language_model.register_forward_hook(
+        lambda module, args, kwargs, output: read.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    return seen, read
+
+
+def talk(chat, pictures):
+    return [
+        chat.ask("What is it?", [pictures[0]], max_new_tokens=5),
+        chat.ask("And now?", max_new_tokens=4),
+        chat.ask("Compare.", [pictures[1], pictures[2]], max_new_tokens=5),
+        chat.ask("A longer question, with more words than before?", max_new_tokens=6),
+    ]
+
+
+def test_each_picture_is_seen_once_and_each_token_read_once(model, llama_processor, pictures):
+    seen, read = record_calls(model)
+    chat = Chat(model, llama_processor)
+    talk(chat, pictures)
+    assert seen == [1, 2]
+    assert sum(read) == chat.ids.shape[1] - 1
+    assert (chat.ids == llama_processor.image_token_id).sum() == 3 * 65
+
+
+def test_cached_logits_equal_those_of_the_whole_conversation(model, llama_processor, pictures):
+    chat = Chat(model, llama_processor)
+    talk(chat, pictures)
+    pixels = llama_processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        whole = model(input_ids=chat.ids, pixel_values=pixels).logits[:, -1]
+        last = model(input_ids=chat.ids[:, -1:], past_key_values=chat.cache).logits[:, -1]
+    assert relative_error(last, whole) <= 1e-5
+
+
+def test_turns_follow_each_other_as_in_training(model, llama_processor, pictures):
+    """Every answer is followed by the new question alone; the system sentence and BOS stand once, in front."""
+    chat = Chat(model, llama_processor)
+    answers = talk(chat, pictures)
+    ids = chat.ids[0].tolist()
+    assert ids.count(1) == 1
+    text = llama_processor.decode(ids, skip_special_tokens=True)
+    assert text.count(SYSTEM) == 1
+    tokenizer = llama_processor.tokenizer
+    question = tokenizer("\nHuman: And now?\nAI: ", add_special_tokens=False)["input_ids"]
+    assert any(ids[at : at + len(question)] == question for at in range(len(ids)))
+    assert [message["content"] for message in chat.messages[1::2]] == answers
+
+
+def test_another_system_sentence(model, llama_processor):
+    chat = Chat(model, llama_processor, system="Be brief.")
+    chat.ask("Hi", max_new_tokens=1)
+    assert llama_processor.decode(chat.ids[0, :-1]).startswith("<s> Be brief.\nHuman: Hi\nAI:")
+
+
+def test_a_static_cache_writes_the_same_and_its_decoding_step_compiles_once(model, llama_processor, pictures):
+    """No graph break (fullgraph), and one graph for all turns, whatever their length."""
+    expected = talk(Chat(model, llama_processor), pictures)
+    torch._dynamo.reset()
+    counters.clear()
+    forward = model.forward
+    compiled = torch.compile(forward, backend="eager", fullgraph=True, dynamic=False)
+
+    @functools.wraps(forward)
+    def decode_compiled(**kwargs):
+        return (compiled if kwargs["input_ids"].shape[1] == 1 else forward)(**kwargs)
+
+    model.forward = decode_compiled
+    chat = Chat(model, llama_processor, cache=StaticCache(config=model.config.text_config, max_cache_len=512))
+    assert talk(chat, pictures) == expected
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["recompiles"]
+
+
+def test_streaming_gives_the_answer_piece_by_piece(model, llama_processor, pictures):
+    expected = talk(Chat(model, llama_processor), pictures)
+    chat = Chat(model, llama_processor)
+    pieces = list(chat.stream("What is it?", [pictures[0]], max_new_tokens=5))
+    assert "".join(pieces) == expected[0] == chat.messages[-1]["content"]
+    assert len(pieces) > 1
+    assert chat.ask("And now?", max_new_tokens=4) == expected[1]
+
+
+def test_a_text_iterator_streamer_of_the_library(model, llama_processor, pictures):
+    streamer = TextIteratorStreamer(llama_processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    inputs = llama_processor(text="Hi <image>", images=pictures[0], return_tensors="pt")
+    thread = threading.Thread(target=model.generate, kwargs={**inputs, "streamer": streamer, "max_new_tokens": 6})
+    thread.start()
+    streamed = "".join(streamer)
+    thread.join()
+    written = model.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+    assert streamed == llama_processor.decode(written, skip_special_tokens=True)
+
+
+def test_closing_a_stream_stops_the_answer_and_the_chat_goes_on(model, llama_processor):
+    chat = Chat(model, llama_processor)
+    stream = chat.stream("Tell me everything.", max_new_tokens=400)
+    next(stream)
+    stream.close()
+    assert chat.ids.shape[1] < 300
+    assert chat.messages[-1]["role"] == "assistant"
+    assert chat.ask("Go on", max_new_tokens=2) == chat.messages[-1]["content"]
+
+
+class Interrupt(StoppingCriteria):
+    def __call__(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_an_interrupted_turn_leaves_the_chat_as_it_was(model, llama_processor, pictures, static):
+    expected = talk(Chat(model, llama_processor), pictures)
+    cache = StaticCache(config=model.config.text_config, max_cache_len=512) if static else None
+    chat = Chat(model, llama_processor, cache=cache)
+    assert chat.ask("What is it?", [pictures[0]], max_new_tokens=5) == expected[0]
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask("Look at these", [pictures[1]], max_new_tokens=5, stopping_criteria=[Interrupt()])
+    assert len(chat.messages) == 2
+    assert chat.ask("And now?", max_new_tokens=4) == expected[1]
+
+
+def test_mistakes_are_named(model, llama_processor):
+    chat = Chat(model, llama_processor)
+    with pytest.raises(ValueError, match="num_beams and num_return_sequences must be 1"):
+        chat.ask("Hi", num_beams=2)
+    with pytest.raises(ValueError, match=r"no-such.png' cannot be read"):
+        list(chat.stream("Hi", ["no-such.png"]))
+    with pytest.raises(ValueError, match=r"conversation has .* positions.*holds 2048"):
+        chat.ask("word " * 2100)
+    assert chat.messages == []

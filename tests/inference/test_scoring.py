@@ -1,0 +1,71 @@
+"""Scores of given answers equal what a plain pass over prompt and answer says."""
+
+import pytest
+import torch
+from conftest import tiny_config
+
+from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl.inference import score_answers
+
+
+def ask(text, *images):
+    return [
+        {"role": "user", "content": [*({"type": "image", "image": i} for i in images), {"type": "text", "text": text}]}
+    ]
+
+
+@pytest.fixture
+def chats(pictures):
+    return [ask("What?", pictures[0]), ask("Which?"), ask("Compare", pictures[1], pictures[2])]
+
+
+ANSWERS = [["red", "It is a blue thing, and green too.", ""], ["yes", "no"], ["the first"]]
+
+
+def plain_score(model, processor, chat, answer):
+    prompt = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    ids = [*processor.tokenizer(answer, add_special_tokens=False)["input_ids"], 2]
+    inputs = {**prompt, "input_ids": torch.cat([prompt["input_ids"], torch.tensor([ids])], dim=1)}
+    inputs.pop("attention_mask")
+    with torch.no_grad():
+        log_probabilities = model(**inputs).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
+    return sum(log_probabilities[at, token].item() for at, token in enumerate(ids)), len(ids)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_scores_equal_a_plain_pass(llama_model, llama_processor, chats, batch_size):
+    scores = score_answers(llama_model, llama_processor, chats, ANSWERS, batch_size=batch_size)
+    assert [len(row) for row in scores] == [3, 2, 1]
+    for chat, answers, row in zip(chats, ANSWERS, scores, strict=True):
+        for answer, score in zip(answers, row, strict=True):
+            expected, length = plain_score(llama_model, llama_processor, chat, answer)
+            assert score.log_likelihood == pytest.approx(expected, abs=2e-4)
+            assert score.num_tokens == length
+
+
+def test_pictures_are_looked_at_once_a_chat(llama_model, llama_processor, chats):
+    passes = []
+    hook = llama_model.model.vision_model.register_forward_hook(lambda module, args, out: passes.append(len(args[0])))
+    score_answers(llama_model, llama_processor, chats, ANSWERS, batch_size=2)
+    hook.remove()
+    assert passes == [1, 2]
+
+
+def test_the_greedy_answer_is_known_as_such(llama_processor, pictures, monkeypatch):
+    """A model that always writes EOS finds the empty answer greedy, and no other."""
+    torch.manual_seed(0)
+    model = MplugOwlForConditionalGeneration(
+        tiny_config({"vocab_size": 1000}, vision_config={"image_size": 56}, num_query_tokens=64)
+    ).eval()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    monkeypatch.setattr(model.lm_head, "forward", lambda hidden: torch.eye(1000)[2].expand(*hidden.shape[:-1], -1))
+    empty, other = score_answers(model, llama_processor, [ask("Hi", pictures[0])], [["", "yes"]])[0]
+    assert (empty.is_greedy, other.is_greedy) == (True, False)
+    assert empty.log_likelihood == pytest.approx(torch.eye(1000)[2].log_softmax(-1)[2].item())
+
+
+def test_mistakes_are_named(llama_model, llama_processor, chats):
+    with pytest.raises(ValueError, match="3 chats and 1 lists of answers"):
+        score_answers(llama_model, llama_processor, chats, [["a"]])

@@ -1,0 +1,7 @@
+"""Stands in for a helper of the library's repository: every picture is one of ours, nothing is downloaded."""
+
+from conftest import GOLDEN
+
+
+def url_to_local_path(url: str, *args, **kwargs) -> str:
+    return str(GOLDEN / "image-llama" / "image_0.png") if url.endswith((".png", ".jpg")) else url

@@ -1,0 +1,1 @@
+"""The library's own tests, under a name that leaves `tests` free."""

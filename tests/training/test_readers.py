@@ -1,0 +1,121 @@
+"""Every format becomes the same messages; a bad row is named with its file."""
+
+import json
+
+import pytest
+from conftest import SYSTEM
+
+from transformers_owl.training.readers import READERS, read_conversations
+
+
+def user(*parts):
+    return {"role": "user", "content": [p if isinstance(p, dict) else {"type": "text", "text": p} for p in parts]}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def picture(path):
+    return {"type": "image", "path": path}
+
+
+ROWS = {
+    "alpaca": (
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+        [user("Add.\n1 2"), assistant("3")],
+    ),
+    "sharegpt": (
+        {"conversations": [
+            {"from": "gpt", "value": "left out"}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"},
+            {"from": "human", "value": "Bye"}, {"from": "gpt", "value": "Yes"},
+        ]},
+        [user("Hi"), assistant("Hello"), user("Bye"), assistant("Yes")],
+    ),
+    "baize": (
+        {"input": "A conversation.\n[|Human|] What?\n[|AI|] That.\nAnd this.\n[|Human|] Oh\n[|AI|] Yes\n[|Human|] "},
+        [user("What?"), assistant("That.\nAnd this."), user("Oh"), assistant("Yes")],
+    ),
+    "llava": (
+        {"image": "a/b.jpg", "conversations": [
+            {"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."},
+            {"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes."},
+        ]},
+        [user(picture("FOLDER/a/b.jpg"), "What is it?"), assistant("A cat."), user("Sure?"), assistant("Yes.")],
+    ),
+    "original": (
+        {"text": f"{SYSTEM}\nHuman: <image>\nHuman: <image>\nHuman: Same?\nAI: No.\nHuman: Why?\nAI: So.\n",
+         "image": ["1.png", "2.png"], "task_type": "llava_sft"},
+        [
+            user(picture("FOLDER/1.png"), picture("FOLDER/2.png"), "Same?"), assistant("No."), user("Why?"),
+            assistant("So."),
+        ],
+    ),
+    "messages": (
+        {"messages": [user(picture("x.png"), "Hm?"), assistant("Ah.")]},
+        [user(picture("FOLDER/x.png"), "Hm?"), assistant("Ah.")],
+    ),
+}  # fmt: skip
+
+
+def in_folder(value, folder):
+    return json.loads(json.dumps(value).replace("FOLDER", str(folder)))
+
+
+@pytest.mark.parametrize("form", READERS)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_formats_become_messages(form, suffix, tmp_path):
+    row, expected = ROWS[form]
+    path = tmp_path / f"data{suffix}"
+    path.write_text(json.dumps([row, row]) if suffix == ".json" else (json.dumps(row) + "\n") * 2)
+    assert list(read_conversations(path, form)) == [{"messages": in_folder(expected, tmp_path)}] * 2
+    elsewhere = list(read_conversations(path, form, image_folder="/data"))
+    assert elsewhere[0]["messages"] == in_folder(expected, "/data")
+
+
+def test_the_originals_text_comes_out_of_the_template_again(llama_processor, tmp_path):
+    """A conversation read from the original's form renders to the same prompt."""
+    text = f"{SYSTEM}\nHuman: <image>\nHuman: What is it?\nAI: A cat.\nHuman: Sure?\nAI: "
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text + "Yes.", "image": ["a.png"]}))
+    (sample,) = read_conversations(tmp_path / "a.jsonl", "original")
+    assert llama_processor.apply_chat_template(sample["messages"][:-1], add_generation_prompt=True) == text
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "message"),
+    [
+        ("alpaca", {"instruction": "a"}, "'output' is missing"),
+        ("alpaca", {"instruction": "a", "output": ""}, "a question and an answer are needed"),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "a"}]}, "a question and an answer are needed"),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "bard", "value": "b"}]},
+            "the speakers must be among",
+        ),
+        (
+            "llava",
+            {"conversations": [{"from": "human", "value": "<image> a"}, {"from": "gpt", "value": "b"}]},
+            "more <image> than pictures",
+        ),
+        (
+            "llava",
+            {"image": "x.png", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            "no <image> is left for the picture x.png",
+        ),
+        ("messages", ["no row"], "list indices"),
+        ("messages", {"messages": None}, "not iterable"),
+    ],
+)
+def test_bad_rows_are_named(form, row, message, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(ROWS[form][0]) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=f"bad.jsonl, row 2, as {form}: .*{message}"):
+        list(read_conversations(path, form))
+
+
+def test_what_is_no_json_is_named(tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"messages": []\n')
+    with pytest.raises(ValueError, match=r"bad.jsonl, row 1: no JSON"):
+        list(read_conversations(tmp_path / "bad.jsonl", "messages"))
+    with pytest.raises(ValueError, match="no format 'lava': choose one of alpaca"):
+        list(read_conversations(tmp_path / "bad.jsonl", "lava"))

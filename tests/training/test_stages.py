@@ -1,0 +1,76 @@
+"""After a step every parameter has moved or stayed, as the stage says."""
+
+import pytest
+import torch
+from conftest import tiny_config
+
+from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl.training import STAGES, module_table, prepare_stage
+
+
+EXPECTED = {
+    "pretrain": ("vision_model", "abstractor"),
+    "instruct": ("abstractor", "lora"),
+    "instruct-lora-only": ("lora",),
+    "instruct-full": ("abstractor", "language_model", "lm_head"),
+    "minigpt4": ("abstractor",),
+    "kosmos": ("language_model", "lm_head"),
+    "llava-pretrain": ("abstractor",),
+    "llava-instruct": ("abstractor", "language_model", "lm_head"),
+    "projection": ("visual_fc", "vit_eos"),
+}
+BLOOM = {"model_type": "bloom", "vocab_size": 100, "hidden_size": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0}
+
+
+def build(name):
+    torch.manual_seed(0)
+    base = tiny_config()
+    config = base if name == "llama" else type(base)(**{**base.to_dict(), "text_config": BLOOM})
+    return MplugOwlForConditionalGeneration(config)
+
+
+def part(name: str) -> str:
+    if "lora_" in name:
+        return "lora"
+    name = name.removeprefix("base_model.model.").removeprefix("model.")
+    return {"embedding_norm": "language_model"}.get(name.partition(".")[0], name.partition(".")[0])
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_parameter_moves_or_stays(stage, name):
+    model = prepare_stage(build(name), stage)
+    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    ids = torch.randint(3, 100, (2, 14))
+    ids[:, 3:8] = 100
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):  # LoRA's first matrices get their gradient once the second ones are not zero
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids, pixel_values=torch.randn(2, 3, 28, 28)).loss.backward()
+        optimizer.step()
+    for key, parameter in model.named_parameters():
+        should_move = any(word in (part(key), *key.split(".")) for word in EXPECTED[stage])
+        # With modules_to_save PEFT keeps the frozen original beside the copy that trains.
+        should_move &= "original_module" not in key
+        assert (not torch.equal(parameter, before[key])) == should_move, key
+
+
+def test_lora_never_touches_the_vision_model():
+    adapted = [key for key, _ in prepare_stage(build("llama"), "instruct").named_parameters() if "lora_" in key]
+    assert len(adapted) == 2 * 2 * 2
+    assert all("language_model" in key for key in adapted)
+
+
+def test_the_table_counts_every_parameter_once():
+    model = prepare_stage(build("llama"), "instruct")
+    rows = {row["part"]: row for row in module_table(model)}
+    assert set(rows) == {"vision_model", "abstractor", "language_model", "lm_head", "LoRA"}
+    assert sum(row["parameters"] for row in rows.values()) == sum(p.numel() for p in model.parameters())
+    assert rows["vision_model"]["trainable"] == rows["language_model"]["trainable"] == 0
+    assert rows["LoRA"]["trainable"] == rows["LoRA"]["parameters"] > 0
+    assert rows["vision_model"]["dtypes"] == {"float32"}
+
+
+def test_an_unknown_stage_is_named():
+    with pytest.raises(ValueError, match="no stage 'stage2': choose one of pretrain, instruct"):
+        prepare_stage(build("llama"), "stage2")
