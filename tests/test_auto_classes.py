@@ -117,6 +117,7 @@ def test_the_saved_folder_holds_the_hub_folder_flat(saved):
     names = {path.name for path in saved.glob("*.py")}
     assert names == {
         "configuration_mplug_owl.py",
+        "download_mplug_owl.py",
         "image_processing_mplug_owl.py",
         "modeling_mplug_owl.py",
         "pipeline_mplug_owl.py",

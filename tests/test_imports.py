@@ -13,8 +13,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 HUB_FILES = sorted((PACKAGE / "mplug_owl").glob("*.py"))
 # What a Hub file may import: the standard library, transformers and what transformers itself needs, and siblings.
 HUB_IMPORTS = {
-    "base64", "collections", "copy", "dataclasses", "difflib", "io", "json", "math", "os", "struct", "typing", "urllib",
-    "zlib", "PIL", "huggingface_hub", "numpy", "tokenizers", "torch", "transformers",
+    "base64", "collections", "copy", "dataclasses", "difflib", "functools", "http", "inspect", "io", "ipaddress",
+    "json", "math", "os", "socket", "ssl", "string", "struct", "time", "typing", "urllib", "zlib", "PIL",
+    "huggingface_hub", "jinja2", "numpy", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 # A room may import those below it.
 ROOMS = ["mplug_owl", "inference", "evaluation", "training", "demo", "cli"]

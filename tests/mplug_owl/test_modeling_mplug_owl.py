@@ -319,6 +319,23 @@ MISTAKES = {
     ),
     "ids of another tokenizer": (lambda i: {**i, "input_ids": i["input_ids"] + 100}, "between 0 and 99"),
     "too long": (lambda i: {"input_ids": torch.ones(1, 2049, dtype=torch.long)}, "2049 positions.*holds 2048"),
+    "a list of ids": (lambda i: {**i, "input_ids": i["input_ids"].tolist()}, "input_ids of type list"),
+    "no pictures": (lambda i: {**i, "pixel_values": i["pixel_values"][:0]}, r"shape \(0, 3, 28, 28\)"),
+    "a mask of another length": (
+        lambda i: {**i, "attention_mask": torch.ones(2, 13)},
+        r"attention_mask of shape \(2, 13\).*\(2, 14\) was expected",
+    ),
+    "positions of another length": (
+        lambda i: {**i, "position_ids": torch.arange(13)[None]},
+        r"position_ids of shape \(1, 13\)",
+    ),
+    "narrow embeddings": (lambda i: {"inputs_embeds": torch.randn(2, 14, 31)}, r"\(rows, positions, 32\)"),
+    "labels of another length": (lambda i: {**i, "labels": i["input_ids"][:, 1:]}, r"labels of shape \(2, 13\)"),
+    "labels of another tokenizer": (
+        lambda i: {**i, "labels": i["input_ids"] + 900},
+        "labels must be -100 or lie between",
+    ),
+    "negative logits_to_keep": (lambda i: {**i, "logits_to_keep": -1}, "logits_to_keep of type int"),
     "ids and embeddings": (lambda i: {**i, "inputs_embeds": torch.randn(2, 14, 32)}, "Exactly one of"),
     "nothing": (lambda i: {}, "Exactly one of"),
     "embeddings alone": (

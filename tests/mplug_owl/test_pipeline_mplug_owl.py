@@ -90,7 +90,8 @@ def described(answers, pictures):
     return each
 
 
-def test_a_picture_in_every_form(describe, described, llama, hub):
+def test_a_picture_in_every_form(describe, described, llama, hub, monkeypatch):
+    monkeypatch.setenv("TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS", "1")
     path = llama.folder / "image_0.png"
     picture = PIL.Image.open(path)
     hub.repositories["owner/pictures"] = {"image_0.png": path.read_bytes()}

@@ -60,7 +60,7 @@ def test_other_chats(llama_processor, messages, expected):
 
 
 def test_unknown_roles_are_refused(llama_processor):
-    with pytest.raises(Exception, match=r"roles are system .*not tool"):
+    with pytest.raises(ValueError, match=r"roles are system .*not tool"):
         llama_processor.apply_chat_template([user("Hi"), {"role": "tool", "content": "x"}])
 
 
@@ -143,6 +143,14 @@ def test_raw_text_takes_every_placeholder_for_a_picture(llama_processor):
         ({"text": []}, r"`text` is \[\]"),
         ({"text": ["a", None]}, r"`text` is \['a', None\]"),
         ({"text": 5}, "`text` is 5"),
+        ({"text": "a \ud83e b"}, "half a character"),
+        ({"text": "a", "text_pair": "b"}, "`text_pair` is no argument"),
+        ({"text": "a", "text_kwargs": {"pading": True}}, "`pading` is no argument.*Did you mean `padding`"),
+        ({"text": "a", "text_kwargs": True}, "`text_kwargs` is True, but a dictionary"),
+        ({"text": "a", "padding_side": "middle"}, "'padding_side' with value 'middle'"),
+        ({"text": "a", "padding": "max_length", "max_length": 10**12}, "`max_length` is 1000000000000, but a number"),
+        ({"text": "<image>", "images": RED, "size": 10**6}, "`size` is .* from 1 to 4096"),
+        ({"text": "<image>", "images": RED, "do_resize": "yes"}, "'do_resize' with value 'yes'"),
         ({}, "at least one input"),
         ({"text": "a", "pading": True}, "`pading` is no argument.*Did you mean `padding`"),
         ({"text": "<|video|>"}, "videos"),
@@ -153,3 +161,48 @@ def test_raw_text_takes_every_placeholder_for_a_picture(llama_processor):
 def test_mistakes_are_named(llama_processor, arguments, message):
     with pytest.raises(ValueError, match=message):
         llama_processor(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "message"),
+    [
+        ([], {}, r"A chat is \[\]"),
+        (None, {}, "A chat is None"),
+        ([[user("Hi")], []], {}, r"A chat is \[\]"),
+        (["Hi"], {}, "A message is 'Hi'"),
+        ([{"content": "Hi"}], {}, "A message is {'content': 'Hi'}"),
+        ([{"role": "user"}], {}, "content of a message is None"),
+        ([{"role": "user", "content": []}], {}, r"content of a message is \[\]"),
+        ([{"role": "user", "content": ["Hi"]}], {}, "part of a message is 'Hi'"),
+        ([{"role": "user", "content": [{"type": "text"}]}], {}, "part of a message is {'type': 'text'}"),
+        ([{"role": "user", "content": [{"type": "audio", "url": "http://a"}]}], {}, "{'type': 'audio'"),
+        (
+            [{"role": "assistant", "content": [{"type": "image", "image": RED}]}],
+            {},
+            "role assistant has a part of type",
+        ),
+        ([{"role": "user", "content": [{"type": "image", "image": RED, "path": "a.png"}]}], {}, "has image and path"),
+        ([user("<image>")], {"tokenize": True}, r"in the text: \[1\], pictures given: \[0\]"),
+        ([user("Hi")], {"add_generation_promt": True}, "Did you mean `add_generation_prompt`"),
+        ([user("Hi")], {"tools": [{"type": "function"}]}, "`tools` is no argument"),
+        ([user("Hi")], {"load_audio_from_video": True}, "`load_audio_from_video` is no argument"),
+        ([user("Hi")], {"processor_kwargs": {"pading": True}}, "Did you mean `padding`"),
+        ([user("Hi")], {"processor_kwargs": "padding"}, "`processor_kwargs` is 'padding'"),
+        ([user("Hi")], {"chat_template": 5}, "`chat_template` is 5"),
+        ([user("Hi")], {"chat_template": "{% for %}"}, "does not fit the chat template"),
+    ],
+)
+def test_mistakes_in_chats_are_named(llama_processor, messages, options, message):
+    with pytest.raises(ValueError, match=message):
+        llama_processor.apply_chat_template(messages, **options)
+
+
+def test_what_is_turned_off_may_be_named(llama_processor):
+    options = {"tools": [], "documents": None, "load_audio_from_video": False}
+    assert llama_processor.apply_chat_template([user("Hi")], **options) == f"{SYSTEM}\nHuman: Hi"
+
+
+def test_a_template_of_ones_own_may_take_variables_and_tools(llama_processor):
+    template = "{{ greeting }} {{ tools | length }} {{ messages[0].content }}"
+    options = {"chat_template": template, "greeting": "Ahoy", "tools": [{"type": "function"}]}
+    assert llama_processor.apply_chat_template([{"role": "user", "content": "Hi"}], **options) == "Ahoy 1 Hi"

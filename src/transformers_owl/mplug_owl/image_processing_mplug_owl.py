@@ -6,24 +6,26 @@ import base64
 import io
 import os
 import struct
-import urllib.request
 import zlib
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
+from .download_mplug_owl import download
 
-# What Pillow raises for files that are damaged, cut off, too large to decode, or no pictures.
+
+# What Pillow raises for files that are damaged, cut off, too large to decode, or no pictures: each format its own.
 UNREADABLE = (
-    OSError, SyntaxError, EOFError, ValueError, IndexError, OverflowError, struct.error, zlib.error,
-    PIL.Image.DecompressionBombError,
+    OSError, SyntaxError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RuntimeError,
+    MemoryError, struct.error, zlib.error, PIL.Image.DecompressionBombError,
 )  # fmt: skip
-DOWNLOAD_TIMEOUT = 20  # seconds
+LARGEST = 4096  # pixels of a side
 
 
 class MplugOwlImageProcessor(PilBackend):
@@ -63,6 +65,20 @@ class MplugOwlImageProcessor(PilBackend):
             settings["size"] = {"height": side, "width": side}
         return settings, remaining
 
+    def preprocess(self, images, *args, **kwargs):
+        """As in the library, but a ValueError for arguments of another name or type."""
+        try:
+            return super().preprocess(images, *args, **kwargs)
+        except (StrictDataclassFieldValidationError, TypeError) as error:
+            raise ValueError(f"The image processor cannot work with these arguments: {error}") from error
+
+    def _validate_preprocess_kwargs(self, size=None, crop_size=None, pad_size=None, **kwargs):
+        for name, pixels in (("size", size), ("crop_size", crop_size), ("pad_size", pad_size)):
+            sides = () if pixels is None else (pixels.height or 0, pixels.width or 0)
+            if not all(0 < side <= LARGEST for side in sides):
+                raise ValueError(f"`{name}` is {pixels}, but `height` and `width` from 1 to {LARGEST} were expected.")
+        super()._validate_preprocess_kwargs(size=size, crop_size=crop_size, pad_size=pad_size, **kwargs)
+
     def fetch_images(self, image_url_or_urls):
         """Opens what is given by path, URL or base64, and turns every PIL image into RGB; lists keep their form."""
         image = image_url_or_urls
@@ -88,23 +104,27 @@ class MplugOwlImageProcessor(PilBackend):
 
 def open_picture(source: str | os.PathLike) -> PIL.Image.Image:
     """
-    An RGB picture from a path, an http(s) URL, a `data:` URL or base64 text.
+    An RGB picture from a path, an http(s) URL, a `data:` URL or base64 text. URLs must lead to the public internet
+    unless the environment has `TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS=1`; [`download`] says what else they must.
 
     Raises:
         ValueError: says which source could not be read, and why.
     """
-    text = os.fspath(source)
+    text = os.fsdecode(source)
     name = text if len(text) < 200 else text[:80] + "..."
     file: str | io.BytesIO = text
     try:
-        if text.startswith(("http://", "https://")):
-            with urllib.request.urlopen(text, timeout=DOWNLOAD_TIMEOUT) as response:
-                file = io.BytesIO(response.read())
+        if text[:8].lower().startswith(("http://", "https://")):
+            file = io.BytesIO(download(text))
         elif text.startswith("data:image/"):
             file = io.BytesIO(base64.b64decode(text.partition(",")[2], validate=True))
         elif len(text) >= 200 and not os.path.exists(text):
             file = io.BytesIO(base64.b64decode(text, validate=True))
+        elif os.path.exists(text) and not os.path.isfile(text):
+            raise ValueError("it is no file")
         with PIL.Image.open(file) as image:
+            if image.format == "EPS":
+                raise ValueError("EPS files are programs, which are not run: convert it to PNG")
             return as_shown(image)
     except UNREADABLE as error:
         raise ValueError(f"The picture {name!r} cannot be read: {error or type(error).__name__}") from error
@@ -118,7 +138,16 @@ def from_array(array: np.ndarray | torch.Tensor) -> PIL.Image.Image:
     Raises:
         ValueError: for any other shape, type or range of values.
     """
-    values = np.asarray(array.detach().cpu() if isinstance(array, torch.Tensor) else array)
+    if isinstance(array, torch.Tensor):
+        try:
+            # NumPy has no bfloat16.
+            array = (array.float() if array.is_floating_point() else array).numpy(force=True)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"A tensor of shape {tuple(array.shape)} and dtype {array.dtype} on {array.device} was given, but one "
+                f"with values that NumPy can hold was expected: {error}"
+            ) from error
+    values = np.asarray(array)
     channels = (1, 3, 4)
     fits = values.ndim == 2 or (values.ndim == 3 and (values.shape[0] in channels or values.shape[-1] in channels))
     if not fits or values.size == 0 or values.dtype.kind not in "uif":

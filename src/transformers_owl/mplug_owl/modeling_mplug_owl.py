@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
@@ -329,7 +330,8 @@ class MplugOwlVisionModel(MplugOwlPreTrainedModel):
 
     def _flat_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
         size = (self.config.num_channels, self.config.image_size, self.config.image_size)
-        if pixel_values.ndim not in (4, 5) or tuple(pixel_values.shape[-3:]) != size:
+        fits = pixel_values.ndim in (4, 5) and tuple(pixel_values.shape[-3:]) == size
+        if not fits or 0 in pixel_values.shape:
             raise ValueError(
                 f"Pixels of shape {tuple(pixel_values.shape)} were given, but (pictures, {', '.join(map(str, size))}) "
                 f"or (videos, frames, {', '.join(map(str, size))}) was expected: prepare them with MplugOwlProcessor."
@@ -458,6 +460,19 @@ def default_generation_config(config: MplugOwlConfig) -> GenerationConfig:
     )
 
 
+def expect(fits: bool, name: str, given: Any, expected: str) -> None:
+    """Raises a ValueError that says what was given and expected, unless it fits."""
+    if not fits:
+        what = f"type {type(given).__name__}"
+        if isinstance(given, torch.Tensor):
+            what = f"shape {tuple(given.shape)} and dtype {given.dtype}"
+        raise ValueError(f"{name} of {what} was given, but {expected} was expected.")
+
+
+def is_integer(value: Any, ndim: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == ndim and value.dtype in (torch.int64, torch.int32)
+
+
 class MplugOwlModel(MplugOwlFromOriginal):
     """Vision model, visual abstractor and language model without a head."""
 
@@ -473,6 +488,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         is_scaled = (text.get("rope_parameters") or {}).get("rope_type", "default") != "default"
         field = config.text_config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
         self.context_length = math.inf if is_scaled else text.get(field, math.inf)
+        self.layer_types = frozenset(text.get("layer_types") or ())
         self.embedding_norm = nn.Identity()
         if config.text_config.model_type == "bloom":
             # Bloom's norm is for the embeddings of text alone: visual features join behind it.
@@ -500,11 +516,12 @@ class MplugOwlModel(MplugOwlFromOriginal):
         Returns:
             [`MplugOwlVisualFeatures`]: `pooler_output` (N, Q + 1, H).
         """
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                f"pixel_values of shape {tuple(pixel_values.shape)} were given, but (pictures, channels, height, "
-                "width) was expected. Videos go into pixel_values_videos."
-            )
+        expect(
+            isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 4,
+            "pixel_values",
+            pixel_values,
+            "(pictures, channels, height, width), videos in pixel_values_videos,",
+        )
         return self._get_visual_features(pixel_values, **kwargs)
 
     @can_return_tuple
@@ -521,11 +538,12 @@ class MplugOwlModel(MplugOwlFromOriginal):
         Returns:
             [`MplugOwlVisualFeatures`]: `pooler_output` (N, Q + 1, H).
         """
-        if pixel_values_videos.ndim != 5:
-            raise ValueError(
-                f"pixel_values_videos of shape {tuple(pixel_values_videos.shape)} were given, but (videos, frames, "
-                "channels, height, width) was expected."
-            )
+        expect(
+            isinstance(pixel_values_videos, torch.Tensor) and pixel_values_videos.ndim == 5,
+            "pixel_values_videos",
+            pixel_values_videos,
+            "(videos, frames, channels, height, width)",
+        )
         return self._get_visual_features(pixel_values_videos, **kwargs)
 
     def _get_visual_features(self, pixel_values, **kwargs) -> MplugOwlVisualFeatures:
@@ -568,7 +586,8 @@ class MplugOwlModel(MplugOwlFromOriginal):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
-        self._check_tokens(input_ids, inputs_embeds)
+        tokens = self._check_tokens(input_ids, inputs_embeds)
+        self._check_layout(tokens, attention_mask, position_ids, past_key_values)
         features = self._encode(pixel_values, pixel_values_videos, mm_encoder_outputs or {})
         inputs_embeds = self._embed(input_ids, inputs_embeds, features)
         outputs = self.language_model(
@@ -587,16 +606,43 @@ class MplugOwlModel(MplugOwlFromOriginal):
             video_hidden_states=features.get("video"),
         )
 
-    def _check_tokens(self, input_ids, inputs_embeds) -> None:
-        expected, given = ("(rows, positions) of int64", input_ids) if inputs_embeds is None else ("3D", inputs_embeds)
-        if given.ndim != (2 if inputs_embeds is None else 3) or given.is_floating_point() == (inputs_embeds is None):
-            name = "input_ids" if inputs_embeds is None else "inputs_embeds"
-            raise ValueError(f"{name} of shape {tuple(given.shape)} and {given.dtype} were given, expected {expected}.")
+    def _check_tokens(self, input_ids, inputs_embeds) -> torch.Tensor:
+        """What was given of the two."""
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is None:
+            expect(is_integer(given, 2) and 0 not in given.shape, "input_ids", given, "(rows, positions) of int64")
+        else:
+            width = self.config.text_config.hidden_size
+            fits = isinstance(given, torch.Tensor) and given.ndim == 3 and given.is_floating_point()
+            fits = fits and given.shape[2] == width and 0 not in given.shape
+            expect(fits, "inputs_embeds", given, f"(rows, positions, {width}) of floating-point values")
         if given.shape[1] > self.context_length:
             raise ValueError(
                 f"{given.shape[1]} positions were given, but the language model holds {self.context_length}: shorten "
                 f"the text, or give fewer pictures (each takes {self.config.num_query_tokens + 1} positions)."
             )
+        return given
+
+    def _check_layout(self, tokens: torch.Tensor, attention_mask, position_ids, past_key_values) -> None:
+        """Mask and positions fit the tokens (B, L, ...); with a cache, a mask also covers the positions before them."""
+        rows, length = tokens.shape[:2]
+        if isinstance(attention_mask, torch.Tensor):
+            shape = attention_mask.shape
+            fits = len(shape) == 2 and shape[0] == rows
+            fits = fits and (shape[1] == length or (past_key_values is not None and shape[1] > length))
+            if len(shape) == 4 and shape[0] in (1, rows) and shape[2] == length:
+                fits = attention_mask.dtype == torch.bool or attention_mask.is_floating_point()
+            expect(fits and not attention_mask.is_complex(), "attention_mask", attention_mask, f"({rows}, {length})")
+        elif not isinstance(attention_mask, BlockMask):
+            # Language models with layers of several kinds take a dictionary with a mask for each.
+            fits = (
+                isinstance(attention_mask, dict) and bool(self.layer_types) and self.layer_types == set(attention_mask)
+            )
+            expect(fits or attention_mask is None, "attention_mask", attention_mask, f"({rows}, {length})")
+        if position_ids is not None:
+            fits = is_integer(position_ids, 2) or is_integer(position_ids, 3)
+            fits = fits and position_ids.shape[-2] in (1, rows) and position_ids.shape[-1] == length
+            expect(fits, "position_ids", position_ids, f"({rows}, {length}) of int64")
 
     def _encode(self, pixel_values, pixel_values_videos, mm_encoder_outputs) -> dict[str, torch.Tensor]:
         """Features (N, Q + 1, H) of what was given, under "image" and "video"."""
@@ -762,13 +808,13 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationMixin):
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
+        self._check_kept(logits_to_keep, outputs.last_hidden_state)
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            visual_ids = torch.tensor([self.config.image_token_id, self.config.video_token_id], device=labels.device)
             loss = self.loss_function(
                 logits=logits,
-                labels=labels.masked_fill(torch.isin(labels, visual_ids), -100),
+                labels=self._check_labels(labels, logits),
                 vocab_size=self.config.text_config.vocab_size,
                 **kwargs,
             )
@@ -781,6 +827,31 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationMixin):
             image_hidden_states=outputs.image_hidden_states,
             video_hidden_states=outputs.video_hidden_states,
         )
+
+    def _check_kept(self, kept: Any, hidden_states: torch.Tensor) -> None:
+        rows, length, _ = hidden_states.shape
+        if is_integer(kept, 1) or is_integer(kept, 2):
+            torch_compilable_check(
+                ((kept >= -length) & (kept < length)).all(),
+                f"logits_to_keep must be positions below {length}, which is how many there are.",
+            )
+        elif not isinstance(kept, torch.Tensor) or kept.dtype != torch.bool or kept.shape != (rows, length):
+            fits = type(kept) is int and kept >= 0
+            expect(fits, "logits_to_keep", kept, "a number, not negative, or a tensor of positions")
+
+    def _check_labels(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Labels (B, L) of int64 with -100 at pictures and videos."""
+        *shape, vocab_size = logits.shape
+        fits = is_integer(labels, 2) and list(labels.shape) == shape
+        expect(fits, "labels", labels, f"{tuple(shape)} of int64, as the logits,")
+        visual_ids = torch.tensor([self.config.image_token_id, self.config.video_token_id], device=labels.device)
+        labels = labels.masked_fill(torch.isin(labels, visual_ids), -100).long()
+        predicted = labels.masked_fill(labels == -100, 0)
+        torch_compilable_check(
+            ((predicted >= 0) & (predicted < vocab_size)).all(),
+            f"labels must be -100 or lie between 0 and {vocab_size - 1}, but for the ids of pictures and videos.",
+        )
+        return labels
 
 
 MplugOwlModel.register_for_auto_class("AutoModel")

@@ -1,8 +1,13 @@
 """The processor of mPLUG-Owl: prompts with placeholders and pictures to the model's inputs."""
 
 import difflib
+import functools
+import inspect
 from typing import Any
 
+import jinja2
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.processing_utils import (
     AudioKwargs,
@@ -87,11 +92,26 @@ class MplugOwlProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True}}
 
 
-# What a call may name. The last ones come from `apply_chat_template`.
-CALL_ARGUMENTS = frozenset().union(
-    *(kwargs.__annotations__ for kwargs in (ProcessingKwargs, TextKwargs, ImagesKwargs, VideosKwargs, AudioKwargs)),
-    ("common_kwargs", "return_metadata", "load_audio_from_video", "audio_from_video_indices"),
-)
+# What a call may name: all that the library knows, the ones that come from `apply_chat_template` included, but for
+# what would give rows or positions that fit no picture.
+ARGUMENT_GROUPS = {
+    "text_kwargs": TextKwargs,
+    "images_kwargs": ImagesKwargs,
+    "videos_kwargs": VideosKwargs,
+    "audio_kwargs": AudioKwargs,
+    "common_kwargs": ProcessingKwargs,
+}
+CALL_ARGUMENTS = frozenset(ARGUMENT_GROUPS).union(
+    *(kwargs.__annotations__ for kwargs in ARGUMENT_GROUPS.values()),
+    ("return_metadata", "load_audio_from_video", "audio_from_video_indices"),
+) - {
+    "text_pair", "text_target", "text_pair_target", "is_split_into_words", "return_overflowing_tokens", "stride",
+    "sanitize_control_tokens",
+}  # fmt: skip
+UNUSED = frozenset({"tools", "documents", "load_audio_from_video", "sanitize_control_tokens"})
+TEMPLATE_ARGUMENTS = CALL_ARGUMENTS.union(inspect.signature(ProcessorMixin.apply_chat_template).parameters) - UNUSED
+LONGEST = 2**20  # positions of a row
+PICTURE_SOURCES = ("image", "url", "path", "base64")
 
 
 class MplugOwlProcessor(ProcessorMixin):
@@ -143,16 +163,22 @@ class MplugOwlProcessor(ProcessorMixin):
         is_text = isinstance(rows, (list, tuple)) and len(rows) > 0 and all(isinstance(row, str) for row in rows)
         if rows is not None and not is_text:
             raise ValueError(f"`text` is {text!r:.80}, but a string or a list of strings, not empty, was expected.")
+        for row in rows or []:
+            try:
+                row.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"`text` has half a character (a lone surrogate): {error}") from error
         return super().prepare_inputs_layout(images=images, text=rows, **kwargs)
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         if videos is not None or audio is not None:
             kind = "videos" if videos is not None else "audio"
             raise ValueError(f"`{kind}` was given, but this processor prepares pictures and text.")
-        for name in set(kwargs) - CALL_ARGUMENTS:
-            nearest = difflib.get_close_matches(name, CALL_ARGUMENTS, n=1)
-            hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-            raise ValueError(f"`{name}` is no argument of MplugOwlProcessor.{hint}")
+        groups = [(name, kwargs[name]) for name in ARGUMENT_GROUPS if name in kwargs]
+        for name, group in groups:
+            if not isinstance(group, dict):
+                raise ValueError(f"`{name}` is {group!r:.80}, but a dictionary of arguments was expected.")
+        check_names(set(kwargs).union(*(group for _, group in groups)), CALL_ARGUMENTS)
         if text is not None:
             self._check_counts(images, text)
             if any(self.video_token in row for row in text):
@@ -172,6 +198,41 @@ class MplugOwlProcessor(ProcessorMixin):
                 f"{self.image_token} for each picture, where it belongs."
             )
 
+    def _merge_kwargs(self, *args, **kwargs):
+        """As in the library, but a ValueError for arguments of another type, or in a group that has no such name."""
+        try:
+            merged = super()._merge_kwargs(*args, **kwargs)
+            merged["text_kwargs"] = {name: value for name, value in merged["text_kwargs"].items() if value is not None}
+            validate_typed_dict(TextKwargs, merged["text_kwargs"])  # type: ignore[type-var]
+        except (StrictDataclassFieldValidationError, TypeError) as error:
+            raise ValueError(f"MplugOwlProcessor cannot work with these arguments: {error}") from error
+        for name in ("max_length", "pad_to_multiple_of"):
+            number = merged["text_kwargs"].get(name)
+            if number is not None and not 0 < number <= LONGEST:
+                raise ValueError(f"`{name}` is {number}, but a number from 1 to {LONGEST} was expected.")
+        return merged
+
+    @functools.wraps(ProcessorMixin.apply_chat_template)
+    def apply_chat_template(self, conversation, chat_template=None, tools=None, documents=None, *args, **kwargs):
+        check_chats(conversation)
+        if chat_template is not None and not isinstance(chat_template, str):
+            raise ValueError(f"`chat_template` is {chat_template!r:.80}, but a string was expected.")
+        call = kwargs.get("processor_kwargs") or {}
+        if not isinstance(call, dict):
+            raise ValueError(f"`processor_kwargs` is {call!r:.80}, but a dictionary of arguments was expected.")
+        check_names(set(call), CALL_ARGUMENTS)
+        # What the template has no word for would change nothing. The library would fetch the sound of videos by itself.
+        unused = {"tools": tools, "documents": documents, **{name: kwargs[name] for name in UNUSED & set(kwargs)}}
+        given = {name for name in {**unused, **kwargs} if name not in unused or unused[name]}
+        template = f"{self.chat_template} {chat_template}"
+        check_names({name for name in given if name == "text" or name not in template}, TEMPLATE_ARGUMENTS)
+        try:
+            return super().apply_chat_template(
+                conversation, chat_template, tools or None, documents or None, *args, **kwargs
+            )
+        except jinja2.TemplateError as error:
+            raise ValueError(f"The chat does not fit the chat template: {error}") from error
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return self.image_token * (self.num_query_tokens + 1)
 
@@ -180,6 +241,52 @@ class MplugOwlProcessor(ProcessorMixin):
             return MultiModalData()
         positions = [self.num_query_tokens + 1] * len(image_sizes)
         return MultiModalData(num_image_tokens=positions, num_image_patches=[1] * len(image_sizes))
+
+
+def check_names(names: set, known: frozenset[str]) -> None:
+    """Raises a ValueError for names of arguments that are not known."""
+    for name in names - known:
+        nearest = difflib.get_close_matches(str(name), known, n=1)
+        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+        raise ValueError(f"`{name}` is no argument of MplugOwlProcessor.{hint}")
+
+
+def check_chats(conversation) -> None:
+    """Raises a ValueError that says which message of a chat, or of a list of chats, is not as it should be."""
+    is_batch = isinstance(conversation, (list, tuple)) and conversation and isinstance(conversation[0], (list, tuple))
+    for chat in conversation if is_batch else [conversation]:
+        if not isinstance(chat, (list, tuple)) or not chat:
+            raise ValueError(f"A chat is {chat!r:.80}, but a list of messages, not empty, was expected.")
+        for message in chat:
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise ValueError(
+                    f"A message is {message!r:.80}, but a dictionary with `role` and `content` was expected."
+                )
+            content = message.get("content")
+            if not isinstance(content, (str, list, tuple)) or content in ([], ()):
+                raise ValueError(
+                    f"The content of a message is {content!r:.80}, but a string or a list of parts, not empty, was "
+                    "expected."
+                )
+            for part in [] if isinstance(content, str) else content:
+                _check_part(part, message["role"])
+
+
+def _check_part(part, role: str) -> None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return
+    if kind in ("image", "video") or (kind == "image_url" and "image_url" in part):
+        if role != "user":
+            raise ValueError(f"A message of role {role} has a part of type {kind}: put it into a message of role user.")
+        sources = [name for name in PICTURE_SOURCES if name in part]
+        if len(sources) > 1:
+            raise ValueError(f"A part of type {kind} has {' and '.join(sources)}: give one of them.")
+        return
+    raise ValueError(
+        f"A part of a message is {part!r:.80}, but {{'type': 'text', 'text': ...}} or {{'type': 'image', 'path': ...}} "
+        f"(or one of {', '.join(PICTURE_SOURCES)} in place of path) was expected."
+    )
 
 
 MplugOwlProcessor.register_for_auto_class()

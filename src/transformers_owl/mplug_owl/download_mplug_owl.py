@@ -1,0 +1,140 @@
+"""Pictures from the web, for services that take addresses from strangers: no way in to the machine's own network."""
+
+import http.client
+import io
+import ipaddress
+import os
+import socket
+import ssl
+import string
+import time
+import urllib.parse
+
+
+DOWNLOAD_BYTES = 32 * 2**20  # the largest file
+DOWNLOAD_TIMEOUT = 20  # seconds for everything, redirects included
+DOWNLOAD_REDIRECTS = 5
+# Set to 1 in the environment, it allows addresses of the machine itself and of its own network.
+ALLOW_INTERNAL = "TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS"
+
+# IPv6 addresses on the public internet, and those behind which a network keeps the whole of IPv4.
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+TUNNELS = ipaddress.ip_network("2002::/16")
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def download(url: str) -> bytes:
+    """
+    What is behind an http(s) URL. Connects directly, whatever proxies the environment names.
+
+    Raises:
+        ValueError: for another scheme, an internal address (also after a redirect), a file larger than
+            `DOWNLOAD_BYTES`, and an answer other than 200.
+        OSError: if no connection comes about, or `DOWNLOAD_TIMEOUT` is over.
+    """
+    deadline = time.monotonic() + DOWNLOAD_TIMEOUT
+    for _ in range(DOWNLOAD_REDIRECTS + 1):
+        with _connect(url, deadline) as connection:
+            try:
+                response = _ask(connection, url, deadline)
+                location = response.getheader("Location")
+                if response.status not in (301, 302, 303, 307, 308) or location is None:
+                    return _read(response)
+            except http.client.HTTPException as error:
+                raise ValueError(f"the server's answer is no HTTP ({error!r})") from error
+        url = urllib.parse.urljoin(url, location)
+    raise ValueError(f"more than {DOWNLOAD_REDIRECTS} redirects")
+
+
+def _connect(url: str, deadline: float) -> socket.socket:
+    """A connection to the URL's server, at one of the addresses that were checked."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r:.200} is no http or https URL with a host")
+    if parts.username is not None:
+        raise ValueError("URLs with a user name are not fetched: download the picture yourself")
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    internal = [address for address in addresses if not is_public(address)]
+    if internal and os.environ.get(ALLOW_INTERNAL) != "1":
+        raise ValueError(
+            f"the host {parts.hostname!r} has the internal address {internal[0]}; if it may be read, set "
+            f"{ALLOW_INTERNAL}=1 in the environment"
+        )
+    connection = _first_connection(addresses, port, deadline)
+    if parts.scheme == "https":
+        connection.settimeout(_time_left(deadline))
+        return ssl.create_default_context().wrap_socket(connection, server_hostname=parts.hostname)
+    return connection
+
+
+def _first_connection(addresses: list[str], port: int, deadline: float) -> socket.socket:
+    """Tries one address after the other, as long as there is time."""
+    for address in addresses[:-1]:
+        try:
+            return socket.create_connection((address, port), timeout=_time_left(deadline) / 2)
+        except OSError:
+            continue
+    return socket.create_connection((addresses[-1], port), timeout=_time_left(deadline))
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address lies on the public internet: not on this machine, its network, or a reserved one."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is None and ip not in NAT64:
+            return ip.is_global and ip in GLOBAL_UNICAST and ip not in TUNNELS
+        ip = ipaddress.IPv4Address(int(ip) % 2**32)
+    return ip.is_global and not ip.is_multicast
+
+
+def _ask(connection: socket.socket, url: str, deadline: float) -> http.client.HTTPResponse:
+    """Sends the request; what comes back has its headers read, and its content still to read."""
+    parts = urllib.parse.urlsplit(url)
+    target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
+    request = http.client.HTTPConnection(parts.netloc)
+    request.sock = connection
+    connection.settimeout(_time_left(deadline))
+    request.request(
+        "GET",
+        urllib.parse.quote(target, safe=string.punctuation),
+        headers={"User-Agent": "transformers-owl", "Accept": "image/*", "Connection": "close"},
+    )
+    response = http.client.HTTPResponse(_Timed(connection, deadline), method="GET")  # type: ignore[arg-type]
+    response.begin()
+    return response
+
+
+class _Timed(io.RawIOBase):
+    """The bytes of a connection up to a point in time: a time-out for each read would let a slow server go on."""
+
+    def __init__(self, connection: socket.socket, deadline: float):
+        self.connection = connection
+        self.deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        self.connection.settimeout(_time_left(self.deadline))
+        return self.connection.recv_into(buffer)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+
+def _time_left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError(f"not read within {DOWNLOAD_TIMEOUT} seconds")
+    return left
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    if response.status != 200:
+        raise ValueError(f"HTTP Error {response.status}: {response.reason}")
+    content = response.read(DOWNLOAD_BYTES + 1)
+    if len(content) > DOWNLOAD_BYTES:
+        raise ValueError(f"the file is larger than {DOWNLOAD_BYTES // 2**20} MiB")
+    return content
