@@ -586,7 +586,8 @@ class MplugOwlModel(MplugOwlFromOriginal):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
-        tokens = self._check_tokens(input_ids, inputs_embeds)
+        self._check_tokens(input_ids, inputs_embeds)
+        tokens = inputs_embeds if input_ids is None else input_ids
         self._check_layout(tokens, attention_mask, position_ids, past_key_values)
         features = self._encode(pixel_values, pixel_values_videos, mm_encoder_outputs or {})
         inputs_embeds = self._embed(input_ids, inputs_embeds, features)
@@ -606,8 +607,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
             video_hidden_states=features.get("video"),
         )
 
-    def _check_tokens(self, input_ids, inputs_embeds) -> torch.Tensor:
-        """What was given of the two."""
+    def _check_tokens(self, input_ids, inputs_embeds) -> None:
         given = input_ids if inputs_embeds is None else inputs_embeds
         if inputs_embeds is None:
             expect(is_integer(given, 2) and 0 not in given.shape, "input_ids", given, "(rows, positions) of int64")
@@ -621,9 +621,8 @@ class MplugOwlModel(MplugOwlFromOriginal):
                 f"{given.shape[1]} positions were given, but the language model holds {self.context_length}: shorten "
                 f"the text, or give fewer pictures (each takes {self.config.num_query_tokens + 1} positions)."
             )
-        return given
 
-    def _check_layout(self, tokens: torch.Tensor, attention_mask, position_ids, past_key_values) -> None:
+    def _check_layout(self, tokens: Any, attention_mask, position_ids, past_key_values) -> None:
         """Mask and positions fit the tokens (B, L, ...); with a cache, a mask also covers the positions before them."""
         rows, length = tokens.shape[:2]
         if isinstance(attention_mask, torch.Tensor):
