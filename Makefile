@@ -5,7 +5,7 @@ OLDEST ?= transformers==5.21.0 huggingface_hub==2.4.0
 VENV := .venv
 OLDEST_VENV := .venv-oldest
 
-.PHONY: demo test lint test-oldest test-slow clean
+.PHONY: demo test lint test-oldest test-slow bench clean
 
 demo: $(VENV)/installed
 	@echo "A tiny checkpoint with random weights: the answer is gibberish."
@@ -25,6 +25,10 @@ test-oldest: $(OLDEST_VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m slow
+
+bench: $(VENV)/installed
+	$(VENV)/bin/python benchmarks/import_time.py
+	$(VENV)/bin/python benchmarks/inference.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST_VENV) build
