@@ -233,7 +233,7 @@ def test_chats_with_several_pictures(describe, answers, pictures):
         ({"images": {"picture": "a.png"}}, "under 'image', but one with \\['picture'\\]"),
         ({"images": 7}, "int was given"),
         ({"images": "examples/pictures/cat.jpg", "num_beam": 2}, "num_beam"),
-        ({"images": "examples/pictures/cat.jpg", "prompt": "<image><image>"}, r"\[2\], pictures given: \[1\]"),
+        ({"images": "examples/pictures/cat.jpg", "prompt": "<image><image>"}, r"there are \[2\] and \[1\]"),
     ],
 )
 def test_mistakes_are_named(describe, arguments, message, monkeypatch):

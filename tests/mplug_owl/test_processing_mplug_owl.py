@@ -130,13 +130,13 @@ def test_raw_text_takes_every_placeholder_for_a_picture(llama_processor):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"text": ["<image>"], "images": [RED, RED]}, r"<image> in the text: \[1\], pictures given: \[2\]"),
-        ({"text": ["<image><image>"], "images": [RED]}, r"<image> in the text: \[2\], pictures given: \[1\]"),
-        ({"text": ["<image>"]}, r"<image> in the text: \[1\], pictures given: \[0\]"),
-        ({"text": ["a"], "images": RED}, r"<image> in the text: \[0\], pictures given: \[1\]"),
+        ({"text": ["<image>"], "images": [RED, RED]}, r"<image> tokens .* there are \[1\] and \[2\]"),
+        ({"text": ["<image><image>"], "images": [RED]}, r"<image> tokens .* there are \[2\] and \[1\]"),
+        ({"text": ["<image>"]}, r"<image> tokens .* there are \[1\] and \[0\]"),
+        ({"text": ["a"], "images": RED}, r"<image> tokens .* there are \[0\] and \[1\]"),
         (
             {"text": ["<image>", "<image><image>"], "images": [[RED, RED], [RED]]},
-            r"in the text: \[1, 2\], pictures given: \[2, 1\]",
+            r"there are \[1, 2\] and \[2, 1\]",
         ),
         ({"text": ["a"], "images": []}, "An empty list of pictures"),
         ({"text": ["<image>"], "images": [None]}, "NoneType was given"),
@@ -182,7 +182,7 @@ def test_mistakes_are_named(llama_processor, arguments, message):
             "role assistant has a part of type",
         ),
         ([{"role": "user", "content": [{"type": "image", "image": RED, "path": "a.png"}]}], {}, "has image and path"),
-        ([user("<image>")], {"tokenize": True}, r"in the text: \[1\], pictures given: \[0\]"),
+        ([user("<image>")], {"tokenize": True}, r"there are \[1\] and \[0\]"),
         ([user("Hi")], {"add_generation_promt": True}, "Did you mean `add_generation_prompt`"),
         ([user("Hi")], {"tools": [{"type": "function"}]}, "`tools` is no argument"),
         ([user("Hi")], {"load_audio_from_video": True}, "`load_audio_from_video` is no argument"),

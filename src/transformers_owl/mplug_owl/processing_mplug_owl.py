@@ -140,6 +140,7 @@ class MplugOwlProcessor(ProcessorMixin):
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, num_query_tokens: int = 64):
         tokenizer = prepare_tokenizer(tokenizer)
         self.num_query_tokens = num_query_tokens
+        self.auto_map = {"AutoProcessor": "processing_mplug_owl.MplugOwlProcessor"}
         self.image_token = IMAGE_TOKEN
         self.video_token = VIDEO_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -194,8 +195,8 @@ class MplugOwlProcessor(ProcessorMixin):
             found, given = [sum(found)], [len(pictures)]
         if found != given:
             raise ValueError(
-                f"Placeholders {self.image_token} in the text: {found}, pictures given: {given}. Write one "
-                f"{self.image_token} for each picture, where it belongs."
+                f"The number of {self.image_token} tokens in the prompts should be the same as the number of pictures, "
+                f"but there are {found} and {given}. Write one {self.image_token} for each picture, where it belongs."
             )
 
     def _merge_kwargs(self, *args, **kwargs):
