@@ -469,6 +469,15 @@ def expect(fits: bool, name: str, given: Any, expected: str) -> None:
         raise ValueError(f"{name} of {what} was given, but {expected} was expected.")
 
 
+def is_mask(mask: torch.Tensor, rows: int, length: int, has_cache: bool) -> bool:
+    """Whether it masks tokens (B, L), with a cache also those before, or attention (B or 1, heads or 1, L, keys)."""
+    if mask.ndim == 4:
+        is_kind = mask.dtype == torch.bool or mask.is_floating_point()
+        return mask.shape[0] in (1, rows) and mask.shape[2] == length and is_kind
+    fits = mask.shape == (rows, length) or (has_cache and mask.ndim == 2 and mask.shape[0] == rows)
+    return fits and mask.shape[1] >= length and not mask.is_complex()
+
+
 def is_integer(value: Any, ndim: int) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == ndim and value.dtype in (torch.int64, torch.int32)
 
@@ -625,19 +634,12 @@ class MplugOwlModel(MplugOwlFromOriginal):
     def _check_layout(self, tokens: Any, attention_mask, position_ids, past_key_values) -> None:
         """Mask and positions fit the tokens (B, L, ...); with a cache, a mask also covers the positions before them."""
         rows, length = tokens.shape[:2]
-        if isinstance(attention_mask, torch.Tensor):
-            shape = attention_mask.shape
-            fits = len(shape) == 2 and shape[0] == rows
-            fits = fits and (shape[1] == length or (past_key_values is not None and shape[1] > length))
-            if len(shape) == 4 and shape[0] in (1, rows) and shape[2] == length:
-                fits = attention_mask.dtype == torch.bool or attention_mask.is_floating_point()
-            expect(fits and not attention_mask.is_complex(), "attention_mask", attention_mask, f"({rows}, {length})")
-        elif not isinstance(attention_mask, BlockMask):
-            # Language models with layers of several kinds take a dictionary with a mask for each.
-            fits = (
-                isinstance(attention_mask, dict) and bool(self.layer_types) and self.layer_types == set(attention_mask)
-            )
-            expect(fits or attention_mask is None, "attention_mask", attention_mask, f"({rows}, {length})")
+        fits = attention_mask is None or isinstance(attention_mask, BlockMask)
+        if isinstance(attention_mask, dict):  # language models with layers of several kinds take a mask for each
+            fits = bool(attention_mask) and self.layer_types == set(attention_mask)
+        elif isinstance(attention_mask, torch.Tensor):
+            fits = is_mask(attention_mask, rows, length, has_cache=past_key_values is not None)
+        expect(fits, "attention_mask", attention_mask, f"({rows}, {length})")
         if position_ids is not None:
             fits = is_integer(position_ids, 2) or is_integer(position_ids, 3)
             fits = fits and position_ids.shape[-2] in (1, rows) and position_ids.shape[-1] == length
