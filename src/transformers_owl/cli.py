@@ -54,6 +54,37 @@ def caption(
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    options_metavar="[--NAME VALUE ...]",
+)
+def train(
+    context: typer.Context,
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML file as in configs/.", show_default=False)] = None,
+) -> None:
+    """
+    Train after a recipe: pretrain, or tune on conversations. An interrupted run goes on from its last checkpoint.
+
+    Every name of a recipe is an option too, and so is every name of transformers.TrainingArguments:
+    --model FOLDER --learning_rate 1e-4 --max_steps 1000 --output_dir build/run. docs/training.md lists ours.
+    """
+    import transformers_owl  # noqa: F401  (registers the Auto classes)
+
+    options = context.args
+    if recipe is not None and str(recipe).startswith("--"):
+        recipe, options = None, [str(recipe), *options]
+    try:
+        from .training.train import train as run
+
+        run(recipe, options)
+    except ModuleNotFoundError as error:
+        typer.echo(f'Error: {error}. Training needs more packages: pip install "transformers-owl[train]"', err=True)
+        raise typer.Exit(1) from error
+    except (OSError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
     options_metavar="MODEL [OPTIONS]",
 )

@@ -5,7 +5,8 @@ import json
 import pytest
 from conftest import SYSTEM
 
-from transformers_owl.training.readers import READERS, read_conversations
+from transformers_owl.training import BadSampleError, Rows
+from transformers_owl.training.readers import READERS
 
 
 def user(*parts):
@@ -21,6 +22,7 @@ def picture(path):
 
 
 ROWS = {
+    "captions": ({"file_name": "a/b.jpg", "text": " A cat. "}, [user(picture("FOLDER/a/b.jpg")), assistant("A cat.")]),
     "alpaca": (
         {"instruction": "Add.", "input": "1 2", "output": "3"},
         [user("Add.\n1 2"), assistant("3")],
@@ -68,8 +70,13 @@ def test_formats_become_messages(form, suffix, tmp_path):
     row, expected = ROWS[form]
     path = tmp_path / f"data{suffix}"
     path.write_text(json.dumps([row, row]) if suffix == ".json" else (json.dumps(row) + "\n") * 2)
-    assert list(read_conversations(path, form)) == [{"messages": in_folder(expected, tmp_path)}] * 2
-    elsewhere = list(read_conversations(path, form, image_folder="/data"))
+    rows = Rows(form, str(path))
+    assert len(rows) == 2
+    for number in range(2):
+        assert rows[number] == {
+            "messages": in_folder(expected, tmp_path), "source": f"{path}, row {number + 1}"
+        }  # fmt: skip
+    elsewhere = Rows(form, str(path), images="/data")
     assert elsewhere[0]["messages"] == in_folder(expected, "/data")
 
 
@@ -77,7 +84,7 @@ def test_the_originals_text_comes_out_of_the_template_again(llama_processor, tmp
     """A conversation read from the original's form renders to the same prompt."""
     text = f"{SYSTEM}\nHuman: <image>\nHuman: What is it?\nAI: A cat.\nHuman: Sure?\nAI: "
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": text + "Yes.", "image": ["a.png"]}))
-    (sample,) = read_conversations(tmp_path / "a.jsonl", "original")
+    (sample,) = Rows("original", str(tmp_path / "a.jsonl"))
     assert llama_processor.apply_chat_template(sample["messages"][:-1], add_generation_prompt=True) == text
 
 
@@ -85,7 +92,7 @@ def test_the_originals_text_comes_out_of_the_template_again(llama_processor, tmp
     ("form", "row", "message"),
     [
         ("alpaca", {"instruction": "a"}, "'output' is missing"),
-        ("alpaca", {"instruction": "a", "output": ""}, "a question and an answer are needed"),
+        ("alpaca", {"instruction": "a", "output": " "}, "empty text: a message of role assistant is empty"),
         ("sharegpt", {"conversations": [{"from": "human", "value": "a"}]}, "a question and an answer are needed"),
         (
             "sharegpt",
@@ -109,13 +116,18 @@ def test_the_originals_text_comes_out_of_the_template_again(llama_processor, tmp
 def test_bad_rows_are_named(form, row, message, tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(ROWS[form][0]) + "\n" + json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match=f"bad.jsonl, row 2, as {form}: .*{message}"):
-        list(read_conversations(path, form))
+    rows = Rows(form, str(path))
+    assert rows[0]["messages"]
+    with pytest.raises(BadSampleError, match=f"bad.jsonl, row 2: .*{message}"):
+        rows[1]
 
 
 def test_what_is_no_json_is_named(tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"messages": []\n')
-    with pytest.raises(ValueError, match=r"bad.jsonl, row 1: no JSON"):
-        list(read_conversations(tmp_path / "bad.jsonl", "messages"))
-    with pytest.raises(ValueError, match="no format 'lava': choose one of alpaca"):
-        list(read_conversations(tmp_path / "bad.jsonl", "lava"))
+    with pytest.raises(BadSampleError, match=r"bad.jsonl, row 1: malformed row: .*Expecting"):
+        Rows("messages", str(tmp_path / "bad.jsonl"))[0]
+    (tmp_path / "bad.json").write_text("[{]")
+    with pytest.raises(ValueError, match=r"bad.json: no JSON"):
+        Rows("messages", str(tmp_path / "bad.json"))
+    with pytest.raises(ValueError, match=r"'lava' is no name of a format of data\. Did you mean 'llava'"):
+        Rows("lava", str(tmp_path / "bad.jsonl"))

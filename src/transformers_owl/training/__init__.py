@@ -1,8 +1,22 @@
-"""Training in two stages: a fresh Owl, what trains when, and batches of conversations."""
+"""Training in two stages: a fresh Owl, data in many forms, what trains when, and the Trainer around it."""
 
 from .collator import ConversationCollator
 from .fresh import build_owl
+from .mixture import Mixture
+from .sources import BadSampleError, Rows, Shards
 from .stages import STAGES, module_table, prepare_stage
+from .trainer import OwlTrainer
 
 
-__all__ = ["STAGES", "ConversationCollator", "build_owl", "module_table", "prepare_stage"]
+__all__ = [
+    "STAGES",
+    "BadSampleError",
+    "ConversationCollator",
+    "Mixture",
+    "OwlTrainer",
+    "Rows",
+    "Shards",
+    "build_owl",
+    "module_table",
+    "prepare_stage",
+]

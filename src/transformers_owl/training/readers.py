@@ -1,9 +1,8 @@
-"""Conversations of the common formats, one form out: `{"messages": [...]}` with pictures by path.
+"""Rows of the common file formats, one form out: messages with pictures by path.
 
-A reader takes one row of a file and the folder that its pictures lie in. Errors name the file and the row.
+A reader takes one row of a file and the folder that its pictures lie in.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,11 @@ from ..mplug_owl.tokenization_mplug_owl import IMAGE_TOKEN
 
 Messages = list[dict[str, Any]]
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant"}
+
+
+def read_captions(row: dict, folder: Path) -> Messages:
+    """`file_name` and `text`: a picture and its caption."""
+    return caption({"type": "image", "path": str(folder / row["file_name"])}, row["text"])
 
 
 def read_alpaca(row: dict, folder: Path) -> Messages:
@@ -80,6 +84,7 @@ def read_messages(row: dict, folder: Path) -> Messages:
 
 
 READERS: dict[str, Callable[[dict, Path], Messages]] = {
+    "captions": read_captions,
     "alpaca": read_alpaca,
     "sharegpt": read_sharegpt,
     "baize": read_baize,
@@ -89,51 +94,9 @@ READERS: dict[str, Callable[[dict, Path], Messages]] = {
 }
 
 
-def read_conversations(path: str | Path, form: str, image_folder: str | Path | None = None) -> Iterator[dict]:
-    """
-    The conversations of a JSON file (a list) or a JSON Lines file.
-
-    Args:
-        path: The file.
-        form (`str`): A name of `READERS`.
-        image_folder (*optional*): Where its pictures lie; by default beside the file.
-
-    Yields:
-        `{"messages": [...]}`.
-
-    Raises:
-        ValueError: names the file and the row for a row that is malformed, has no question or no answer, or whose
-            pictures do not match its placeholders.
-    """
-    path = Path(path)
-    if form not in READERS:
-        raise ValueError(f"There is no format {form!r}: choose one of {', '.join(READERS)}.")
-    folder = path.parent if image_folder is None else Path(image_folder)
-    for number, row in _rows(path):
-        try:
-            messages = READERS[form](row, folder)
-            roles = {message["role"] for message in messages if message["content"]}
-            if not {"user", "assistant"} <= roles:
-                raise ValueError("a question and an answer are needed")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{path}, row {number}, as {form}: {reason}") from error
-        yield {"messages": messages}
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict]]:
-    with path.open(encoding="utf-8") as file:
-        if path.suffix == ".jsonl":
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, row {number}: no JSON: {error}") from error
-        else:
-            try:
-                yield from enumerate(json.load(file), start=1)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: no JSON: {error}") from error
+def caption(picture: dict[str, Any], text: str) -> Messages:
+    """A picture without a question, and its caption as the answer."""
+    return [{"role": "user", "content": [picture]}, _assistant(text.strip())]
 
 
 def _user(text: str) -> dict[str, Any]:

@@ -88,10 +88,15 @@ def module_table(model: nn.Module) -> list[dict]:
     """Rows of part, parameters, trainable parameters and types, the language model's LoRA in a row of its own."""
     rows: dict[str, dict] = {}
     for name, parameter in model.named_parameters():
-        name = name.removeprefix("base_model.model.")
-        part = "LoRA" if ".lora_" in name else name.removeprefix("model.").partition(".")[0]
+        part = part_of(name)
         row = rows.setdefault(part, {"part": part, "parameters": 0, "trainable": 0, "dtypes": set()})
         row["parameters"] += parameter.numel()
         row["trainable"] += parameter.numel() * parameter.requires_grad
         row["dtypes"].add(str(parameter.dtype).removeprefix("torch."))
     return list(rows.values())
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to, by its name: "vision_model", "abstractor", "language_model", "LoRA", ..."""
+    name = name.removeprefix("base_model.model.")
+    return "LoRA" if ".lora_" in name else name.removeprefix("model.").partition(".")[0]

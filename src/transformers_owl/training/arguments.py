@@ -1,0 +1,129 @@
+"""What a recipe may say: our own names, and all of `transformers.TrainingArguments`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from .augmentation import Augmentation
+from .mixture import Group, Policy
+from .names import check_names
+from .stages import STAGES
+
+
+# Where this command departs from the library's defaults.
+DEFAULTS = {"report_to": "tensorboard", "remove_unused_columns": False, "save_total_limit": 3, "logging_steps": 10}
+
+
+@dataclass
+class OwlArguments:
+    """
+    The part of a recipe that is about the Owl and its data. Each field's help says what it means.
+
+    Raises:
+        ValueError: for a value that is not allowed, with the nearest one that is.
+    """
+
+    model: str = field(
+        default="", metadata={"help": "Folder or Hub repository to start from; a checkpoint of the release works."}
+    )
+    stage: str = field(default="instruct", metadata={"help": f"What trains: one of {', '.join(STAGES)}."})
+    data: dict | str | None = field(
+        default=None, metadata={"help": "Groups of training data by name, each with `weight` and `sources`."}
+    )
+    eval_data: dict | str | None = field(
+        default=None, metadata={"help": "Groups of data for evaluation; weights have no effect."}
+    )
+    max_length: int = field(default=1024, metadata={"help": "Positions of a row, 65 for each picture included."})
+    crop: list[float] = field(
+        default_factory=lambda: [0.5, 1.0],
+        metadata={"help": "Least and largest share of a picture in its random crop; 1 1 keeps pictures whole."},
+    )
+    flip: bool = field(default=False, metadata={"help": "Mirror half of the pictures."})
+    on_error: str = field(default="stop", metadata={"help": "For samples that cannot be used: stop, or skip."})
+    max_skipped: float = field(default=0.05, metadata={"help": "Largest share of samples that may be left out."})
+    lora_r: int = field(default=8, metadata={"help": "Rank of LoRA, in stages that have it."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of LoRA."})
+    quantize: str = field(
+        default="none", metadata={"help": "Language model in 4 bits (QLoRA) by bitsandbytes: none, or 4bit."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa or flash_attention_2 (default: the library's choice)."}
+    )
+    watch: list[str] = field(
+        default_factory=list, metadata={"help": "Pictures that the model describes at every evaluation."}
+    )
+    watch_prompt: str | None = field(default=None, metadata={"help": "What is asked about them (default: nothing)."})
+    peak_tflops: float | None = field(
+        default=None, metadata={"help": "What one device can do, for MFU (default: data sheet, else measured)."}
+    )
+
+    def __post_init__(self):
+        if not self.model:
+            raise ValueError("The recipe needs `model`: a folder or a Hub repository to start from.")
+        check_names([self.stage], STAGES, "a stage")
+        check_names([self.quantize], ("none", "4bit"), "a quantisation")
+        if self.quantize != "none" and not STAGES[self.stage].lora:
+            raise ValueError(f"Weights in 4 bits cannot train: `quantize` needs a stage with LoRA, not {self.stage!r}.")
+        self.data, self.eval_data = _tree(self.data, "data"), _tree(self.eval_data, "eval_data")
+        if not self.data:
+            raise ValueError("The recipe needs `data`: groups by name, each with `sources`.")
+        self.augmentation = Augmentation((self.crop[0], self.crop[-1]), self.flip)
+        self.policy = Policy(self.on_error, self.max_skipped)
+
+    def groups(self, which: str = "data") -> dict[str, Group]:
+        """The groups of `data` or `eval_data`, their files opened."""
+        return {name: Group.from_dict(entry) for name, entry in (vars(self)[which] or {}).items()}
+
+
+class RecipeParser(HfArgumentParser):
+    """Fails by a ValueError where argparse would print two hundred options and exit."""
+
+    def __init__(self):
+        super().__init__([OwlArguments, TrainingArguments], allow_abbrev=False)  # type: ignore[list-item]
+        self.set_defaults(**DEFAULTS)
+        self.names = [action.dest for action in self._actions if action.dest != "help"]
+
+    def error(self, message):
+        raise ValueError(message)
+
+
+def parse_recipe(recipe: str | Path | None, options: list[str]) -> tuple[OwlArguments, TrainingArguments]:
+    """
+    A recipe's values, overridden by options of the command line.
+
+    Args:
+        recipe: A YAML file, or nothing if the options say everything.
+        options (`list[str]`): `--name value ...`; `--data` and `--eval_data` take YAML.
+
+    Raises:
+        ValueError: for unknown names, with the nearest one that exists, and for values of another type.
+    """
+    parser = RecipeParser()
+    if recipe is not None:
+        values = _tree(Path(recipe).read_text(encoding="utf-8"), str(recipe))
+        check_names(values, parser.names, f"a setting, but {recipe} has it")
+        parser.set_defaults(**values)
+    owl, training, rest = parser.parse_args_into_dataclasses(
+        options, return_remaining_strings=True, look_for_args_file=False
+    )
+    check_names(
+        [word.removeprefix("--").partition("=")[0] for word in rest if word.startswith("--")], parser.names, "a setting"
+    )
+    if rest:
+        raise ValueError(f"{rest[0]!r} is neither a setting nor the value of one: write `--name value`.")
+    return owl, training
+
+
+def _tree(value: dict | str | None, name: str) -> dict[str, Any]:
+    """A mapping, or the YAML of one."""
+    try:
+        tree = yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is no YAML: {error}") from error
+    if not isinstance(tree, dict | None):
+        raise ValueError(f"{name} holds {type(tree).__name__}, but names with values were expected.")
+    return tree or {}

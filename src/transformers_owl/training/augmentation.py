@@ -1,0 +1,56 @@
+"""The original's augmentation, without the flip that mirrors writing and left and right."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+
+ASPECT = (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """
+    A random part of a picture; the processor brings it to its square.
+
+    Args:
+        crop (`tuple[float, float]`, defaults to `(0.5, 1.0)`): Least and largest share of the area, as the original
+            had it; (1, 1) keeps the picture whole.
+        flip (`bool`, defaults to `False`): Whether half of the pictures are mirrored, as the original did.
+    """
+
+    crop: tuple[float, float] = (0.5, 1.0)
+    flip: bool = False
+
+    def __post_init__(self):
+        least, largest = self.crop
+        if not 0 < least <= largest <= 1:
+            raise ValueError(
+                f"`crop` is {self.crop}, but two shares of the area, 0 < least <= largest <= 1, were expected."
+            )
+
+    def __call__(self, image: PIL.Image.Image, random: np.random.Generator) -> PIL.Image.Image:
+        if self.crop != (1, 1):
+            image = image.crop(self.box(image.width, image.height, random))
+        if self.flip and random.random() < 0.5:
+            image = PIL.ImageOps.mirror(image)
+        return image
+
+    def box(self, width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+        """
+        Left, top, right and bottom of a part with a uniform share of the area and a log-uniform aspect ratio between
+        3:4 and 4:3. If ten draws do not fit, it is the largest middle part of an allowed ratio.
+        """
+        for _ in range(10):
+            area = width * height * random.uniform(*self.crop)
+            ratio = math.exp(random.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+            wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < wide <= width and 0 < high <= height:
+                left, top = int(random.integers(width - wide + 1)), int(random.integers(height - high + 1))
+                return left, top, left + wide, top + high
+        wide, high = min(width, round(height * ASPECT[1])), min(height, round(width / ASPECT[0]))
+        left, top = (width - wide) // 2, (height - high) // 2
+        return left, top, left + wide, top + high

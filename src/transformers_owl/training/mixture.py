@@ -1,0 +1,372 @@
+"""The stream of training batches: groups of data in their ratio, split over ranks and workers, exact to resume.
+
+A *slot* is one worker of one rank. Micro-batch n of a rank comes from worker n % workers, so which slot fills which row
+of which optimizer step follows from numbers alone. Each batch carries a report: how far its slot has come, and what was
+left out. The position of a run is the report of the last batch that was trained on.
+"""
+
+import itertools
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ..mplug_owl.image_processing_mplug_owl import open_picture
+from .augmentation import Augmentation
+from .collator import IGNORED, ConversationCollator
+from .names import check_names
+from .readers import Messages
+from .sources import BadSampleError, Rows, Shards, Source
+
+
+BLOCK = 1000  # samples of a shard that are shuffled together
+
+
+class NoAnswerLeftError(BadSampleError):
+    """A sample whose answers all lie behind `max_length`."""
+
+
+class Draw(NamedTuple):
+    """A sample that is read when `load` is called, its epoch, and where the slot stands after it."""
+
+    position: list[int]
+    epoch: int
+    load: Callable[[], dict[str, Any]]
+
+
+class RowGroup:
+    """Files of rows, shuffled together anew in each epoch; every row comes once an epoch, in one of the slots."""
+
+    start = [0]
+
+    def __init__(self, files: list[Rows]):
+        self.files = files
+        self.ends = list(itertools.accumulate(len(file) for file in files))
+        if self.ends[-1] == 0:
+            raise ValueError(f"There is no row in {', '.join(file.source.path for file in files)}.")
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        file = int(np.searchsorted(self.ends, number, side="right"))
+        return self.files[file][number - (self.ends[file - 1] if file else 0)]
+
+    def draws(self, slot: int, slots: int, seed: int, position: list[int]) -> Iterator[Draw]:
+        epoch, order = -1, np.empty(0, dtype=int)
+        for turn in itertools.count(position[0]):
+            drawn, place = divmod(turn * slots + slot, len(self))
+            if drawn != epoch:
+                epoch, order = drawn, np.random.default_rng([seed, drawn]).permutation(len(self))
+            number = int(order[place])
+            yield Draw([turn + 1], epoch, partial(self.__getitem__, number))
+
+
+class ShardGroup:
+    """
+    Tar shards, shuffled anew in each epoch, and their samples in blocks of 1,000. If the number of slots divides the
+    number of shards, each shard is read by one slot; otherwise every slot reads all shards and keeps its share.
+    """
+
+    start = [0, 0, 0]
+
+    def __init__(self, sources: list[Shards]):
+        self.shards = [(source, shard) for source in sources for shard in source.shards]
+
+    def draws(self, slot: int, slots: int, seed: int, position: list[int]) -> Iterator[Draw]:
+        epoch, first, done = position
+        is_shared = len(self.shards) % slots != 0
+        share = (slot, slots) if is_shared else (0, 1)
+        while True:
+            order = np.random.default_rng([seed, epoch]).permutation(len(self.shards))
+            mine = order if is_shared else order[slot::slots]
+            is_empty = first == done == 0
+            for index in range(first, len(mine)):
+                for draw in self._shard(int(mine[index]), share, seed, [epoch, index, done]):
+                    is_empty = False
+                    yield draw
+                done = 0
+            if is_empty:
+                raise ValueError(f"The shards have no sample for worker {slot + 1} of {slots}: use fewer workers.")
+            epoch, first = epoch + 1, 0
+
+    def _shard(self, number: int, share: tuple[int, int], seed: int, position: list[int]) -> Iterator[Draw]:
+        """What is left of a shard from the position on, block by block."""
+        epoch, index, done = position
+        source, shard = self.shards[number]
+        files = itertools.islice(source.read(shard), share[0], None, share[1])
+        for first in itertools.count(0, BLOCK):
+            block = list(itertools.islice(files, BLOCK))
+            order = np.random.default_rng([seed, epoch, number, first]).permutation(len(block))
+            for offset in range(max(done - first, 0), len(block)):
+                item = block[order[offset]]
+                yield Draw([epoch, index, first + offset + 1], epoch, partial(source.sample, item))
+            if len(block) < BLOCK:
+                return
+
+
+@dataclass
+class Group:
+    """
+    A part of the data, with its share of every batch.
+
+    Args:
+        weight (`int`): Rows of this group among those of all groups, as in 128 : 128.
+        data (`RowGroup` or `ShardGroup`): Where they come from.
+    """
+
+    weight: int
+    data: RowGroup | ShardGroup
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> "Group":
+        check_names(entry, ("weight", "sources"), "a group of data")
+        weight = entry.get("weight", 1)
+        if not (isinstance(weight, int) and weight > 0 and entry.get("sources")):
+            raise ValueError(f"A group of data needs a `weight` from 1 and `sources`, but {entry} was given.")
+        sources = [Source.from_dict(source) for source in entry["sources"]]
+        streamed = [source.format == "webdataset" for source in sources]
+        if any(streamed) and not all(streamed):
+            raise ValueError("Tar shards and files of rows cannot share a group: give each a group and its weight.")
+        options = [{name: value for name, value in vars(source).items() if name != "format"} for source in sources]
+        if all(streamed):
+            return cls(weight, ShardGroup([Shards(**option) for option in options]))
+        return cls(weight, RowGroup([Rows(s.format, **option) for s, option in zip(sources, options, strict=True)]))
+
+
+@dataclass
+class Policy:
+    """
+    What happens to samples that cannot be used.
+
+    Args:
+        on_error (`str`, defaults to `"stop"`): "stop" raises the first one; "skip" leaves them out and counts them.
+        max_skipped (`float`, defaults to 0.05): Largest share of a worker's samples that may be left out. It is
+            compared with at least 100 samples. Samples none of whose answers fits into `max_length` are always left
+            out, and count.
+    """
+
+    on_error: str = "stop"
+    max_skipped: float = 0.05
+
+    def __post_init__(self):
+        check_names([self.on_error], ("stop", "skip"), "a policy for bad data")
+        if not 0 <= self.max_skipped < 1:
+            raise ValueError(f"`max_skipped` is {self.max_skipped}, but a share from 0 to less than 1 was expected.")
+
+    def check(self, seen: int, skipped: int, last: BadSampleError) -> None:
+        if skipped > self.max_skipped * max(seen, 100):
+            raise ValueError(
+                f"{skipped} of {seen} samples cannot be used, more than the share of max_skipped={self.max_skipped}. "
+                f"The last of them: {last}"
+            ) from last
+
+
+class Mixture(IterableDataset):
+    """
+    Endless micro-batches for one rank, each a batch of the collator and its `report`.
+
+    Args:
+        groups (`dict[str, Group]`): By name. If the sum of the reduced weights divides the rows of an optimizer step,
+            every step holds the groups in exactly their ratio, else within one row.
+        collator ([`ConversationCollator`]): Of the model.
+        batch_size (`int`): Rows of a micro-batch.
+        accumulation (`int`): Micro-batches of a rank in an optimizer step.
+        seed (`int`): Of order and augmentation.
+        augmentation ([`Augmentation`], *optional*): Of the pictures, drawn from (seed, epoch, sample).
+        policy ([`Policy`]): For samples that cannot be used; the group's next sample takes the place.
+        rank, world_size (`int`): Of the processes.
+    """
+
+    def __init__(
+        self, groups: dict[str, Group], collator: ConversationCollator, batch_size: int, accumulation: int = 1,
+        seed: int = 0, augmentation: Augmentation | None = None, policy: Policy | None = None, rank: int = 0,
+        world_size: int = 1,
+    ):  # fmt: skip
+        self.groups = groups
+        self.collator = collator
+        self.batch_size = batch_size
+        self.accumulation = accumulation
+        self.seed = seed
+        self.augmentation = augmentation
+        self.policy = policy or Policy()
+        self.rank = rank
+        self.world_size = world_size
+        self.pattern = interleave({name: group.weight for name, group in groups.items()})
+        self.first = 0
+        self.positions: dict[int, dict[str, list[int]]] = {}
+
+    def steps(self, epochs: float) -> int:
+        """
+        Optimizer steps in which every row of every group has come `epochs` times, those of small groups more often.
+
+        Raises:
+            ValueError: for tar shards, whose samples nobody has counted.
+        """
+        periods = 0.0
+        for name, group in self.groups.items():
+            if isinstance(group.data, ShardGroup):
+                raise ValueError(f"Nobody has counted the samples of the tar shards of {name!r}: give max_steps.")
+            periods = max(periods, len(group.data) / self.pattern.count(name))
+        return math.ceil(epochs * periods * len(self.pattern) / (self.batch_size * self.accumulation * self.world_size))
+
+    def __iter__(self) -> Iterator[dict[str, Any] | ValueError]:
+        info = get_worker_info()
+        workers, physical = (info.num_workers, info.id) if info else (1, 0)
+        worker = (self.first + physical) % workers
+        slot = _Slot(self, worker, workers)
+        for number in itertools.count(self.first + physical, workers):
+            step, part = divmod(number, self.accumulation)
+            first = ((step * self.accumulation + part) * self.world_size + self.rank) * self.batch_size
+            # Turning the pattern lets every slot meet the groups in their ratio, whatever its rows in a step are.
+            turn = first + step // workers
+            names = [self.pattern[(turn + row) % len(self.pattern)] for row in range(self.batch_size)]
+            try:
+                yield slot.batch(names)
+            except ValueError as error:
+                yield error  # raised by the loader: one from a worker would come with two tracebacks
+                return
+
+
+class MixtureLoader(DataLoader):
+    """
+    The loader of a [`Mixture`].
+
+    Args:
+        mixture ([`Mixture`]): The batches.
+        workers (`int`): Processes that read; 0 reads in this one.
+        pin_memory (`bool`): For faster copies to a GPU.
+    """
+
+    def __init__(self, mixture: Mixture, workers: int = 0, pin_memory: bool = False):
+        # With a generator of its own it leaves the global one, which draws dropout, alone.
+        super().__init__(
+            mixture, batch_size=None, num_workers=workers, pin_memory=pin_memory, generator=torch.Generator()
+        )
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if isinstance(batch, ValueError):
+                raise batch
+            yield batch
+
+
+class _Slot:
+    """A worker of a rank: its streams, where they stand, and what it left out."""
+
+    def __init__(self, mixture: Mixture, worker: int, workers: int):
+        self.mixture = mixture
+        self.worker = worker
+        groups = {name: group.data for name, group in mixture.groups.items()}
+        self.positions = mixture.positions.get(worker) or {name: data.start for name, data in groups.items()}
+        slot, slots = mixture.rank * workers + worker, mixture.world_size * workers
+        self.streams = {
+            name: data.draws(slot, slots, mixture.seed, self.positions[name]) for name, data in groups.items()
+        }
+        self.seen = self.skipped = 0
+
+    def batch(self, names: list[str]) -> dict[str, Any]:
+        left_out: list[dict[str, str]] = []
+        rows = [self._row(name, left_out) for name in names]
+        report = {
+            "worker": self.worker,
+            "positions": dict(self.positions),
+            "skipped": left_out,
+            "groups": {name: names.count(name) for name in self.streams},
+        }
+        return {**self.mixture.collator.pad(rows), "report": report}
+
+    def _row(self, name: str, left_out: list[dict[str, str]]) -> dict[str, torch.Tensor]:
+        """The group's next sample that can be used."""
+        while True:
+            draw = next(self.streams[name])
+            self.positions[name] = draw.position
+            self.seen += 1
+            try:
+                return self._encode(draw)
+            except BadSampleError as error:
+                if self.mixture.policy.on_error == "stop" and not isinstance(error, NoAnswerLeftError):
+                    raise
+                self.skipped += 1
+                left_out.append({"group": name, "source": error.source, "reason": error.reason, "error": str(error)})
+                self.mixture.policy.check(self.seen, self.skipped, error)
+
+    def _encode(self, draw: Draw) -> dict[str, torch.Tensor]:
+        sample = draw.load()
+        messages = open_pictures(sample)
+        if self.mixture.augmentation is not None:
+            number = zlib.crc32(sample["source"].encode())
+            random = np.random.default_rng([self.mixture.seed, draw.epoch, number])
+            for part in pictures_of(messages):
+                part["image"] = self.mixture.augmentation(part["image"], random)
+        return encode(messages, sample["source"], self.mixture.collator)
+
+
+def interleave(weights: dict[str, int]) -> list[str]:
+    """One period of the groups in the ratio of their weights, each as evenly spread as it can be."""
+    divisor = math.gcd(*weights.values())
+    shares = {name: weight // divisor for name, weight in weights.items()}
+    total = sum(shares.values())
+    taken = dict.fromkeys(shares, 0)
+    pattern = []
+    for place in range(1, total + 1):
+        name = max(shares, key=lambda name: place * shares[name] - total * taken[name])
+        taken[name] += 1
+        pattern.append(name)
+    return pattern
+
+
+def pictures_of(messages: Messages) -> Iterator[dict[str, Any]]:
+    """The parts of messages that are pictures."""
+    for message in messages:
+        if not isinstance(message["content"], str):
+            yield from (part for part in message["content"] if part["type"] == "image")
+
+
+def open_pictures(sample: dict[str, Any]) -> Messages:
+    """
+    The sample's messages with PIL images in place of paths and URLs.
+
+    Raises:
+        BadSampleError: for a picture that is missing or unreadable.
+    """
+    return [
+        message
+        if isinstance(message["content"], str)
+        else {**message, "content": [_opened(part, sample["source"]) for part in message["content"]]}
+        for message in sample["messages"]
+    ]
+
+
+def _opened(part: dict[str, Any], source: str) -> dict[str, Any]:
+    if part["type"] != "image" or "image" in part:
+        return part
+    where = part.get("path") or part.get("url") or ""
+    try:
+        return {"type": "image", "image": open_picture(where)}
+    except ValueError as error:
+        is_missing = "path" in part and not Path(where).exists()
+        raise BadSampleError("missing picture" if is_missing else "unreadable picture", source, error) from error
+
+
+def encode(messages: Messages, source: str, collator: ConversationCollator) -> dict[str, torch.Tensor]:
+    """
+    A row of the collator.
+
+    Raises:
+        BadSampleError: for messages that the chat template refuses, or without an answer within `max_length`.
+    """
+    try:
+        row = collator.encode(messages)
+    except ValueError as error:
+        raise BadSampleError("malformed row", source, error) from error
+    if (row["labels"] == IGNORED).all():
+        raise NoAnswerLeftError("no answer left", source, f"none fits into max_length={collator.max_length}")
+    return row

@@ -1,0 +1,17 @@
+"""Names that a user wrote, checked against those that exist."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    """
+    Raises:
+        ValueError: for a name that is not known, with the nearest one that is.
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else f" Choose one of {', '.join(known)}."
+            raise ValueError(f"{name!r} is no name of {what}.{hint}")

@@ -1,0 +1,107 @@
+"""How much work a batch is, what the device could do, and how large the gradients are."""
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from .stages import part_of
+
+
+# Dense matrix products in bfloat16, TFLOP/s, from the makers' data sheets; by a part of the device's name.
+PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "A10G": 70, "L4": 121, "V100": 125}
+
+
+class TrainingFlops:
+    """
+    Floating-point operations of training steps after the convention of MFU: two for each weight and position, the
+    attention's products, the same again for each gradient that is needed, and nothing for what activation checkpointing
+    does a second time. Linear layers and the patch convolution count, embeddings and norms do not.
+
+    Args:
+        model: An Owl, or a `PeftModel` around one, prepared for its stage.
+    """
+
+    def __init__(self, model: nn.Module):
+        config: Any = model.config
+        self.vision, self.abstractor, self.text = (
+            config.vision_config, config.visual_abstractor_config, config.text_config.get_text_config(),
+        )  # fmt: skip
+        self.queries = config.num_query_tokens
+        self.patches = (self.vision.image_size // self.vision.patch_size) ** 2 + 1
+        # Weights of each part, and those of them that train.
+        self.weights = {part: [0, 0] for part in ("vision", "keys and values", "abstractor", "text")}
+        for name, module in model.named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and "original_module" not in name:
+                size = module.weight[0].numel() * module.weight.shape[0]
+                self.weights[_part(name)][0] += size
+                self.weights[_part(name)][1] += size * module.weight.requires_grad
+        trains = {part for part, (_, trained) in self.weights.items() if trained}
+        # Parts that the gradient has to pass on its way back.
+        self.passed = {"text"} if trains else set()
+        if trains - {"text"}:
+            self.passed |= {"keys and values", "abstractor"}
+        if "vision" in trains:
+            self.passed.add("vision")
+
+    def __call__(self, lengths: list[int], pictures: int) -> float:
+        """Of a batch with rows of `lengths` positions, padding left out, and `pictures` in all rows together."""
+        vision, abstractor, text = self.vision, self.abstractor, self.text
+        seen = self.queries + self.patches
+        positions = {
+            "vision": pictures * self.patches,
+            "keys and values": pictures * seen,
+            "abstractor": pictures * self.queries,
+            "text": sum(lengths),
+        }
+        products = {
+            "vision": 4 * pictures * vision.num_hidden_layers * vision.hidden_size * self.patches**2,
+            "keys and values": 0,
+            "abstractor": 4 * pictures * abstractor.num_hidden_layers * abstractor.hidden_size * self.queries * seen,
+            # A causal row needs half of its square.
+            "text": 2 * text.num_hidden_layers * text.hidden_size * sum(length**2 for length in lengths),
+        }
+        total = 0.0
+        for part, (size, trained) in self.weights.items():
+            forward = 2 * size * positions[part]
+            total += forward + products[part] + 2 * trained * positions[part]
+            if part in self.passed:
+                total += forward + 2 * products[part]
+        return total
+
+
+def _part(name: str) -> str:
+    if "vision_model" in name:
+        return "vision"
+    if "abstractor" in name:
+        return "keys and values" if name.endswith(("cross_attn.k_proj", "cross_attn.v_proj")) else "abstractor"
+    return "text"
+
+
+def peak_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """Most TFLOP/s of matrix products that the device can do: from a data sheet, or measured where none is known."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = [figure for part, figure in PEAK_TFLOPS.items() if part in name]
+        if known and dtype == torch.bfloat16:
+            return known[0]
+    side = 8192 if device.type == "cuda" else 1024
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best / 1e12
+
+
+def gradient_norms(model: nn.Module) -> dict[str, float]:
+    """The 2-norm of the gradient of each part of [`module_table`] that has one."""
+    gradients: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradients.setdefault(part_of(name), []).append(parameter.grad)
+    norms = {part: nn.utils.get_total_norm(found) for part, found in gradients.items()}
+    return {part: (norm.full_tensor() if isinstance(norm, DTensor) else norm).item() for part, norm in norms.items()}

@@ -1,0 +1,131 @@
+"""The command `train`: read the recipe, load the model, choose what trains, train, save."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from .arguments import OwlArguments, parse_recipe
+from .collator import ConversationCollator
+from .mixture import Mixture, NoAnswerLeftError, RowGroup, encode, open_pictures
+from .sources import BadSampleError
+from .stages import prepare_stage
+from .throughput import peak_tflops
+from .trainer import OwlTrainer
+from .watching import FixedPictures, LossCurves, print_table
+
+
+def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
+    """
+    Trains after a recipe. A run that was interrupted goes on from its last checkpoint in `output_dir`.
+
+    Args:
+        recipe: A YAML file as in `configs/`.
+        options (`list[str]`): `--name value ...`, in place of the recipe's values.
+
+    Returns:
+        The Trainer. The model, or its adapter, and the processor lie in `output_dir`.
+
+    Raises:
+        ValueError: for a recipe or data that cannot be used.
+    """
+    owl, args = parse_recipe(recipe, options)
+    console = Console(stderr=True, quiet=not args.should_log)
+    set_seed(args.seed)
+    processor: Any = AutoProcessor.from_pretrained(owl.model)
+    mixture = make_mixture(owl, args, processor)
+    model = load_model(owl, args)
+    print_table(model, console)
+    trainer = OwlTrainer(
+        model,
+        args,
+        mixture,
+        peak_tflops=owl.peak_tflops or peak_tflops(args.device, torch.bfloat16 if args.bf16 else torch.float32),
+        eval_dataset=evaluation_samples(owl, mixture.collator, console),
+        data_collator=mixture.collator,
+        processing_class=processor,
+        callbacks=[LossCurves(), *([FixedPictures(processor, owl.watch, owl.watch_prompt)] if owl.watch else [])],
+    )
+    last = args.resume_from_checkpoint or get_last_checkpoint(args.output_dir)
+    if last:
+        done = TrainerState.load_from_json(str(Path(last, "trainer_state.json"))).global_step
+        if done >= args.max_steps:
+            raise ValueError(f"{last} is the end of this recipe: give more max_steps, or another output_dir.")
+        console.print(f"Going on from {last}")
+    trainer.train(resume_from_checkpoint=last)
+    trainer.save_model()
+    trainer.save_state()
+    console.print(f"Saved to {args.output_dir}")
+    return trainer
+
+
+def load_model(owl: OwlArguments, args: TrainingArguments):
+    """The model, prepared for its stage. Frozen weights have the type of the computation, trained ones float32."""
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    quantization = {
+        "none": None,
+        "4bit": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        ),
+    }[owl.quantize]
+    model = AutoModelForImageTextToText.from_pretrained(
+        owl.model, dtype=dtype, attn_implementation=owl.attn_implementation, quantization_config=quantization
+    )
+    model = prepare_stage(model, owl.stage, owl.lora_r, owl.lora_alpha, owl.lora_dropout)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def make_mixture(owl: OwlArguments, args: TrainingArguments, processor) -> Mixture:
+    """The training data as the recipe says; sets `args.max_steps` from the epochs if it is not given."""
+    mixture = Mixture(
+        owl.groups(),
+        ConversationCollator(processor, owl.max_length, always_picture=args.world_size > 1),
+        batch_size=args.per_device_train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+        augmentation=owl.augmentation,
+        policy=owl.policy,
+        rank=args.process_index,
+        world_size=args.world_size,
+    )
+    if args.max_steps <= 0:
+        args.max_steps = mixture.steps(args.num_train_epochs)
+    return mixture
+
+
+def evaluation_samples(owl: OwlArguments, collator: ConversationCollator, console: Console) -> list[dict] | None:
+    """
+    The samples of the evaluation data, each read once beforehand; those that cannot be used stop the run or are left
+    out after the same policy as in training.
+    """
+    samples: list[dict] = []
+    skipped = 0
+    for name, group in owl.groups("eval_data").items():
+        if not isinstance(group.data, RowGroup):
+            raise ValueError(f"The evaluation data {name!r} are tar shards, but files of rows were expected.")
+        for number in track(range(len(group.data)), f"Reading {name}", console=console, transient=True):
+            try:
+                sample = group.data[number]
+                encode(open_pictures(sample), sample["source"], collator)
+                samples.append(sample)
+            except BadSampleError as error:
+                if owl.on_error == "stop" and not isinstance(error, NoAnswerLeftError):
+                    raise
+                skipped += 1
+                console.print(f"Left out of the evaluation: {error}")
+                owl.policy.check(len(samples) + skipped, skipped, error)
+    return samples or None

@@ -1,0 +1,177 @@
+"""The library's Trainer over a [`Mixture`]: whole checkpoints, an exact place in the data, and what it logs besides."""
+
+import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from .mixture import Mixture, MixtureLoader
+from .throughput import TrainingFlops, gradient_norms
+
+
+UNFINISHED = "unfinished"
+SKIPPED_FILE = "skipped-{rank}.jsonl"
+
+
+class OwlTrainer(Trainer):
+    """
+    A `Trainer` whose runs can be killed at any moment. A checkpoint is written aside and renamed when it is whole; it
+    holds the place in the data, so that a resumed run sees what an uninterrupted one would have seen.
+
+    Args:
+        mixture ([`Mixture`]): The training data; batch size and accumulation are those of `args`.
+        peak_tflops (`float`, *optional*): What one device can do at most, for MFU; without it there is none.
+        **kwargs: As in `Trainer`. `args.max_steps` must be set.
+
+    Besides the loss it logs, over all processes: tokens and pictures a second, MFU, the norm of the gradient of every
+    module before clipping, and the samples left out so far, by reason.
+    """
+
+    model: nn.Module
+    train_dataset: Mixture
+
+    def __init__(self, model, args, mixture: Mixture, peak_tflops: float | None = None, **kwargs):
+        # The mixture begins where its checkpoint says: there is nothing for the library to skip.
+        args.ignore_data_skip = True
+        super().__init__(model, args, train_dataset=mixture, **kwargs)
+        self.peak_tflops = peak_tflops
+        self.skipped: Counter[str] = Counter()
+        self.positions: dict[int, dict[str, Any]] = {}
+        self._flops = TrainingFlops(self.model)
+        self._counted = torch.zeros(3, dtype=torch.float64)  # tokens, pictures, FLOPs since the last log
+        self._began: float | None = None
+        self._norms: dict[str, float] = {}
+        self._is_saving = False
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        output = self._output
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(str(output))
+        if self.args.should_save:
+            shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+        if resume_from_checkpoint:
+            self._resume_data(Path(str(resume_from_checkpoint)))
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def get_train_dataloader(self) -> MixtureLoader:
+        return MixtureLoader(self.train_dataset, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
+
+    def get_batch_samples(self, *args, **kwargs):
+        if self._began is None:
+            self._began = time.perf_counter()
+        return super().get_batch_samples(*args, **kwargs)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self._note(inputs.pop("report"))
+        tokens, pictures = int(inputs["attention_mask"].sum()), len(inputs.get("pixel_values", ()))
+        flops = self._flops(inputs["attention_mask"].sum(1).tolist(), pictures)
+        self._counted += torch.tensor([tokens, pictures, flops], dtype=torch.float64)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        is_logged = self.args.logging_steps >= 1 and (self.state.global_step + 1) % self.args.logging_steps == 0
+        if is_logged and self.accelerator.sync_gradients:
+            self._norms = gradient_norms(self.model)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._began is not None:
+            seconds = time.perf_counter() - self._began
+            counted = self.accelerator.reduce(self._counted.to(self.args.device), "sum") / seconds
+            logs["tokens_per_second"], logs["pictures_per_second"] = (
+                round(counted[0].item()),
+                round(counted[1].item(), 1),
+            )
+            if self.peak_tflops is not None:
+                logs["mfu"] = counted[2].item() / (self.peak_tflops * 1e12 * self.args.world_size)
+            logs |= {f"grad_norm_{part}": norm for part, norm in self._norms.items()}
+            logs |= {f"skipped_{reason.replace(' ', '_')}": count for reason, count in self.skipped.items()}
+            self._counted.zero_()
+            self._began = None
+        super().log(logs, start_time)
+
+    def _note(self, report: dict[str, Any]) -> None:
+        self.positions[report["worker"]] = report["positions"]
+        if report["skipped"]:
+            self.skipped.update(entry["reason"] for entry in report["skipped"])
+            with (self._output / self._skipped_file).open("a", encoding="utf-8") as file:
+                for entry in report["skipped"]:
+                    file.write(json.dumps({"step": self.state.global_step, **entry}, ensure_ascii=False) + "\n")
+
+    @property
+    def _output(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    @property
+    def _skipped_file(self) -> str:
+        return SKIPPED_FILE.format(rank=self.args.process_index)
+
+    @property
+    def _data_file(self) -> str:
+        return f"data-{self.args.process_index}.json"
+
+    def _get_output_dir(self, trial) -> str:
+        return str(Path(super()._get_output_dir(trial), UNFINISHED if self._is_saving else ""))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._is_saving:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """As in the library, but aside; renamed, rotated and pushed when all processes have written their part."""
+        final = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        aside = final.parent / UNFINISHED / final.name
+        self._is_saving = True
+        super()._save_checkpoint(model, trial)
+        self._is_saving = False
+        (aside / self._data_file).write_text(json.dumps(self._place(), indent=1))
+        if self.args.should_save and self.state.best_model_checkpoint == str(aside):
+            self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(aside / "trainer_state.json"))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if final.exists():
+                final.rename(aside.parent / f"old-{final.name}")
+            aside.rename(final)
+            shutil.rmtree(aside.parent)
+            rotate_checkpoints(
+                str(final.parent), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def _place(self) -> dict[str, Any]:
+        """How far this process has come in the data."""
+        return {
+            "world_size": self.args.world_size,
+            "workers": max(self.args.dataloader_num_workers, 1),
+            "batches": self.state.global_step * self.args.gradient_accumulation_steps,
+            "positions": self.positions,
+            "skipped": self.skipped,
+        }
+
+    def _resume_data(self, checkpoint: Path) -> None:
+        path = checkpoint / self._data_file
+        if not path.exists():
+            raise ValueError(f"{checkpoint} has no {path.name}: it was not written by this command's Trainer.")
+        place = json.loads(path.read_text())
+        now, then = ({name: run[name] for name in ("world_size", "workers")} for run in (self._place(), place))
+        if now != then:
+            raise ValueError(f"{checkpoint} was written by a run with {then}, but this one has {now}: they must agree.")
+        self.positions = {int(worker): positions for worker, positions in place["positions"].items()}
+        self.skipped = Counter(place["skipped"])
+        self.train_dataset.positions = dict(self.positions)
+        self.train_dataset.first = place["batches"]
+        listed = self._output / self._skipped_file
+        if listed.exists():
+            step = place["batches"] // self.args.gradient_accumulation_steps
+            lines = [
+                line for line in listed.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] < step
+            ]
+            listed.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

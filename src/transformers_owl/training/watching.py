@@ -1,0 +1,88 @@
+"""What a run shows of itself: a table of what trains, curves of the loss, answers about fixed pictures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from .stages import module_table
+
+
+def print_table(model, console) -> None:
+    """Prints every part of a model: parameters, how many of them train, and their types."""
+    from rich.table import Table
+
+    table = Table("part", "parameters", "trainable", "dtype")
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for row in module_table(model):
+        table.add_row(row["part"], f"{row['parameters']:,}", f"{row['trainable']:,}", ", ".join(sorted(row["dtypes"])))
+    console.print(table)
+
+
+class LossCurves(TrainerCallback):
+    """Draws `loss.png` into the output folder whenever a checkpoint is written, and at the end."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            draw_losses(state.log_history, Path(args.output_dir) / "loss.png")
+
+    on_train_end = on_save
+
+
+def draw_losses(log_history: list[dict[str, Any]], path: Path) -> None:
+    """A picture of the losses of training and evaluation over the optimizer steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, label in (("loss", "training"), ("eval_loss", "evaluation")):
+        points = [(entry["step"], float(entry[name])) for entry in log_history if name in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel("loss (nats a token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    aside = path.with_suffix(".partial.png")
+    figure.savefig(aside, dpi=120)
+    aside.replace(path)
+
+
+class FixedPictures(TrainerCallback):
+    """
+    Answers about the same pictures at every evaluation, printed and appended to `answers.jsonl` in the output folder.
+
+    Args:
+        processor ([`MplugOwlProcessor`]): Of the model.
+        pictures (`list[str]`): Paths or URLs.
+        prompt (`str`, *optional*): What is asked; by default nothing, as before a caption.
+        max_new_tokens (`int`, defaults to 40): Longest answer.
+    """
+
+    def __init__(self, processor, pictures: list[str], prompt: str | None = None, max_new_tokens: int = 40):
+        self.processor = processor
+        self.pictures = pictures
+        self.max_new_tokens = max_new_tokens
+        question = [] if prompt is None else [{"type": "text", "text": prompt}]
+        chats = [[{"role": "user", "content": [{"type": "image", "path": picture}, *question]}] for picture in pictures]
+        self.inputs = processor.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        model = kwargs["model"].eval()
+        inputs = self.inputs.to(args.device)
+        with torch.no_grad(), torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+            written = model.generate(
+                **inputs, max_new_tokens=self.max_new_tokens, synced_gpus=args.world_size > 1, use_cache=True
+            )
+        answers = self.processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        if state.is_world_process_zero:
+            with (Path(args.output_dir) / "answers.jsonl").open("a", encoding="utf-8") as file:
+                for picture, answer in zip(self.pictures, answers, strict=True):
+                    print(f"step {state.global_step}, {picture}: {answer}")
+                    entry = {"step": state.global_step, "picture": picture, "answer": answer}
+                    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
