@@ -8,6 +8,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
+from data import DataFolder
 from safetensors.torch import load_file
 
 import transformers_owl
@@ -53,6 +54,11 @@ class GoldenCase:
 def own_path(monkeypatch):
     """Loading a repository's code extends `sys.path`: the processes that other tests start must not see that."""
     monkeypatch.setattr(sys, "path", sys.path[:])
+
+
+@pytest.fixture
+def files(tmp_path) -> DataFolder:
+    return DataFolder(tmp_path)
 
 
 @pytest.fixture(scope="session")

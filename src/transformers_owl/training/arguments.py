@@ -36,6 +36,10 @@ class OwlArguments:
     eval_data: dict | str | None = field(
         default=None, metadata={"help": "Groups of data for evaluation; weights have no effect."}
     )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Rows of an optimizer step on all devices together; sets gradient_accumulation_steps."},
+    )
     max_length: int = field(default=1024, metadata={"help": "Positions of a row, 65 for each picture included."})
     crop: list[float] = field(
         default_factory=lambda: [0.5, 1.0],
@@ -85,7 +89,7 @@ class RecipeParser(HfArgumentParser):
     def __init__(self):
         super().__init__([OwlArguments, TrainingArguments], allow_abbrev=False)  # type: ignore[list-item]
         self.set_defaults(**DEFAULTS)
-        self.names = [action.dest for action in self._actions if action.dest != "help"]
+        self.names = sorted({action.dest for action in self._actions} - {"help"})
 
     def error(self, message):
         raise ValueError(message)
@@ -96,7 +100,8 @@ def parse_recipe(recipe: str | Path | None, options: list[str]) -> tuple[OwlArgu
     A recipe's values, overridden by options of the command line.
 
     Args:
-        recipe: A YAML file, or nothing if the options say everything.
+        recipe: A YAML file, or nothing if the options say everything. It may name another one as its `base`, whose
+            values hold where it has none.
         options (`list[str]`): `--name value ...`; `--data` and `--eval_data` take YAML.
 
     Raises:
@@ -104,9 +109,7 @@ def parse_recipe(recipe: str | Path | None, options: list[str]) -> tuple[OwlArgu
     """
     parser = RecipeParser()
     if recipe is not None:
-        values = _tree(Path(recipe).read_text(encoding="utf-8"), str(recipe))
-        check_names(values, parser.names, f"a setting, but {recipe} has it")
-        parser.set_defaults(**values)
+        parser.set_defaults(**_read(Path(recipe), parser.names))
     owl, training, rest = parser.parse_args_into_dataclasses(
         options, return_remaining_strings=True, look_for_args_file=False
     )
@@ -115,7 +118,22 @@ def parse_recipe(recipe: str | Path | None, options: list[str]) -> tuple[OwlArgu
     )
     if rest:
         raise ValueError(f"{rest[0]!r} is neither a setting nor the value of one: write `--name value`.")
+    if owl.global_batch_size is not None:
+        rows = training.per_device_train_batch_size * training.world_size
+        if owl.global_batch_size % rows:
+            raise ValueError(
+                f"global_batch_size={owl.global_batch_size} is no multiple of {rows} = per_device_train_batch_size="
+                f"{training.per_device_train_batch_size} x {training.world_size} processes."
+            )
+        training.gradient_accumulation_steps = owl.global_batch_size // rows
     return owl, training
+
+
+def _read(recipe: Path, names: list[str]) -> dict[str, Any]:
+    values = _tree(recipe.read_text(encoding="utf-8"), str(recipe))
+    check_names(values, ["base", *names], f"a setting, but {recipe} has it")
+    base = values.pop("base", None)
+    return values if base is None else _read(recipe.parent / base, names) | values
 
 
 def _tree(value: dict | str | None, name: str) -> dict[str, Any]:

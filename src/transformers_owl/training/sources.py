@@ -7,6 +7,7 @@ which names both.
 import csv
 import io
 import json
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -155,12 +156,10 @@ class Shards:
         The files of each sample as bytes. Where a shard cannot be read on, the last item is a [`BadSampleError`], which
         `sample` raises.
         """
-        import tarfile
-
-        from webdataset.tariterators import tarfile_samples
+        from webdataset.tariterators import group_by_keys
 
         try:
-            yield from tarfile_samples([{"url": shard}])
+            yield from group_by_keys(_members(shard))
         except (OSError, EOFError, ValueError, tarfile.TarError) as error:
             yield BadSampleError("broken shard", shard, error)
 
@@ -184,6 +183,29 @@ class Shards:
             raise BadSampleError("unreadable picture", name, error) from error
         check_texts(messages, name)
         return {"messages": self.source.asked(messages), "source": name}
+
+
+class StrictMember(tarfile.TarInfo):
+    """A member of a tar file; where a header is cut off, `tarfile` would take it for the file's end."""
+
+    @classmethod
+    def fromtarfile(cls, archive):
+        try:
+            return super().fromtarfile(archive)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError("the file ends without an end mark: it is cut off") from error
+
+
+def _members(shard: str) -> Iterator[dict[str, Any]]:
+    """The files in a tar file, as `webdataset` groups them."""
+    from webdataset.gopen import gopen
+
+    with gopen(shard) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictMember) as archive:
+        for member in archive:
+            data = archive.extractfile(member)
+            if data is not None:
+                yield {"fname": member.name, "data": data.read(), "__url__": shard}
+            archive.members = []  # type: ignore[attr-defined]  # else it keeps them all
 
 
 def check_texts(messages: Messages, source: str) -> None:

@@ -58,6 +58,7 @@ class OwlTrainer(Trainer):
             shutil.rmtree(output / UNFINISHED, ignore_errors=True)
         if resume_from_checkpoint:
             self._resume_data(Path(str(resume_from_checkpoint)))
+        self._shorten_list(self.train_dataset.first // self.args.gradient_accumulation_steps)
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def get_train_dataloader(self) -> MixtureLoader:
@@ -168,10 +169,11 @@ class OwlTrainer(Trainer):
         self.skipped = Counter(place["skipped"])
         self.train_dataset.positions = dict(self.positions)
         self.train_dataset.first = place["batches"]
-        listed = self._output / self._skipped_file
-        if listed.exists():
-            step = place["batches"] // self.args.gradient_accumulation_steps
-            lines = [
-                line for line in listed.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] < step
-            ]
-            listed.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    def _shorten_list(self, step: int) -> None:
+        """Removes from the list of skipped samples what comes after a step that the run goes on from."""
+        path = self._output / self._skipped_file
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line + "\n" for line in lines if json.loads(line)["step"] < step]
+            path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,302 @@
+"""Groups come in their ratio, every sample once an epoch with its own picture; a stream goes on where it stopped."""
+
+import collections
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transformers_owl.training import BadSampleError, ConversationCollator
+from transformers_owl.training import mixture as module
+from transformers_owl.training.augmentation import Augmentation
+from transformers_owl.training.mixture import Group, Mixture, MixtureLoader, Policy, interleave
+
+
+def groups(**sources):
+    return {
+        name: Group.from_dict({"weight": weight, "sources": list(entries)})
+        for name, (weight, *entries) in sources.items()
+    }
+
+
+def numbers(batch, processor) -> list[int]:
+    """The samples of a batch, by their captions; their pictures must be their own."""
+    found = []
+    pixels = iter(batch.get("pixel_values", ()))
+    mean, std = (
+        torch.tensor(values) for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
+    )
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        caption = processor.tokenizer.decode(labels[labels >= 0], skip_special_tokens=True)
+        number = int(caption.removeprefix("grey "))
+        if (ids == processor.image_token_id).any():
+            grey = (next(pixels).mean((1, 2)) * std + mean) * 255
+            assert grey.round().tolist() == [number] * 3
+        found.append(number)
+    assert next(pixels, None) is None
+    return found
+
+
+@given(st.dictionaries(st.text("abcd", min_size=1, max_size=2), st.integers(1, 60), min_size=1, max_size=4))
+def test_a_pattern_holds_the_ratio_in_every_stretch(weights):
+    pattern = interleave(weights)
+    total = sum(weights.values())
+    for name, weight in weights.items():
+        assert pattern.count(name) * total == weight * len(pattern)
+        for length in range(len(pattern) + 1):
+            assert abs(pattern[:length].count(name) - length * weight / total) < max(1, len(weights) - 1)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "world_size", "workers"),
+    [(4, 1, 1, 1), (1, 4, 1, 2), (1, 1, 4, 1), (2, 3, 2, 2), (1, 2, 2, 3), (3, 4, 1, 2)],
+)
+def test_every_step_has_the_ratio_and_every_sample_comes_as_often(
+    files, llama_processor, monkeypatch, batch_size, accumulation, world_size, workers
+):
+    """128 : 128 and other ratios, whatever the slots are, with groups of unequal sizes."""
+    data = groups(text=(128, files.text(range(7))), pictures=(128, files.captions(range(100, 105))))
+    rows = batch_size * accumulation * world_size
+    slots = {}
+    for rank, worker in itertools.product(range(world_size), range(workers)):
+        mixture = Mixture(
+            data, ConversationCollator(llama_processor), batch_size, accumulation, rank=rank, world_size=world_size
+        )
+        info = None if workers == 1 else SimpleNamespace(id=worker, num_workers=workers)
+        monkeypatch.setattr(module, "get_worker_info", lambda info=info: info)
+        stream = iter(mixture)
+        slots[rank, worker] = itertools.chain([next(stream)], stream)  # starts it, while it is this worker's turn
+    seen = collections.Counter()
+    steps = 70 * workers
+    for step in range(steps):
+        in_step = collections.Counter()
+        for part, rank in itertools.product(range(accumulation), range(world_size)):
+            batch = next(slots[rank, (step * accumulation + part) % workers])
+            for number in numbers(batch, llama_processor):
+                in_step["pictures" if number >= 100 else "text"] += 1
+                seen[number] += 1
+        assert in_step["text"] == in_step["pictures"] == rows / 2
+    for first, size in ((0, 7), (100, 5)):
+        counts = [seen[first + number] for number in range(size)]
+        assert sum(counts) == steps * rows / 2
+        assert max(counts) - min(counts) <= 1 + world_size * workers
+
+
+def test_one_epoch_counts_every_row_once(files, llama_processor):
+    data = groups(all=(1, files.captions(range(10)), files.text(range(10, 17), "a.jsonl")))
+    mixture = Mixture(data, ConversationCollator(llama_processor), batch_size=1)
+    assert mixture.steps(2) == 34
+    stream = iter(mixture)
+    first, second = ([numbers(next(stream), llama_processor)[0] for _ in range(17)] for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(17))
+    assert first != second
+
+
+@pytest.mark.parametrize("shards", [[12], [5, 7], [4, 1, 9]])
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_shards_are_split_once(files, llama_processor, monkeypatch, shards, slots):
+    """Whether slots divide the shards or not; blocks are smaller than shards here."""
+    monkeypatch.setattr(module, "BLOCK", 4)
+    ends = list(itertools.accumulate(shards, initial=0))
+    for number, (start, end) in enumerate(itertools.pairwise(ends)):
+        files.shard(f"{number:05d}.tar", range(start, end))
+    path = str(files.folder / f"{{00000..{len(shards) - 1:05d}}}.tar")
+    data = groups(web=(1, {"format": "webdataset", "path": path}))["web"].data
+    seen = collections.Counter()
+    for slot in range(slots):
+        for draw in data.draws(slot, slots, seed=0, position=[0, 0, 0]):
+            if draw.epoch == 1:
+                break
+            seen[draw.load()["messages"][-1]["content"]] += 1
+    assert seen == {f"grey {number}": 1 for number in range(ends[-1])}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_stream_goes_on_where_it_stopped(files, llama_processor, monkeypatch, workers):
+    """From every batch on, also with crops, shards and left-out samples."""
+    monkeypatch.setattr(module, "BLOCK", 4)
+    files.shard("0.tar", range(5))
+    files.shard("1.tar", range(5, 12))
+    bad = files.jsonl("captions", [{"file_name": "missing.png", "text": "x"}] * 3, "bad.jsonl")
+    data = groups(
+        web=(2, {"format": "webdataset", "path": str(files.folder / "{0..1}.tar")}),
+        rows=(1, files.captions(range(100, 107)), bad),
+    )
+    collator = ConversationCollator(llama_processor)
+
+    def make():
+        return Mixture(data, collator, 3, 2, seed=5, augmentation=Augmentation(), policy=Policy("skip", 0.9))
+
+    whole = list(itertools.islice(MixtureLoader(make(), workers), 13))
+    for start in (1, 4, 6, 9):
+        mixture = make()
+        mixture.first = start
+        mixture.positions = {batch["report"]["worker"]: batch["report"]["positions"] for batch in whole[:start]}
+        for expected, batch in zip(whole[start:], MixtureLoader(mixture, workers), strict=False):
+            assert batch["report"] == expected["report"]
+            for name in ("input_ids", "labels", "pixel_values"):
+                assert torch.equal(batch[name], expected[name])
+
+
+def test_crops_differ_between_epochs_and_samples_and_not_between_runs(files, llama_processor):
+    picture = files.picture(0)
+    picture.putdata([(x * 10, y * 10, 0) for y in range(12) for x in range(16)])
+    picture.save(files.folder / "gradient.png")
+    data = groups(all=(1, files.jsonl("captions", [{"file_name": "gradient.png", "text": "x"}] * 2)))
+
+    def pixels(seed):
+        stream = iter(Mixture(data, ConversationCollator(llama_processor), 1, seed=seed, augmentation=Augmentation()))
+        return [next(stream)["pixel_values"] for _ in range(4)]
+
+    first = pixels(0)
+    assert all(torch.equal(a, b) for a, b in zip(first, pixels(0), strict=True))
+    for a, b in itertools.combinations(first + pixels(1)[:2], 2):
+        assert not torch.equal(a, b)
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 10**6))
+def test_boxes_lie_in_the_picture_and_have_their_share(width, height, seed):
+    import numpy as np
+
+    left, top, right, bottom = Augmentation((0.5, 1.0)).box(width, height, np.random.default_rng(seed))
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    if width >= 30 and height >= 30 and 3 / 4 <= width / height <= 4 / 3:
+        assert (right - left) * (bottom - top) >= 0.45 * width * height
+        assert 0.7 <= (right - left) / (bottom - top) <= 1.43
+
+
+def test_flip_is_a_choice():
+    import numpy as np
+
+    picture = DataPicture()
+    assert not any(Augmentation((1, 1))(picture, np.random.default_rng(seed)) != picture for seed in range(20))
+    flipped = [
+        Augmentation((1, 1), flip=True)(picture, np.random.default_rng(seed)).getpixel((0, 0)) for seed in range(40)
+    ]
+    assert 10 <= sum(pixel == (255, 0, 0) for pixel in flipped) <= 30
+
+
+def DataPicture():  # noqa: N802
+    import PIL.Image
+
+    picture = PIL.Image.new("RGB", (8, 8), "blue")
+    picture.putpixel((7, 0), (255, 0, 0))
+    return picture
+
+
+BAD = {
+    "missing picture": ("captions", {"file_name": "gone.png", "text": "x"}),
+    "unreadable picture": ("captions", {"file_name": "noise.png", "text": "x"}),
+    "empty text": ("captions", {"file_name": "200.png", "text": "  "}),
+    "malformed row": ("captions", {"file_name": "200.png"}),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_data_stop_with_file_and_row(files, llama_processor, reason, workers):
+    files.captions([200])
+    (files.folder / "noise.png").write_bytes(b"noise")
+    data = groups(all=(1, files.jsonl(BAD[reason][0], [BAD[reason][1]])))
+    loader = MixtureLoader(Mixture(data, ConversationCollator(llama_processor), 1), workers)
+    with pytest.raises(BadSampleError, match=rf"data\.jsonl, row 1: {reason}"):
+        next(iter(loader))
+
+
+def test_skipped_samples_are_counted_by_reason_and_listed(files, llama_processor):
+    good = files.captions(range(200, 230))
+    (files.folder / "noise.png").write_bytes(b"noise")
+    bad = files.jsonl("captions", [row for _, row in BAD.values()], "bad.jsonl")
+    long = files.jsonl("alpaca", [{"instruction": "word " * 300, "output": "x"}], "long.jsonl")
+    mixture = Mixture(
+        groups(all=(1, good, bad, long)), ConversationCollator(llama_processor, 200), 5, policy=Policy("skip", 0.2)
+    )
+    batches = list(itertools.islice(iter(mixture), 6))
+    assert sorted(number for batch in batches for number in numbers(batch, llama_processor)) == list(range(200, 230))
+    listed = [
+        entry
+        for batch in itertools.chain(batches, itertools.islice(iter(mixture), 7))
+        for entry in batch["report"]["skipped"]
+    ]
+    assert {entry["reason"] for entry in listed} == {*BAD, "no answer left"}
+    assert {entry["source"] for entry in listed} == {
+        *(f"{files.folder}/bad.jsonl, row {number}" for number in (1, 2, 3, 4)), f"{files.folder}/long.jsonl, row 1"
+    }  # fmt: skip
+
+
+def test_too_many_bad_samples_stop_a_run(files, llama_processor):
+    """Also where all are bad: no endless loop."""
+    data = groups(all=(1, files.jsonl("captions", [BAD["missing picture"][1]] * 3)))
+    mixture = Mixture(data, ConversationCollator(llama_processor), 1, policy=Policy("skip"))
+    with pytest.raises(
+        ValueError, match=r"6 of 6 samples cannot be used, more than the share of max_skipped=0\.05\. .*gone"
+    ):
+        next(iter(MixtureLoader(mixture)))
+
+
+def test_samples_without_an_answer_left_are_left_out_and_counted(files, llama_processor):
+    long = {"instruction": "word " * 300, "output": "grey 1"}
+    data = groups(all=(1, files.jsonl("alpaca", [long, {"instruction": "a", "output": "grey 2"}])))
+    mixture = Mixture(data, ConversationCollator(llama_processor, 100), 4)
+    batch = next(iter(MixtureLoader(mixture)))
+    assert numbers(batch, llama_processor) == [2, 2, 2, 2]
+    assert {entry["reason"] for entry in batch["report"]["skipped"]} == {"no answer left"}
+
+
+@pytest.mark.parametrize("end", [0, 5120, 5300, 6000, 18432])
+def test_broken_shards_are_named(files, llama_processor, end):
+    """Cut off in a header, in a member, and between two of them."""
+    files.shard("0.tar", range(6))
+    whole = (files.folder / "0.tar").read_bytes()
+    (files.folder / "0.tar").write_bytes(whole[:end])
+    data = groups(web=(1, {"format": "webdataset", "path": str(files.folder / "0.tar")}))
+    with pytest.raises(BadSampleError, match=r"0\.tar: broken shard"):
+        list(itertools.islice(MixtureLoader(Mixture(data, ConversationCollator(llama_processor), 1)), 7))
+    loader = MixtureLoader(Mixture(data, ConversationCollator(llama_processor), 1, policy=Policy("skip", 0.5)))
+    if end == 0:
+        with pytest.raises(ValueError, match=r"0\.tar: broken shard"):
+            next(iter(loader))
+        return
+    batches = list(itertools.islice(loader, 9))
+    assert {number for batch in batches for number in numbers(batch, llama_processor)} <= set(range(6))
+    assert {entry["reason"] for batch in batches for entry in batch["report"]["skipped"]} == {"broken shard"}
+
+
+def test_too_few_samples_for_the_slots_are_an_error(files):
+    files.shard("0.tar", [1])
+    data = groups(web=(1, {"format": "webdataset", "path": str(files.folder / "0.tar")}))["web"].data
+    with pytest.raises(ValueError, match=r"no sample for worker 2 of 2"):
+        next(data.draws(1, 2, seed=0, position=[0, 0, 0]))
+
+
+def test_epochs_of_shards_need_a_number_of_steps(files, llama_processor):
+    files.shard("0.tar", [1])
+    data = groups(web=(1, {"format": "webdataset", "path": str(files.folder / "0.tar")}))
+    with pytest.raises(ValueError, match=r"tar shards of 'web': give max_steps"):
+        Mixture(data, ConversationCollator(llama_processor), 1).steps(1)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"wieght": 1, "sources": []}, "'wieght' is no name of a group of data. Did you mean 'weight'"),
+        ({"weight": 0, "sources": [{}]}, "needs a `weight` from 1"),
+        ({"sources": [{"format": "alpaca"}]}, "needs `format` and `path`"),
+        (
+            {"sources": [{"format": "alpaca", "paht": "x"}]},
+            "'paht' is no name of a source of data. Did you mean 'path'",
+        ),
+        ({"sources": [{"format": "alpaca", "path": "x", "prompt": "y"}]}, "`prompt` is for captions"),
+        (
+            {"sources": [{"format": "webdataset", "path": "x"}, {"format": "alpaca", "path": "x"}]},
+            "cannot share a group",
+        ),
+    ],
+)
+def test_wrong_groups_are_named(entry, message):
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        Group.from_dict(entry)

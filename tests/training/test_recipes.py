@@ -1,0 +1,126 @@
+"""Recipes say what the paper and the original say; every name reaches what it names; a wrong one is told."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from transformers_owl.training.arguments import RecipeParser, parse_recipe
+from transformers_owl.training.augmentation import Augmentation
+
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+# Paper, Table 4 and section 4.1 (stage 1), Table 5 (stage 2); the original's two scripts.
+EXPECTED = {
+    "pretrain": {
+        "max_steps": 50000, "warmup_steps": 375, "learning_rate": 2e-4, "lr_scheduler_type": "cosine",
+        "weight_decay": 0.01, "adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-6, "max_length": 512,
+        "global_batch_size": 4096, "stage": "pretrain",
+    },
+    "pretrain-section-4.1": {
+        "max_steps": 50000, "warmup_steps": 2000, "learning_rate": 1e-4, "weight_decay": 0.1, "adam_beta2": 0.98,
+        "global_batch_size": 4096, "max_length": 512,
+    },
+    "instruct": {
+        "max_steps": 2000, "warmup_steps": 50, "learning_rate": 2e-5, "lr_scheduler_type": "cosine",
+        "weight_decay": 1e-4, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-6, "max_length": 1024,
+        "global_batch_size": 256, "stage": "instruct", "lora_r": 8, "lora_alpha": 32, "lora_dropout": 0.05,
+    },
+    "instruct-lora-only": {"stage": "instruct-lora-only", "max_steps": 2000},
+    "instruct-full": {"stage": "instruct-full", "max_steps": 2000},
+    "original-lora": {
+        "max_steps": 4236, "warmup_steps": 50, "learning_rate": 2e-5, "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr": 1e-6}, "weight_decay": 1e-4, "max_grad_norm": 1.0, "max_length": 1024,
+        "global_batch_size": 256, "flip": True, "stage": "instruct-lora-only",
+    },
+    "original-full": {"max_steps": 4236, "stage": "instruct-full", "learning_rate": 2e-5},
+    "minigpt4-pretrain": {"stage": "minigpt4", "max_steps": 50000},
+    "minigpt4-instruct": {"stage": "minigpt4", "max_steps": 2000},
+    "kosmos-pretrain": {"stage": "kosmos", "max_steps": 50000},
+    "kosmos-instruct": {"stage": "kosmos", "max_steps": 2000},
+    "llava-pretrain": {"stage": "llava-pretrain", "max_steps": 50000},
+    "llava-instruct": {"stage": "llava-instruct", "max_steps": 2000},
+    "tiny-pretrain": {"stage": "pretrain", "max_steps": 20},
+    "tiny-instruct": {"stage": "instruct", "max_steps": 20},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_have_their_values(path):
+    owl, training = parse_recipe(path, ["--use_cpu", "true"])
+    values = {**vars(training), **vars(owl)}
+    for name, expected in EXPECTED[path.stem].items():
+        assert values[name] == expected, name
+    assert training.output_dir == f"build/{path.stem}"
+    assert training.gradient_accumulation_steps * training.per_device_train_batch_size == owl.global_batch_size
+
+
+def test_no_recipe_is_forgotten():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(EXPECTED)
+
+
+def test_table_5_joins_equal_parts():
+    owl, _ = parse_recipe(CONFIGS / "instruct.yaml", ["--use_cpu", "true"])
+    assert {name: group["weight"] for name, group in owl.data.items()} == {"text": 128, "multimodal": 128}
+
+
+def test_options_override_the_recipe(tmp_path):
+    (tmp_path / "base.yaml").write_text("model: a\nlearning_rate: 1e-3\ndata: {x: {sources: []}}\ncrop: [0.2, 0.9]")
+    (tmp_path / "recipe.yaml").write_text("base: base.yaml\nmodel: b\nlora_r: 3")
+    data = "{y: {sources: [{format: alpaca, path: z.json}]}}"
+    owl, training = parse_recipe(
+        tmp_path / "recipe.yaml",
+        ["--lora_r=5", "--adam_beta2", "0.5", "--data", data, "--flip", "--bf16", "true", "--use_cpu", "true"],
+    )
+    assert (owl.model, owl.lora_r, training.learning_rate, training.adam_beta2) == ("b", 5, 1e-3, 0.5)
+    assert owl.data == yaml.safe_load(data)
+    assert owl.augmentation == Augmentation((0.2, 0.9), flip=True)
+    assert training.bf16
+    assert training.report_to == ["tensorboard"]
+    owl, training = parse_recipe(None, ["--model", "m", "--data", data, "--report_to", "none", "--crop", "1", "1"])
+    assert (owl.model, training.report_to, owl.crop) == ("m", [], [1, 1])
+
+
+def test_every_training_argument_is_a_setting():
+    from dataclasses import fields
+
+    from transformers import TrainingArguments
+
+    names = RecipeParser().names
+    assert {field.name for field in fields(TrainingArguments) if field.init} <= set(names)
+    assert len(names) == len(set(names))
+
+
+GOOD = {"model": "m", "data": {"x": {"sources": [{"format": "alpaca", "path": "y"}]}}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ({**GOOD, "learning_rat": 1}, [], "'learning_rat' is no name of a setting.* Did you mean 'learning_rate'"),
+        (GOOD, ["--lora-rr", "2"], "'lora-rr' is no name of a setting"),
+        (GOOD, ["--max_stepss=2"], "'max_stepss' is no name of a setting. Did you mean 'max_steps'"),
+        (GOOD, ["stray"], "'stray' is neither a setting nor the value of one"),
+        (GOOD, ["--max_steps", "many"], "max-steps: invalid int value: 'many'"),
+        (GOOD, ["--learn", "1"], "'learn' is no name of a setting"),
+        ({**GOOD, "stage": "instuct"}, [], "'instuct' is no name of a stage. Did you mean 'instruct'"),
+        ({**GOOD, "on_error": "ignore"}, [], "'ignore' is no name of a policy for bad data. Choose one of stop, skip"),
+        ({**GOOD, "max_skipped": 1}, [], "`max_skipped` is 1, but a share from 0"),
+        ({**GOOD, "crop": [0, 1]}, [], "`crop` is .0, 1., but two shares of the area"),
+        ({**GOOD, "quantize": "4bit", "stage": "pretrain"}, [], "`quantize` needs a stage with LoRA, not 'pretrain'"),
+        ({"data": {}}, [], "The recipe needs `model`"),
+        ({"model": "m"}, [], "The recipe needs `data`"),
+        ({**GOOD, "data": [1]}, [], "data holds list, but names with values were expected"),
+        (GOOD, ["--data", "{x: "], "data is no YAML"),
+        (
+            {**GOOD, "global_batch_size": 9, "per_device_train_batch_size": 2},
+            [],
+            "global_batch_size=9 is no multiple of 2",
+        ),
+    ],
+)
+def test_wrong_recipes_are_told(tmp_path, recipe, options, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(path, options)

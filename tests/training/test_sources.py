@@ -1,0 +1,132 @@
+"""Every form of image-caption data gives the same samples; what is wrong in a file is named with file and row."""
+
+import functools
+import http.server
+import io
+import json
+import threading
+
+import PIL.Image
+import pytest
+
+from transformers_owl.training import BadSampleError, Rows, Shards
+
+
+def captions(rows) -> list[tuple[int, str, str]]:
+    """Grey level, question and caption of every sample."""
+    found = []
+    for number in range(len(rows)):
+        question, answer = rows[number]["messages"]
+        picture, *texts = question["content"]
+        image = PIL.Image.open(picture["path"]) if "path" in picture else picture["image"]
+        found.append((image.getpixel((0, 0))[0], *[part["text"] for part in texts], answer["content"]))
+    return found
+
+
+def test_csv_and_jsonl_beside_their_pictures(files):
+    jsonl = files.captions([1, 2])
+    (files.folder / "captions.csv").write_text('file_name,text\n1.png,"grey, 1"\n2.png,grey 2\n')
+    assert captions(Rows(**jsonl)) == [(1, "grey 1"), (2, "grey 2")]
+    assert captions(Rows("captions", str(files.folder / "captions.csv"))) == [(1, "grey, 1"), (2, "grey 2")]
+    asked = Rows(**jsonl, prompt="What is it?")
+    assert captions(asked) == [(1, "What is it?", "grey 1"), (2, "What is it?", "grey 2")]
+    assert asked[0]["source"] == f"{files.folder}/captions.jsonl, row 1"
+
+
+def test_captions_of_coco(files):
+    """Several captions of a picture are several samples."""
+    files.captions([1, 2])
+    content = {
+        "images": [{"id": 7, "file_name": "1.png"}, {"id": 8, "file_name": "2.png"}],
+        "annotations": [
+            {"image_id": 8, "caption": "two"}, {"image_id": 7, "caption": "one"}, {"image_id": 8, "caption": "zwei "}
+        ],
+    }  # fmt: skip
+    path = files.folder / "annotations.json"
+    path.write_text(json.dumps(content))
+    assert captions(Rows("coco", str(path), images=str(files.folder))) == [(2, "two"), (1, "one"), (2, "zwei")]
+    path.write_text(json.dumps({"images": [], "annotations": [{"image_id": 7, "caption": "x"}]}))
+    with pytest.raises(ValueError, match=r"annotations\.json holds no captions in MSCOCO's form: 7 is missing"):
+        Rows("coco", str(path))
+
+
+def test_datasets_from_disk_and_by_name(files, tmp_path):
+    import datasets
+
+    table = {"picture": [files.picture(number) for number in (3, 4)], "caption": ["grey 3", "grey 4"]}
+    data = datasets.Dataset.from_dict(table).cast_column("picture", datasets.Image())
+    data.save_to_disk(tmp_path / "saved")
+    options = {"image_column": "picture", "text_column": "caption"}
+    assert captions(Rows("dataset", str(tmp_path / "saved"), **options)) == [(3, "grey 3"), (4, "grey 4")]
+    (tmp_path / "repository" / "data").mkdir(parents=True)
+    data.to_parquet(tmp_path / "repository" / "data" / "validation-00000.parquet")
+    rows = Rows("dataset", str(tmp_path / "repository"), split="validation", **options)
+    assert captions(rows) == [(3, "grey 3"), (4, "grey 4")]
+    with pytest.raises(
+        ValueError, match=r"has the columns \['picture', 'caption'\], but \['image', 'text'\] are named"
+    ):
+        Rows("dataset", str(tmp_path / "saved"))
+
+
+def test_a_damaged_picture_of_a_dataset_is_named(tmp_path):
+    import datasets
+
+    table = {"image": [{"bytes": b"noise", "path": None}], "text": ["x"]}
+    datasets.Dataset.from_dict(table).cast_column("image", datasets.Image(decode=False)).save_to_disk(tmp_path / "d")
+    with pytest.raises(BadSampleError, match=r"d, row 1: unreadable picture: "):
+        Rows("dataset", str(tmp_path / "d"))[0]
+
+
+@pytest.fixture
+def server(files):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(files.folder))
+    handler.log_message = None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_shards_come_from_files_and_from_urls(files, server):
+    files.shard("00000.tar", [1, 2])
+    files.shard("00001.tar", [3])
+    for start in (str(files.folder), server):
+        shards = Shards(f"{start}/{{00000..00001}}.tar", prompt="Hm?")
+        assert shards.shards == [f"{start}/00000.tar", f"{start}/00001.tar"]
+        samples = [shards.sample(item) for shard in shards.shards for item in shards.read(shard)]
+        assert captions(samples) == [(1, "Hm?", "grey 1"), (2, "Hm?", "grey 2"), (3, "Hm?", "grey 3")]
+        assert samples[2]["source"] == f"{start}/00001.tar, 000000003"
+
+
+def test_a_shard_that_is_not_there_is_named(files, server):
+    for path in (f"{files.folder}/gone.tar", f"{server}/gone.tar"):
+        shards = Shards(path)
+        (item,) = shards.read(path)
+        with pytest.raises(BadSampleError, match=r"gone\.tar: broken shard: "):
+            shards.sample(item)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"jpg": b"noise", "txt": b"x"}, "a, 7: unreadable picture"),
+        ({"txt": b"x"}, "a, 7: malformed row: a picture and .txt are needed, but there is only txt"),
+        ({"png": None, "caption": b"x"}, "a, 7: malformed row: .* only png, caption"),
+        ({"png": None, "txt": b"\xff\xfe"}, "a, 7: malformed row: "),
+        ({"png": None, "txt": b" \n"}, "a, 7: empty text"),
+    ],
+)
+def test_bad_samples_of_a_shard_are_named(files, members, message):
+    picture = io.BytesIO()
+    files.picture(1).save(picture, "png")
+    content = {suffix: picture.getvalue() if data is None else data for suffix, data in members.items()}
+    with pytest.raises(BadSampleError, match=message):
+        Shards("a").sample({"__url__": "a", "__key__": "7", **content})
+
+
+def test_a_row_number_outside_is_an_index_error(files):
+    rows = Rows(**files.captions([1]))
+    assert len(list(rows)) == 1
+    for number in (-1, 1):
+        with pytest.raises(IndexError, match=f"no row {number} among 1"):
+            rows[number]

@@ -1,0 +1,243 @@
+"""The command trains after a recipe: what trains is told, the loss is the original's, and what it logs is true."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import relative_error, tiny_config
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
+from typer.testing import CliRunner
+
+from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl.cli import app
+from transformers_owl.mplug_owl.modeling_mplug_owl import MplugOwlAttention
+from transformers_owl.training import ConversationCollator, prepare_stage
+from transformers_owl.training.mixture import Group, Mixture
+from transformers_owl.training.throughput import TrainingFlops, gradient_norms
+from transformers_owl.training.train import train
+from transformers_owl.training.trainer import OwlTrainer
+
+
+QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--peak_tflops", "1", "--use_cpu", "true"]
+
+
+@pytest.fixture
+def recipe(files, llama, tmp_path):
+    def write(**values) -> Path:
+        content = {
+            "model": llama.checkpoint,
+            "data": {
+                "text": {"sources": [files.text(range(5))]},
+                "pictures": {"sources": [files.captions(range(100, 106))]},
+            },
+            "output_dir": str(tmp_path / "out"),
+            "max_length": 256,
+            "per_device_train_batch_size": 2,
+            "max_steps": 2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            **values,
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+def test_the_tiny_recipes_train_and_load_back(tmp_path, monkeypatch):
+    """As typed in the README: a table, falling losses, answers, curves, TensorBoard, and a model that loads."""
+    monkeypatch.chdir(Path(__file__).parent.parent.parent)
+    for stage in ("pretrain", "instruct"):
+        output = tmp_path / stage
+        result = CliRunner().invoke(app, ["train", f"configs/tiny-{stage}.yaml", "--output_dir", str(output)])
+        assert result.exit_code == 0, result.output
+        history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        assert losses[-1] < losses[0] - 2
+        assert [entry["step"] for entry in history if "eval_loss" in entry] == [10, 20]
+        answers = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
+        assert [(entry["step"], entry["picture"]) for entry in answers] == [
+            (10, "examples/pictures/cat.jpg"), (20, "examples/pictures/cat.jpg"),
+        ]  # fmt: skip
+        assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+        assert list(output.rglob("events.out.tfevents.*"))
+        model = AutoModelForImageTextToText.from_pretrained(output)
+        processor = AutoProcessor.from_pretrained(output)
+        messages = [
+            {"role": "user", "content": [{"type": "image", "path": "examples/pictures/cat.jpg"}]},
+        ]
+        inputs = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        written = model.generate(**inputs, max_new_tokens=40)[:, inputs["input_ids"].shape[1] :]
+        assert processor.batch_decode(written, skip_special_tokens=True)[0] == answers[-1]["answer"]
+        assert "language_model" in result.output
+    assert "LoRA" in result.output
+
+
+def test_wrong_recipes_end_with_one_line(recipe):
+    result = CliRunner().invoke(app, ["train", str(recipe()), "--lerning_rate", "1"])
+    assert (result.exit_code, result.output) == (
+        1, "Error: 'lerning_rate' is no name of a setting. Did you mean 'learning_rate'?\n",
+    )  # fmt: skip
+    missing = recipe(data={"x": {"sources": [{"format": "alpaca", "path": "/gone.json"}]}})
+    result = CliRunner().invoke(app, ["train", str(missing)])
+    assert result.exit_code == 1
+    assert "Error: [Errno 2] No such file or directory: '/gone.json'" in result.output
+
+
+def test_settings_reach_the_trainer(recipe):
+    options = [
+        "--adam_beta1", "0.7", "--adam_beta2", "0.5", "--adam_epsilon", "1e-3", "--weight_decay", "0.3",
+        "--learning_rate", "1e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "4", "--max_grad_norm", "0.125",
+        "--lora_r", "3", "--lora_alpha", "7", "--lora_dropout", "0.2", "--seed", "7",
+    ]  # fmt: skip
+    trainer = train(recipe(), [*QUIET, *options])
+    group = trainer.optimizer.param_groups[0]
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.7, 0.5), 1e-3, 0.3)
+    assert group["initial_lr"] == 1e-3
+    assert [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry] == [0, 1e-3 / 4]
+    lora = trainer.model.peft_config["default"]
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (3, 7, 0.2)
+    assert trainer.train_dataset.seed == 7
+
+
+def test_epochs_become_steps(recipe):
+    """Six pictures in halves of four rows: three steps an epoch of the larger group."""
+    options = ["--max_steps", "-1", "--num_train_epochs", "2", "--gradient_accumulation_steps", "2"]
+    assert train(recipe(), [*QUIET, *options]).state.global_step == 6
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "instruct", "instruct-full"])
+def test_trained_weights_are_float32_and_frozen_ones_as_computed(recipe, stage):
+    trainer = train(recipe(stage=stage, bf16=True), QUIET)
+    kinds = {(parameter.requires_grad, parameter.dtype) for parameter in trainer.model.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert all(4 < loss < 10 for loss in losses)
+
+
+@pytest.mark.parametrize("prompt", ["one_image", "two_images", "text_only"])
+def test_the_originals_loss_is_met_through_collator_and_trainer(llama, llama_processor, prompt, files, tmp_path):
+    """
+    The original's answer is two ids that no text gives: they take the place of an answer of as many tokens. (In its
+    dialogue the first answer has no EOS: that is how a prompt reads, not how answers are trained.)
+    """
+    expected = {key.partition("/")[2]: value for key, value in llama.expected.items() if key.startswith(prompt + "/")}
+    *_, question = llama.prompts[prompt]["text"].removesuffix("\nAI: ").split("\nHuman: ")
+    content = [{"type": "image", "image": picture} for picture in llama.pictures(prompt)]
+    content.append({"type": "text", "text": question})
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "in a"}]
+    batch = ConversationCollator(llama_processor)([{"messages": messages}])
+    ids = expected["train_input_ids"].masked_fill(expected["train_input_ids"] == -1, llama_processor.image_token_id)
+    assert batch["input_ids"].shape == ids.shape
+    assert batch["input_ids"][:, :-3].tolist() == ids[:, :-3].tolist()
+    assert batch["labels"][0, -4:].tolist() == [-100, *batch["input_ids"][0, -3:].tolist()]
+    batch["input_ids"], batch["labels"][:, -3:] = ids, ids[:, -3:]
+    model = MplugOwlForConditionalGeneration.from_pretrained(llama.checkpoint).eval()
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to=[], max_steps=1)
+    groups = {"x": Group.from_dict({"sources": [files.text([1])]})}
+    trainer = OwlTrainer(model, arguments, Mixture(groups, ConversationCollator(llama_processor), 1))
+    with torch.no_grad():
+        loss = trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(3))
+    assert abs(loss - expected["train_loss"]) <= 1e-5
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(recipe, monkeypatch):
+    """Rows of unequal length: each token counts the same, in whichever micro-batch it is."""
+    import transformers_owl.training.train as module
+
+    def without_dropout(owl, args, load=module.load_model):
+        model = load(owl, args)
+        for part in model.modules():
+            if isinstance(part, MplugOwlAttention):
+                part.dropout = 0.0
+        return model
+
+    monkeypatch.setattr(module, "load_model", without_dropout)
+    found = []
+    for batch, accumulation in ((4, 1), (2, 2), (1, 4)):
+        options = ["--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", str(accumulation)]
+        owl = recipe(stage="instruct-full", max_steps=1, max_grad_norm=1e9, crop=[1, 1], lora_dropout=0)
+        trainer = train(owl, [*QUIET, *options])
+        (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+        found.append((entry["loss"], entry["grad_norm"]))
+    for loss, norm in found[1:]:
+        assert abs(loss - found[0][0]) <= 1e-5
+        assert abs(norm - found[0][1]) <= 1e-4 * norm
+
+
+def test_the_log_counts_tokens_pictures_and_what_was_left_out(recipe, files):
+    bad = files.jsonl("captions", [{"file_name": "gone.png", "text": "x"}] * 2, "bad.jsonl")
+    data = {"all": {"sources": [files.captions(range(100, 106)), bad]}}
+    trainer = train(recipe(data=data, max_steps=4, on_error="skip", max_skipped=0.5), QUIET)
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert entries[-1]["skipped_missing_picture"] == 2
+    for entry in entries:
+        # Two pictures of 65 positions, a prompt of 70 and a caption: their ratio is that of positions to pictures.
+        assert 100 < entry["tokens_per_second"] / entry["pictures_per_second"] < 160
+        assert entry["grad_norm_abstractor"] ** 2 + entry["grad_norm_LoRA"] ** 2 == pytest.approx(
+            entry["grad_norm"] ** 2, rel=1e-3
+        )
+        assert 0 < entry["mfu"] < 1
+    listed = [json.loads(line) for line in Path(trainer.args.output_dir, "skipped-0.jsonl").read_text().splitlines()]
+    assert [entry["reason"] for entry in listed] == ["missing picture"] * 2
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "instruct", "instruct-full", "kosmos"])
+def test_flops_agree_with_those_that_torch_counts(stage):
+    """Torch counts the whole square of causal attention, and no gradient of the pixels."""
+    base = tiny_config()
+    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4}
+    text = {**base.text_config.to_dict(), **sizes, "num_key_value_heads": 4, "head_dim": 16, "vocab_size": 500}
+    vision = {**base.vision_config.to_dict(), **sizes, "image_size": 140}
+    abstractor = {**base.visual_abstractor_config.to_dict(), **sizes, "encoder_hidden_size": 64}
+    config = type(base)(
+        text_config=text, vision_config=vision, visual_abstractor_config=abstractor, num_query_tokens=16
+    )
+    model = prepare_stage(MplugOwlForConditionalGeneration._from_config(config, attn_implementation="eager"), stage)
+    ids = torch.randint(3, 100, (2, 120))
+    ids[:, 5:22] = model.config.image_token_id
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, pixel_values=torch.randn(2, 3, 140, 140)).loss.backward()
+    causal = 2 * 2 * 64 * 2 * 120**2 * 3  # the other half of the square
+    expected = counter.get_total_flops() - causal
+    assert TrainingFlops(model)([120, 120], 2) == pytest.approx(expected, rel=0.05)
+
+
+def test_gradient_norms_are_those_of_the_parts():
+    torch.manual_seed(0)
+    model = prepare_stage(MplugOwlForConditionalGeneration(tiny_config()), "pretrain")
+    ids = torch.randint(3, 100, (1, 14))
+    ids[:, 3:8] = 100
+    model(input_ids=ids, labels=ids, pixel_values=torch.randn(1, 3, 28, 28)).loss.backward()
+    norms = gradient_norms(model)
+    assert set(norms) == {"vision_model", "abstractor"}
+    for part, norm in norms.items():
+        values = [p.grad.flatten() for name, p in model.named_parameters() if part in name and p.grad is not None]
+        assert norm == pytest.approx(torch.cat(values).norm().item(), rel=1e-5)
+
+
+def test_a_blank_picture_changes_nothing_but_reaches_the_visual_modules(llama, llama_processor):
+    torch.manual_seed(0)
+    model = prepare_stage(MplugOwlForConditionalGeneration.from_pretrained(llama.checkpoint), "pretrain").eval()
+    samples = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}]}
+        for text in ("Is it true?", "A much longer question, is it?")
+    ]
+    plain = ConversationCollator(llama_processor)(samples)
+    batch = ConversationCollator(llama_processor, always_picture=True)(samples)
+    assert batch["pixel_values"].shape == (1, 3, 56, 56)
+    assert (batch["input_ids"][0] == llama_processor.image_token_id).sum() == 65
+    assert (batch["input_ids"][1] == llama_processor.image_token_id).sum() == 0
+    expected, output = model(**plain), model(**batch)
+    assert abs(output.loss - expected.loss) <= 1e-6
+    length = int(plain["attention_mask"][0].sum())
+    assert relative_error(output.logits[0, :length], expected.logits[0, :length]) <= 1e-5
+    output.loss.backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert trained and all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)
