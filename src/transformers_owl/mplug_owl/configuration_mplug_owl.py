@@ -159,6 +159,7 @@ class MplugOwlConfig(PreTrainedConfig):
         "visual_abstractor_config": MplugOwlVisualAbstractorConfig,
         "text_config": SubConfigSpec(AutoConfig, model_type="llama"),
     }
+    base_model_fsdp_plan = {}  # the parts bring theirs
 
     vision_config: Any = None  # a configuration; a dictionary becomes one
     visual_abstractor_config: Any = None  # a configuration; a dictionary becomes one

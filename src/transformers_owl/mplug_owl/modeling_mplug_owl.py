@@ -735,6 +735,7 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationMixin):
     """
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: MplugOwlConfig):
         super().__init__(config)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 
@@ -90,7 +91,8 @@ def module_table(model: nn.Module) -> list[dict]:
     for name, parameter in model.named_parameters():
         part = part_of(name)
         row = rows.setdefault(part, {"part": part, "parameters": 0, "trainable": 0, "dtypes": set()})
-        row["parameters"] += parameter.numel()
+        is_packed = parameter.dtype == torch.uint8  # bitsandbytes: two weights of 4 bits in a byte
+        row["parameters"] += parameter.numel() * (2 if is_packed else 1)
         row["trainable"] += parameter.numel() * parameter.requires_grad
         row["dtypes"].add(str(parameter.dtype).removeprefix("torch."))
     return list(rows.values())

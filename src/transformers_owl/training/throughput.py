@@ -35,7 +35,7 @@ class TrainingFlops:
         self.weights = {part: [0, 0] for part in ("vision", "keys and values", "abstractor", "text")}
         for name, module in model.named_modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)) and "original_module" not in name:
-                size = module.weight[0].numel() * module.weight.shape[0]
+                size = _size(module)
                 self.weights[_part(name)][0] += size
                 self.weights[_part(name)][1] += size * module.weight.requires_grad
         trains = {part for part, (_, trained) in self.weights.items() if trained}
@@ -70,6 +70,13 @@ class TrainingFlops:
             if part in self.passed:
                 total += forward + 2 * products[part]
         return total
+
+
+def _size(module: nn.Linear | nn.Conv2d) -> int:
+    """How many weights it has, however they are packed or sharded."""
+    if isinstance(module, nn.Linear):
+        return module.in_features * module.out_features
+    return module.weight.numel()
 
 
 def _part(name: str) -> str:

@@ -57,6 +57,7 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
         processing_class=processor,
         callbacks=[LossCurves(), *([FixedPictures(processor, owl.watch, owl.watch_prompt)] if owl.watch else [])],
     )
+    trainer.accelerator.wait_for_everyone()  # the first process makes the folder
     last = args.resume_from_checkpoint or get_last_checkpoint(args.output_dir)
     if last:
         done = TrainerState.load_from_json(str(Path(last, "trainer_state.json"))).global_step
