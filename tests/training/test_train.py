@@ -139,7 +139,7 @@ def test_the_originals_loss_is_met_through_collator_and_trainer(llama, llama_pro
     assert batch["labels"][0, -4:].tolist() == [-100, *batch["input_ids"][0, -3:].tolist()]
     batch["input_ids"], batch["labels"][:, -3:] = ids, ids[:, -3:]
     model = MplugOwlForConditionalGeneration.from_pretrained(llama.checkpoint).eval()
-    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to=[], max_steps=1)
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to=[], max_steps=1, per_device_train_batch_size=1)
     groups = {"x": Group.from_dict({"sources": [files.text([1])]})}
     trainer = OwlTrainer(model, arguments, Mixture(groups, ConversationCollator(llama_processor), 1))
     with torch.no_grad():
@@ -241,3 +241,22 @@ def test_a_blank_picture_changes_nothing_but_reaches_the_visual_modules(llama, l
     output.loss.backward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert trained and all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_steps": -1}, "`max_steps` is needed"),
+        ({"auto_find_batch_size": True}, "`auto_find_batch_size` cannot change"),
+        ({"per_device_train_batch_size": 4}, r"are \(2, 1, 0, 1\) in the mixture, but \(4, 1, 0, 1\)"),
+        ({"gradient_accumulation_steps": 3}, r"\(2, 1, 0, 1\) in the mixture, but \(2, 3, 0, 1\)"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_mixture_are_told(
+    llama_model, llama_processor, files, tmp_path, settings, message
+):
+    mixture = Mixture({"x": Group.from_dict({"sources": [files.text([1])]})}, ConversationCollator(llama_processor), 2)
+    given = {"per_device_train_batch_size": 2, "max_steps": 1, **settings}
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to=[], **given)
+    with pytest.raises(ValueError, match=message):
+        OwlTrainer(llama_model, arguments, mixture)

@@ -243,12 +243,20 @@ class MixtureLoader(DataLoader):
         mixture ([`Mixture`]): The batches.
         workers (`int`): Processes that read; 0 reads in this one.
         pin_memory (`bool`): For faster copies to a GPU.
+        prefetch_factor (`int`, *optional*): Batches that each worker reads ahead.
     """
 
-    def __init__(self, mixture: Mixture, workers: int = 0, pin_memory: bool = False):
+    def __init__(
+        self, mixture: Mixture, workers: int = 0, pin_memory: bool = False, prefetch_factor: int | None = None
+    ):
         # With a generator of its own it leaves the global one, which draws dropout, alone.
         super().__init__(
-            mixture, batch_size=None, num_workers=workers, pin_memory=pin_memory, generator=torch.Generator()
+            mixture,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch_factor,
+            generator=torch.Generator(),
         )
 
     def __iter__(self):

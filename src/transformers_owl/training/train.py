@@ -10,7 +10,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -60,9 +59,6 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
     trainer.accelerator.wait_for_everyone()  # the first process makes the folder
     last = args.resume_from_checkpoint or get_last_checkpoint(args.output_dir)
     if last:
-        done = TrainerState.load_from_json(str(Path(last, "trainer_state.json"))).global_step
-        if done >= args.max_steps:
-            raise ValueError(f"{last} is the end of this recipe: give more max_steps, or another output_dir.")
         console.print(f"Going on from {last}")
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model()

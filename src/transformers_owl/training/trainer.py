@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from .mixture import Mixture, MixtureLoader
@@ -38,6 +38,7 @@ class OwlTrainer(Trainer):
     train_dataset: Mixture
 
     def __init__(self, model, args, mixture: Mixture, peak_tflops: float | None = None, **kwargs):
+        check_arguments(args, mixture)
         # The mixture begins where its checkpoint says: there is nothing for the library to skip.
         args.ignore_data_skip = True
         super().__init__(model, args, train_dataset=mixture, **kwargs)
@@ -58,11 +59,18 @@ class OwlTrainer(Trainer):
             shutil.rmtree(output / UNFINISHED, ignore_errors=True)
         if resume_from_checkpoint:
             self._resume_data(Path(str(resume_from_checkpoint)))
+            if self.train_dataset.first >= self.args.max_steps * self.args.gradient_accumulation_steps:
+                # All is done but for what comes after; the library would train for one more step.
+                self.state = TrainerState.load_from_json(str(Path(str(resume_from_checkpoint), "trainer_state.json")))
+                return self._load_from_checkpoint(str(resume_from_checkpoint))
         self._shorten_list(self.train_dataset.first // self.args.gradient_accumulation_steps)
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def get_train_dataloader(self) -> MixtureLoader:
-        return MixtureLoader(self.train_dataset, self.args.dataloader_num_workers, self.args.dataloader_pin_memory)
+        args = self.args
+        return MixtureLoader(
+            self.train_dataset, args.dataloader_num_workers, args.dataloader_pin_memory, args.dataloader_prefetch_factor
+        )
 
     def get_batch_samples(self, *args, **kwargs):
         if self._began is None:
@@ -75,7 +83,7 @@ class OwlTrainer(Trainer):
         flops = self._flops(inputs["attention_mask"].sum(1).tolist(), pictures)
         self._counted += torch.tensor([tokens, pictures, flops], dtype=torch.float64)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        is_logged = self.args.logging_steps >= 1 and (self.state.global_step + 1) % self.args.logging_steps == 0
+        is_logged = (self.state.global_step + 1) % self.state.logging_steps == 0
         if is_logged and self.accelerator.sync_gradients:
             self._norms = gradient_norms(self.model)
         return loss
@@ -177,3 +185,26 @@ class OwlTrainer(Trainer):
             lines = path.read_text(encoding="utf-8").splitlines()
             kept = [line + "\n" for line in lines if json.loads(line)["step"] < step]
             path.write_text("".join(kept), encoding="utf-8")
+
+
+def check_arguments(args, mixture: Mixture) -> None:
+    """
+    Raises:
+        ValueError: for settings that do not fit the data stream, or would have no effect on it.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs. Start one for each of them: torchrun --nproc_per_node={args.n_gpu} "
+            "-m transformers_owl.cli train RECIPE; or choose one by CUDA_VISIBLE_DEVICES."
+        )
+    if args.max_steps <= 0:
+        raise ValueError("`max_steps` is needed: `mixture.steps(epochs)` computes it.")
+    if args.auto_find_batch_size:
+        raise ValueError("`auto_find_batch_size` cannot change the mixture's batches: give the batch size yourself.")
+    given = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.process_index, args.world_size)
+    has = (mixture.batch_size, mixture.accumulation, mixture.rank, mixture.world_size)
+    if given != has:
+        raise ValueError(
+            f"Batch size, accumulation, rank and number of processes are {has} in the mixture, but {given} in the "
+            "arguments: they must agree."
+        )
