@@ -273,7 +273,7 @@ class _Slot:
         self.mixture = mixture
         self.worker = worker
         groups = {name: group.data for name, group in mixture.groups.items()}
-        self.positions = mixture.positions.get(worker) or {name: data.start for name, data in groups.items()}
+        self.positions = {name: data.start for name, data in groups.items()} | mixture.positions.get(worker, {})
         slot, slots = mixture.rank * workers + worker, mixture.world_size * workers
         self.streams = {
             name: data.draws(slot, slots, mixture.seed, self.positions[name]) for name, data in groups.items()
@@ -283,12 +283,7 @@ class _Slot:
     def batch(self, names: list[str]) -> dict[str, Any]:
         left_out: list[dict[str, str]] = []
         rows = [self._row(name, left_out) for name in names]
-        report = {
-            "worker": self.worker,
-            "positions": dict(self.positions),
-            "skipped": left_out,
-            "groups": {name: names.count(name) for name in self.streams},
-        }
+        report = {"worker": self.worker, "positions": dict(self.positions), "skipped": left_out}
         return {**self.mixture.collator.pad(rows), "report": report}
 
     def _row(self, name: str, left_out: list[dict[str, str]]) -> dict[str, torch.Tensor]:

@@ -42,6 +42,7 @@ def draw_losses(log_history: list[dict[str, Any]], path: Path) -> None:
         points = [(entry["step"], float(entry[name])) for entry in log_history if name in entry]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("loss (nats a token)")
     axes.grid(alpha=0.3)
