@@ -35,6 +35,7 @@ class LossCurves(TrainerCallback):
 def draw_losses(log_history: list[dict[str, Any]], path: Path) -> None:
     """A picture of the losses of training and evaluation over the optimizer steps."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -42,7 +43,7 @@ def draw_losses(log_history: list[dict[str, Any]], path: Path) -> None:
         points = [(entry["step"], float(entry[name])) for entry in log_history if name in entry]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("loss (nats a token)")
     axes.grid(alpha=0.3)
