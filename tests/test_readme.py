@@ -21,10 +21,14 @@ def blocks(page: str, language: str) -> list[str]:
 @pytest.fixture
 def small(llama, monkeypatch, tmp_path):
     """Runs in a copy of the folders that the pages name; the release's name stands for the golden checkpoint."""
-    for name in ("examples", "tests"):
+    for name in ("configs", "examples", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    return lambda text: text.replace(RELEASE, llama.checkpoint).replace("max_new_tokens=", "max_new_tokens=5 or ")
+    return lambda text: (
+        text.replace(f"{RELEASE}-pt", RELEASE)
+        .replace(RELEASE, llama.checkpoint)
+        .replace("max_new_tokens=", "max_new_tokens=5 or ")
+    )
 
 
 def test_python_blocks_of_the_readme_run(small, capsys, llama_model):
@@ -42,7 +46,10 @@ def test_python_blocks_of_the_readme_run(small, capsys, llama_model):
     for block in blocks("README.md", "bash"):
         for line in block.splitlines():
             command = shlex.split(small(line).replace("photo.jpg", "examples/pictures/cat.jpg"))
-            if command[0] == "transformers-owl" and command[1] != "serve":
+            if command[:2] == ["transformers-owl", "train"]:
+                result = CliRunner().invoke(app, command[1:])
+                assert result.exit_code == 0, result.output
+            elif command[0] == "transformers-owl" and command[1] != "serve":
                 pictures = [str(path) for path in sorted(Path("examples/pictures").glob("*.jpg"))]
                 expanded = [part for word in command[1:] for part in (pictures if "*" in word else [word])]
                 result = CliRunner().invoke(app, [*expanded, "--max-new-tokens", "3"])
@@ -99,3 +106,44 @@ def test_blocks_of_coming_from_the_original_run(small, llama, llama_model, llama
         exec(compile(small(block), "from-the-original.md", "exec"), names)
     assert names["prompt"].endswith("Human: <image>\nHuman: What is this?\nAI: ")
     assert names["pixel_values_videos"].shape == (1, 4, 3, 8, 8)
+
+
+def test_blocks_of_training_run(small, llama, monkeypatch):
+    import yaml
+
+    from transformers_owl.training.arguments import parse_recipe
+
+    (command,) = blocks("docs/training.md", "bash")
+    result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--max_steps", "2", "--eval_strategy", "no"])
+    assert result.exit_code == 0, result.output
+    (recipe,) = blocks("docs/training.md", "yaml")
+    Path("my-run.yaml").write_text(recipe)
+    owl, training = parse_recipe("my-run.yaml", ["--use_cpu", "true"])
+    assert (owl.model, training.max_steps, training.learning_rate) == (yaml.safe_load(recipe)["model"], 500, 2e-5)
+    names: dict = {}
+    for block in blocks("docs/training.md", "python"):
+        exec(compile(small(block), "training.md", "exec"), names)
+    assert names["trainer"].state.global_step == 2
+    assert not hasattr(names["merged"], "peft_config")
+    assert names["owl"].model.abstractor.query_tokens.shape == (1, 64, 32)
+
+
+def test_the_tables_of_training_are_whole():
+    """Every setting, stage, format and recipe has its row."""
+    from dataclasses import fields
+
+    from transformers_owl.training import STAGES
+    from transformers_owl.training.arguments import OwlArguments
+    from transformers_owl.training.sources import FORMATS
+
+    text = (ROOT / "docs/training.md").read_text()
+    rows = "\n".join(
+        line.split("|")[1] for line in text.splitlines() if line.startswith("| `") and "| file |" not in line
+    )
+    named = set(re.findall(r"`([^`]+)`", rows))
+    wanted = {field.name for field in fields(OwlArguments)} | set(STAGES) | set(FORMATS)
+    recipes = {path.name for path in (ROOT / "configs").glob("*.yaml")}
+    assert wanted <= named
+    patterns = [name for name in named if name.endswith(".yaml")]
+    assert all(any(Path(recipe).match(pattern) for pattern in patterns) for recipe in recipes)
+    assert named - wanted - set(patterns) == set()

@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 from transformers import AutoProcessor
+from transformers.image_processing_backends import PilBackend
 
 from transformers_owl import MplugOwlImageProcessor
 
@@ -194,3 +195,23 @@ def test_the_releases_crop_never_takes_effect(llama, tmp_path, settings):
     assert dict(processor.size) == {"height": 56, "width": 56}
     assert list(processor.image_mean) == settings.get("image_mean", [0.48145466, 0.4578275, 0.40821073])
     assert processor(PIL.Image.new("RGB", (30, 90)), return_tensors="pt")["pixel_values"].shape == (1, 3, 56, 56)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"do_normalize": False}, {"do_rescale": False}, {"do_rescale": False, "do_normalize": False},
+        {"do_pad": True, "pad_size": {"height": 256, "width": 240}},
+        {"do_center_crop": True, "crop_size": {"height": 100, "width": 90}},
+        {"image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 3.0], "rescale_factor": 0.5},
+    ],
+)  # fmt: skip
+def test_the_table_of_colours_gives_the_librarys_values_to_the_last_bit(options):
+    class Library(MplugOwlImageProcessor):
+        _preprocess = PilBackend._preprocess
+
+    noise = np.random.default_rng(0).integers(0, 256, (2, 50, 40, 3), dtype=np.uint8)
+    expected = Library()(list(noise), return_tensors="pt", **options)["pixel_values"]
+    actual = MplugOwlImageProcessor()(list(noise), return_tensors="pt", **options)["pixel_values"]
+    assert actual.dtype == expected.dtype
+    assert torch.equal(actual, expected)

@@ -1,13 +1,26 @@
 """Conversations to batches: ids, pictures, and labels on the answers alone."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jinja2
+import numpy as np
 import PIL.Image
 import torch
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from ..mplug_owl.processing_mplug_owl import PICTURE_SOURCES, check_chats
 
 
 IGNORED = -100
+
+
+def pictures_of(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The parts of messages that are pictures."""
+    for message in messages:
+        if not isinstance(message["content"], str):
+            yield from (part for part in message["content"] if part["type"] == "image")
 
 
 class ConversationCollator:
@@ -46,9 +59,9 @@ class ConversationCollator:
                 raise ValueError(f"No answer fits into max_length={self.max_length}: {start}")
         return self.pad(rows)
 
-    def pad(self, rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def pad(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The batch of rows that `encode` gave."""
-        if self.always_picture and not any(len(row["pixel_values"]) for row in rows):
+        if self.always_picture and not any(row["pictures"] for row in rows):
             shortest = min(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
             rows = [self._with_blank(row) if number == shortest else row for number, row in enumerate(rows)]
         padding = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORED}
@@ -56,39 +69,69 @@ class ConversationCollator:
             name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
             for name, value in padding.items()
         }
-        pixels = [row["pixel_values"] for row in rows if len(row["pixel_values"])]
-        return batch | ({"pixel_values": torch.cat(pixels)} if pixels else {})
+        pictures = [picture for row in rows for picture in row["pictures"]]
+        return batch | (dict(self.processor.image_processor(pictures, return_tensors="pt")) if pictures else {})
 
-    def _with_blank(self, row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _with_blank(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row with a white picture behind its end, where nothing looks back at it and nothing is learned."""
         positions = self.processor.num_query_tokens + 1
         size = self.processor.image_processor.size
         blank = PIL.Image.new("RGB", (size["width"], size["height"]), "white")
         new = {"input_ids": self.processor.image_token_id, "attention_mask": 1, "labels": IGNORED}
         longer = {name: torch.cat([row[name], row[name].new_full((positions,), value)]) for name, value in new.items()}
-        return longer | {"pixel_values": self.processor.image_processor(blank, return_tensors="pt")["pixel_values"]}
+        return longer | {"pictures": [blank]}
 
-    def encode(self, messages: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def encode(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """
-        One conversation: `input_ids`, `attention_mask` and `labels` (positions,), `pixel_values` (pictures, 3, height,
-        width); labels are all -100 if no answer is left.
+        One conversation: `input_ids`, `attention_mask` and `labels` (positions,), and `pictures`, a list of PIL images
+        of the model's size; labels are all -100 if no answer is left.
         """
-        inputs = self.processor.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
-        )
-        ids = inputs["input_ids"][0]
-        is_answer = torch.as_tensor(inputs["assistant_masks"])[0].bool()
-        pixels = inputs.get("pixel_values", torch.empty(0))
+        check_chats(messages)
+        text, is_answer = self._render(messages)
+        backend = self.processor.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        encoding = backend.encode(text)
+        ids = torch.tensor(encoding.ids)
+        answers = torch.tensor([start < end and is_answer[start] for start, end in encoding.offsets])
+        # Every picture's placeholder stands for all of its positions.
+        repeats = torch.where(ids == self.processor.image_token_id, self.processor.num_query_tokens + 1, 1)
+        ids, answers = ids.repeat_interleave(repeats), answers.repeat_interleave(repeats)
         length = self._cut(ids)
-        positions = self.processor.num_query_tokens + 1
-        kept = int((ids[:length] == self.processor.image_token_id).sum()) // positions
-        ids = ids[:length]
+        ids, answers = ids[:length], answers[:length]
+        kept = int((ids == self.processor.image_token_id).sum()) // (self.processor.num_query_tokens + 1)
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
-            "labels": ids.masked_fill(~is_answer[:length], IGNORED),
-            "pixel_values": pixels[:kept],
+            "labels": ids.masked_fill(~answers, IGNORED),
+            "pictures": [self._small(part) for part in itertools.islice(pictures_of(messages), kept)],
         }
+
+    def _render(self, messages: list[dict[str, Any]]) -> tuple[str, np.ndarray]:
+        """The text of a conversation, and for each of its characters whether it belongs to an answer."""
+        try:
+            rendered: Any = render_jinja_template(
+                conversations=[messages],
+                chat_template=self.processor.chat_template,
+                return_assistant_tokens_mask=True,
+                **self.processor.tokenizer.special_tokens_map,
+            )
+        except jinja2.TemplateError as error:
+            raise ValueError(f"The chat does not fit the chat template: {error}") from error
+        (text,), (spans,) = rendered
+        is_answer = np.zeros(len(text), dtype=bool)
+        for start, end in spans:
+            is_answer[start:end] = True
+        return text, is_answer
+
+    def _small(self, part: dict[str, Any]) -> PIL.Image.Image:
+        """The picture of a part, already resized as the processor would do it: its other steps then work on less."""
+        source = next((part[name] for name in PICTURE_SOURCES if name in part), None)
+        if source is None:
+            raise ValueError(f"A picture has none of {', '.join(PICTURE_SOURCES)}: {part!r:.80}")
+        processor = self.processor.image_processor
+        image = processor.fetch_images(source)
+        return image.resize((processor.size["width"], processor.size["height"]), processor.resample)
 
     def _cut(self, ids: torch.Tensor) -> int:
         """Positions to keep: `max_length`, or fewer so that the last picture is whole."""

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..mplug_owl.image_processing_mplug_owl import open_picture
 from .augmentation import Augmentation
-from .collator import IGNORED, ConversationCollator
+from .collator import IGNORED, ConversationCollator, pictures_of
 from .names import check_names
 from .readers import Messages
 from .sources import BadSampleError, Rows, Shards, Source
@@ -321,13 +321,6 @@ def interleave(weights: dict[str, int]) -> list[str]:
         taken[name] += 1
         pattern.append(name)
     return pattern
-
-
-def pictures_of(messages: Messages) -> Iterator[dict[str, Any]]:
-    """The parts of messages that are pictures."""
-    for message in messages:
-        if not isinstance(message["content"], str):
-            yield from (part for part in message["content"] if part["type"] == "image")
 
 
 def open_pictures(sample: dict[str, Any]) -> Messages:

@@ -13,5 +13,6 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
     for name in given:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else f" Choose one of {', '.join(known)}."
+            choice = f" Choose one of {', '.join(known)}." if len(known) <= 20 else ""
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else choice
             raise ValueError(f"{name!r} is no name of {what}.{hint}")

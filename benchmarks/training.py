@@ -1,0 +1,161 @@
+"""Our training loop beside a bare PyTorch loop, and our data pipeline beside bare PIL with the same workers, on CPU.
+
+python benchmarks/training.py [--pairs 7] [--workers 2] [--json FILE]
+
+The loop: `OwlTrainer` and a plain loop (forward, backward, clip, AdamW, schedule) train the same model on the same
+ready batches, in stage 1 and in stage 2. The data: `Mixture` (row, picture, random crop, resize, chat template, tokens,
+labels, padding, a batch's pixels as floats) beside a `DataLoader` that only decodes and resizes the same files by PIL.
+Runs alternate; a row gives medians and the median ratio of the pairs.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainingArguments, get_cosine_schedule_with_warmup
+
+from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor
+from transformers_owl.training import ConversationCollator, Mixture, OwlTrainer, prepare_stage
+from transformers_owl.training.augmentation import Augmentation
+from transformers_owl.training.mixture import Group, MixtureLoader
+
+
+ROOT = Path(__file__).parent.parent
+CHECKPOINT = ROOT / "tests/golden/image-llama/original_checkpoint"
+TEXT = {
+    "model_type": "llama", "vocab_size": 1000, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "pad_token_id": 0,
+}  # fmt: skip
+VISION = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
+ABSTRACTOR = {**VISION, "encoder_hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2}
+STEPS = 6
+BATCH = 8
+
+
+class ReadyBatches(OwlTrainer):
+    """Our Trainer, fed with batches that lie in memory."""
+
+    def get_train_dataloader(self):
+        return ({**batch} for batch in itertools.cycle(self.ready))
+
+
+def build(stage: str):
+    torch.manual_seed(0)
+    config = MplugOwlConfig(text_config=TEXT, vision_config=VISION, visual_abstractor_config=ABSTRACTOR)
+    return prepare_stage(MplugOwlForConditionalGeneration(config), stage)
+
+
+def write_pictures(folder: Path, count: int) -> dict:
+    """Photographs of 640 x 480 with captions."""
+    rows = []
+    for number in range(count):
+        name = ("cat.jpg", "astronaut.jpg")[number % 2]
+        picture = PIL.Image.open(ROOT / "examples/pictures" / name).convert("RGB").resize((640, 480))
+        picture.save(folder / f"{number}.jpg", quality=90)
+        rows.append({"file_name": f"{number}.jpg", "text": "A tabby cat looks into the camera before a blurred wall."})
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"a": Group.from_dict({"sources": [{"format": "captions", "path": str(folder / "captions.jsonl")}]})}
+
+
+def our_loop(stage: str, mixture: Mixture, batches: list[dict], folder: str) -> float:
+    """Seconds of `STEPS` optimizer steps."""
+    arguments = TrainingArguments(
+        folder, max_steps=STEPS + 1, learning_rate=1e-4, lr_scheduler_type="cosine", warmup_steps=2, report_to=[],
+        save_strategy="no", logging_steps=3, disable_tqdm=True, use_cpu=True, per_device_train_batch_size=BATCH,
+    )  # fmt: skip
+    trainer = ReadyBatches(build(stage), arguments, mixture, peak_tflops=1.0)
+    trainer.ready = batches
+    times: list[float] = []
+    step = trainer.get_batch_samples
+    trainer.get_batch_samples = lambda *given: times.append(time.perf_counter()) or step(*given)
+    trainer.train()
+    return times[-1] - times[0]
+
+
+def bare_loop(stage: str, batches: list[dict]) -> float:
+    """Seconds of `STEPS` optimizer steps."""
+    model = build(stage).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 2, STEPS + 1)
+    times = []
+    for batch in itertools.islice(itertools.cycle(batches), STEPS + 1):
+        times.append(time.perf_counter())
+        loss = model(**{name: value for name, value in batch.items() if name != "report"}).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return times[-1] - times[0]
+
+
+class Pictures(Dataset):
+    """Bare PIL: decode, RGB, bicubic resize."""
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        with PIL.Image.open(self.paths[number]) as image:
+            small = image.convert("RGB").resize((224, 224), PIL.Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(small))
+
+
+def seconds_of(batches, count: int) -> float:
+    """Seconds for `count` batches after the first ones, which start the workers."""
+    stream = iter(batches)
+    for _ in range(4):
+        next(stream)
+    began = time.perf_counter()
+    for _ in range(count):
+        next(stream)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    processor = MplugOwlProcessor.from_pretrained(str(CHECKPOINT))
+    processor.image_processor.size = {"height": 224, "width": 224}
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        count = 40
+        groups = write_pictures(Path(folder), BATCH * (count + 20))
+        mixture = Mixture(groups, ConversationCollator(processor, 512), BATCH, augmentation=Augmentation())
+        ready = list(itertools.islice(mixture, 4))
+        positions = sum(int(batch["attention_mask"].sum()) for batch in itertools.islice(itertools.cycle(ready), STEPS))
+        for stage in ("pretrain", "instruct"):
+            pairs = [(our_loop(stage, mixture, ready, folder), bare_loop(stage, ready)) for _ in range(options.pairs)]
+            results[f"loop, {stage}, tokens/s"] = [[positions / ours, positions / bare] for ours, bare in pairs]
+        paths = sorted(Path(folder).glob("*.jpg"))
+        pairs = []
+        for _ in range(options.pairs):
+            ours = seconds_of(MixtureLoader(mixture, options.workers), count)
+            bare = seconds_of(DataLoader(Pictures(paths), BATCH, num_workers=options.workers), count)
+            pairs.append([BATCH * count / ours, BATCH * count / bare])
+        results[f"data, {options.workers} workers, pictures/s"] = pairs
+    print(f"{'':32}{'ours':>10}{'bare':>10}{'ratio':>8}")
+    for name, pairs in results.items():
+        ours, bare = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
+        print(f"{name:32}{ours:10.0f}{bare:10.0f}{statistics.median(o / b for o, b in pairs):8.2f}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
