@@ -30,6 +30,7 @@ bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/import_time.py
 	$(VENV)/bin/python benchmarks/inference.py
 	$(VENV)/bin/python benchmarks/training.py
+	$(VENV)/bin/python benchmarks/memory.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST_VENV) build

@@ -2,7 +2,8 @@
 LoRA fine-tuning by TRL's SFTTrainer on a file of pictures and captions.
 
     pip install ".[train,trl]"
-    python examples/trl_sft.py --model MAGAer13/mplug-owl-llama-7b --data examples/data/captions.jsonl --output_dir build/trl
+    python examples/trl_sft.py --model MAGAer13/mplug-owl-llama-7b --data examples/data/captions.jsonl \\
+        --output_dir build/trl
 
 All other options are those of `trl.SFTConfig`. LoRA adapts the language model alone.
 """

@@ -78,3 +78,9 @@ def test_packed_layers_take_about_half_a_byte(tmp_path):
     state = layer.weight.quant_state
     held = layer.weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
     assert held == pytest.approx(memory.PACKED * 256 * 512, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_table_in_the_documentation_is_what_the_command_prints(capsys):
+    memory.main()
+    assert capsys.readouterr().out in (Path(memory.__file__).parents[1] / "docs/memory.md").read_text()

@@ -62,7 +62,7 @@ def wider(llama_model, llama_processor, tmp_path_factory):
     """A model with random weights, as wide as bitsandbytes asks for on CPU (multiples of 32)."""
     folder = str(tmp_path_factory.mktemp("wider"))
     config = copy.deepcopy(llama_model.config)
-    config.text_config.update({"hidden_size": 64, "intermediate_size": 128})
+    config.text_config.update({"hidden_size": 64, "intermediate_size": 128, "head_dim": 16})
     config = type(config)(**config.to_dict())
     torch.manual_seed(0)
     MplugOwlForConditionalGeneration(config).save_pretrained(folder)

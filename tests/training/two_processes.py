@@ -5,6 +5,7 @@ batches counted, weights sharded by FSDP2. `killed`, `resumed`: one process is k
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,6 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoProcessor, TrainerCallback, TrainingArguments
-from transformers.distributed import DistributedConfig
 from transformers.trainer import DEFAULT_CALLBACKS
 
 from transformers_owl import MplugOwlForConditionalGeneration
@@ -77,8 +77,8 @@ def count_samples(folder: Path, model: str, sources: dict[str, dict]) -> None:
 def shard(model: nn.Module) -> None:
     """By FSDP2, module for module: after the model's plan, or with LoRA the modules that are never split."""
     if isinstance(model, MplugOwlForConditionalGeneration):
-        plan = model._resolve_parallel_plans(DistributedConfig(fsdp_size=2))[2]
-        modules = [model.get_submodule(name) for name in plan]
+        rules = {name: re.sub(r"\.\d+(?=\.|$)", ".*", name) for name, _ in model.named_modules()}
+        modules = [model.get_submodule(name) for name, rule in rules.items() if rule in model.fsdp_plan]
     else:
         names = model.base_model.model._no_split_modules
         modules = [module for module in model.modules() if type(module).__name__ in names]
