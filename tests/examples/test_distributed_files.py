@@ -95,6 +95,7 @@ def test_the_script_asks_for_what_it_needs():
 @pytest.mark.slow
 def test_the_script_starts_processes_that_train_together(tmp_path):
     options = ["configs/tiny-instruct.yaml", "--use_cpu", "true", "--max_steps", "2", "--output_dir", str(tmp_path)]
+    options += ["--eval_steps", "1"]
     environment = {
         **os.environ, "HEAD": "localhost", "NODES": "1", "GPUS": "2", "PORT": "0", "OMP_NUM_THREADS": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -103,4 +104,6 @@ def test_the_script_starts_processes_that_train_together(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "adapter_model.safetensors").exists()
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [answer["step"] for answer in answers] == [1, 2]
     assert {path.name for path in (tmp_path / "checkpoint-2").glob("data-*.json")} == {"data-0.json", "data-1.json"}
