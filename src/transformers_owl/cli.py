@@ -96,10 +96,10 @@ def rate(
     port: Annotated[int, typer.Option(help="Port to serve at.")] = 7860,
 ) -> None:
     """Rate answers on a page in the browser: blind, in random order, several raters."""
-    from .evaluation.records import read_owleval, read_systems
-
     with _errors():
-        from .evaluation.rating_page import RatingDesk, launch
+        from .evaluation.rating_desk import RatingDesk
+        from .evaluation.rating_page import launch
+        from .evaluation.records import read_owleval, read_systems
 
         questions = read_owleval(owleval)
         launch(RatingDesk(questions, read_systems(answers, questions), ratings), host, port)
@@ -157,11 +157,11 @@ def score(
     ] = None,
 ) -> None:
     """Make the paper's Figures 3, 4 and 15 and Tables 2 and 3 from ratings."""
-    from .evaluation.records import read_systems
-    from .evaluation.scoring import score_owleval, score_pairs
-    from .evaluation.tables import write_tables
-
     with _errors():
+        from .evaluation.records import read_systems
+        from .evaluation.scoring import score_owleval, score_pairs
+        from .evaluation.tables import write_tables
+
         questions = _questions(owleval, vicuna)
         if (vicuna is None) != (reference is None):
             raise ValueError("--reference goes with --vicuna: Table 3 compares answers to text-only questions.")
@@ -204,7 +204,10 @@ def _errors() -> Iterator[None]:
     """What a user can get wrong ends the command with its message."""
     try:
         yield
-    except (ImportError, OSError, ValueError) as error:
+    except ModuleNotFoundError as error:
+        typer.echo(f"Error: {error}. What evaluation needs is listed in docs/evaluation.md.", err=True)
+        raise typer.Exit(1) from error
+    except (OSError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
 

@@ -62,14 +62,16 @@ class LocalModel:
         self.model = auto.from_pretrained(name, dtype=dtype, device_map=device)
         self.processor: Any = (AutoProcessor if self.sees else AutoTokenizer).from_pretrained(name)
         self.tokenizer = self.processor.tokenizer if self.sees else self.processor
-        self.tokenizer.padding_side = "left"
+        # Behind the text of an encoder padding changes nothing; before it, BLIP-2's picture would move away from it.
+        encodes = self.model.config.get_text_config().is_encoder_decoder
+        self.tokenizer.padding_side = "right" if encodes else "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.has_template = self.processor.chat_template is not None
 
-    def answer(self, chats: Sequence[Chat]) -> list[str]:
+    def answer(self, chats: Sequence[Chat], **options) -> list[str]:
         """
-        Answers all chats in one batch, padded on the left.
+        Answers all chats in one batch, each as it would be alone; `options` go to `generate`.
 
         Raises:
             ValueError: for pictures, where the model takes none.
@@ -88,7 +90,8 @@ class LocalModel:
             **({"processor_kwargs": {"padding": True}} if self.sees else {"padding": True}),
         )
         inputs = inputs.to(self.model.device, **({"dtype": self.model.dtype} if self.sees else {}))
-        written = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        settings = {"max_new_tokens": self.max_new_tokens, "do_sample": False, **options}
+        written = self.model.generate(**inputs, **settings)
         prompt = inputs["input_ids"]
         # Decoders give the prompt back before the answer, encoder-decoders do not.
         if written.shape[1] >= prompt.shape[1] and torch.equal(written[:, : prompt.shape[1]], prompt):

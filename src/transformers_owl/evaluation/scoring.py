@@ -94,7 +94,7 @@ def ratio(pairs: Sequence[tuple[float, float]], scale: float) -> Value:
 def score_owleval(
     questions: dict[int, Question], systems: Mapping[str, Answers], ratings: Iterable[Path], answered_by: str | None
 ) -> tuple[list[Table], list[str]]:
-    """The tables of [`owleval_tables`] from ratings files, and notes: who rated, how well they agree, what is missing."""
+    """The tables of [`owleval_tables`] from ratings files, and notes: who rated, and how well they agree."""
     sheets = read_rating_files(ratings, questions, systems)
     alpha, twice = agreement(sheets)
     notes = [

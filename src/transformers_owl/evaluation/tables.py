@@ -56,7 +56,7 @@ class Table:
     columns: list[str]
     rows: list[Row]
 
-    def as_text(self, width: int = 160) -> str:
+    def as_text(self, width: int = 170) -> str:
         from rich import box
         from rich.console import Console
         from rich.table import Column
