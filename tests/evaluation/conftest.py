@@ -23,7 +23,16 @@ QUESTIONS = [
 # The second system's file says .png, has other question texts, line breaks within sentences, and answers that are none.
 SYSTEMS = {
     "owl:v1": [f"Owl's answer {number}, with <b>marks</b>." for number in range(1, 9)],
-    "react": ["无法回溯. ", " Yes,\nthere is.", "模型放弃回答", "So.", "模型拒绝回答", "无法回溯  ", "Left\n", "无法回溯."],
+    "react": [
+        "无法回溯. ",
+        " Yes,\nthere is.",
+        "模型放弃回答",
+        "So.",
+        "模型拒绝回答",
+        "无法回溯  ",
+        "Left\n",
+        "无法回溯.",
+    ],
 }
 
 

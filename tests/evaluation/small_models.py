@@ -128,7 +128,13 @@ def endpoint(reply, delay=0.0):
             said = reply(request["messages"])
             status, message = (200, {"role": "assistant", "content": said}) if isinstance(said, str) else (said, {})
             choice = {"index": 0, "finish_reason": "stop", "message": message}
-            body = {"id": "1", "object": "chat.completion", "created": 0, "model": request["model"], "choices": [choice]}
+            body = {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 0,
+                "model": request["model"],
+                "choices": [choice],
+            }
             if status != 200:
                 body = {"error": {"message": "no such model"}}
             data = json.dumps(body).encode()
@@ -142,6 +148,7 @@ def endpoint(reply, delay=0.0):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda request, address: None  # clients that stopped waiting
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -171,7 +171,7 @@ def test_an_endpoint_answers(folder, questions, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("status", "delay", "message"),
-    [(404, 0, "refused with 404: .*no such model"), (200, 2, "gave no answer within 0.2 seconds")],
+    [(404, 0, "refused with 404: .*no such model"), (200, 0.5, "gave no answer within 0.2 seconds")],
 )
 def test_an_endpoint_in_trouble_is_named(status, delay, message):
     with small_models.endpoint(lambda messages: "late" if status == 200 else status, delay) as (url, seen):

@@ -46,7 +46,11 @@ def test_the_last_word_counts(tmp_path, questions, systems):
     ],
 )
 def test_ratings_that_do_not_fit_are_named(row, message, tmp_path, questions, systems):
-    mark = {"answer": systems["owl:v1"].digest(2), "level": row.pop("level", "A"), "abilities": row.pop("abilities", [])}
+    mark = {
+        "answer": systems["owl:v1"].digest(2),
+        "level": row.pop("level", "A"),
+        "abilities": row.pop("abilities", []),
+    }
     row = {"question_id": 2, "rater": "anna", "marks": {"owl:v1": mark}, **row}
     path = write_rows(tmp_path / "ratings.jsonl", [{key: value for key, value in row.items() if value is not None}])
     with pytest.raises(ValueError, match=message):

@@ -57,10 +57,10 @@ def test_partial_files_are_named(folder, questions):
     with pytest.raises(ValueError, match="answers 6 of 8 questions; without one: 7, 8"):
         read_answers(path, questions)
     path.write_text("".join(lines[:6]) + lines[6][:20])
-    with pytest.raises(ValueError, match="line 7 is no JSON .* cut off"):
+    with pytest.raises(ValueError, match=r"line 7 is no JSON .* cut off"):
         read_answers(path, questions)
     path.rename(folder / "answer/owl.jsonl.partial")
-    with pytest.raises(ValueError, match="not finished, only 'owl.jsonl.partial'"):
+    with pytest.raises(ValueError, match=r"not finished, only 'owl\.jsonl\.partial'"):
         read_answers(path, questions)
 
 

@@ -146,7 +146,7 @@ def last_object(reply: str) -> dict[str, Any]:
 
 def _read_rating(said: Any, question: Question) -> Mark:
     level, abilities = (said.get("level"), said.get("abilities")) if isinstance(said, dict) else (None, None)
-    if level not in LEVELS:
+    if level not in list(LEVELS):
         raise ValueError(f"A level is {level!r}, but {', '.join(LEVELS)} are the levels.")
     if not isinstance(abilities, list) or not all(name in question.abilities for name in abilities):
         raise ValueError(f"The abilities are {abilities!r}, but a list out of {', '.join(question.abilities)} is due.")

@@ -54,6 +54,13 @@ KEYS = """() => {
     event.preventDefault();
   });
 }"""
+# Every event is taken, one after the other: by default an event is dropped while the one before it is on its way.
+LANE: dict[str, Any] = {
+    "trigger_mode": "multiple",
+    "concurrency_id": "desk",
+    "concurrency_limit": 1,
+    "api_visibility": "private",
+}
 HELP = (
     '<div class="keys"><kbd>A</kbd> to <kbd>D</kbd> rate the framed answer, <kbd>1</kbd> to <kbd>6</kbd> mark its '
     "abilities, <kbd>J</kbd> and <kbd>K</kbd> go to the next and the previous answer, <kbd>N</kbd> and <kbd>P</kbd> to "
@@ -95,14 +102,13 @@ def build_page(desk: RatingDesk) -> gr.Blocks:
             opened = [gr.update(visible=False), gr.update(visible=True), name]
             return opened + show(name, desk.open_question(name))
 
-        for event in (start.click, rater.submit):
-            event(enter, [rater], [entrance, sheet, rater, *view], api_visibility="private")
+        gr.on([start.click, rater.submit], enter, [rater], [entrance, sheet, rater, *view], **LANE)
         for button, step in ((previous, -1), (following, 1)):
             button.click(
                 lambda name, shown, step=step: show(name, desk.neighbour(shown, step)),
                 [rater, number],
                 view,
-                api_visibility="private",
+                **LANE,
             )
         for place, (_, _, level, abilities) in enumerate(cards):
 
@@ -110,9 +116,8 @@ def build_page(desk: RatingDesk) -> gr.Blocks:
                 desk.save(name, shown, desk.order(name, shown)[place], Mark(level, tuple(abilities)))
                 return _small(desk.progress(name, shown))
 
-            for control in (level, abilities):
-                said = [rater, number, level, abilities]
-                control.input(save, said, [progress], show_progress="hidden", api_visibility="private")
+            said = [rater, number, level, abilities]
+            gr.on([level.input, abilities.input], save, said, [progress], show_progress="hidden", **LANE)
     return page
 
 
