@@ -51,6 +51,7 @@ def image_processor(cls):
 def save(folder, model, processor):
     torch.manual_seed(0)
     model.apply(lambda module: [torch.nn.init.normal_(own, std=0.5) for own in module.parameters(recurse=False)])
+    model.generation_config.do_sample = True  # as some checkpoints say: answers are greedy all the same
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)

@@ -122,6 +122,14 @@ def test_what_is_judged_is_not_judged_again(questions, systems, tmp_path):
     assert sheets[:10] == first[:10]
 
 
+def test_a_system_that_joins_later_is_judged_beside_the_others(questions, systems, tmp_path):
+    output = tmp_path / "ratings.jsonl"
+    list(judge_owleval(Judge(), questions, {"owl:v1": systems["owl:v1"]}, output))
+    judge = Judge()
+    list(judge_owleval(judge, questions, systems, output))
+    assert len(judge.chats) == 2 * sum(text is not None for text in systems["react"].texts.values())
+
+
 def test_the_last_object_of_a_reply_counts():
     assert last_object('Say {"1": 2}? No {x}: ```json\n{"1": {"a": [1]}}\n``` {') == {"1": {"a": [1]}}
 

@@ -42,7 +42,10 @@ def test_the_last_word_counts(tmp_path, questions, systems):
         ({"marks": {"owl:v1": {"answer": "0", "level": "A"}}}, "rates another answer to question 2 than the one in"),
         ({"level": "E"}, "gives the level 'E', but there are A, B, C, D"),
         ({"abilities": ["IU", "RA"]}, "shows RA, but question 2 needs only IU, OCR"),
-        ({"rater": None}, "has no 'rater': is it a ratings file"),
+        ({"rater": None}, "line 1 is no rating: `question_id`, `rater` and `marks` by system were expected"),
+        ({"marks": ["A"]}, "line 1 is no rating"),
+        ({"marks": {"owl:v1": "A"}}, "line 1 is no rating"),
+        ({"marks": {"owl:v1": {"level": "A"}}}, "rates another answer"),
     ],
 )
 def test_ratings_that_do_not_fit_are_named(row, message, tmp_path, questions, systems):
@@ -91,6 +94,9 @@ def sheets_of(levels):
         # By hand: the ordinal distance of neighbouring levels with n_A = 3, n_B = 1 is ((3 + 1) / 2) ** 2 = 4, observed
         # in one of two units: D_o = 4 * 2 / 4 = 2; expected: 4 * 2 * 3 * 1 / (4 * 3) = 2; alpha = 1 - 2 / 2.
         ({"anna": "AA", "ben": "AB"}, 0.0, 2),
+        # n = 4 A, 1 B, 1 D. Distances: B to D (1 + 0 + 1 - 1) ** 2 = 1, A to B 2.5 ** 2, A to D 3.5 ** 2. D_o = 2 / 6;
+        # D_e = 2 * (4 * 6.25 + 4 * 12.25 + 1) / 30 = 5. Taken as equal steps it would be 0.545.
+        ({"anna": "AAB", "ben": "AAD"}, 1 - 1 / 15, 3),
         ({"anna": "AA", "ben": "AA"}, None, 2),
         ({"anna": "ABCD"}, None, 0),
         ({"anna": "AB--", "ben": "--CD"}, None, 0),

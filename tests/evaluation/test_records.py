@@ -39,6 +39,7 @@ def change(path, number, **values):
     [
         ({"question_id": 99}, "line 2 answers question 99, which is not among the questions"),
         ({"question_id": 3}, "line 3: 3 comes a second time"),
+        ({"answer": None}, "line 2 answers None, but a text was expected"),
         ({"image": "3.png"}, "about 3.png, but question 2 is about 2.jpg"),
         ({"model_id": "other"}, "has answers of other, owl:v1"),
     ],

@@ -29,7 +29,7 @@ def sheets(systems):
         Sheet(number, "anna", {"owl:v1": Mark(LEVELS["owl:v1"][number - 1], ("IU",) if number < 7 else ("IU", "VU"))})
         for number in range(1, 9)
     ]
-    react = [Sheet(number, "anna", {"react": Mark(LEVELS["react"][number - 1])}) for number in (2, 4, 7)]
+    react = [Sheet(number, "anna", {"react": Mark(LEVELS["react"][number - 1], ("IU",))}) for number in (2, 4, 7)]
     ben = [Sheet(1, "ben", {"owl:v1": Mark("B")}), Sheet(2, "ben", {"owl:v1": Mark()}, ("?",))]
     return [*everything, *react, *ben]
 
@@ -69,7 +69,7 @@ def test_an_ability_is_counted_where_it_is_needed(tables):
     assert owl["IU (8)"] == pytest.approx(100 * 7.5 / 8)
     assert owl["VU (6)"] == pytest.approx(100 * 2 / 6)
     assert owl["OCR (2)"] == 0
-    assert numbers(table)["react"]["IU (8)"] == 0
+    assert numbers(table)["react"]["IU (8)"] == 100 * 3 / 8
 
 
 def test_answers_without_a_rating_leave_the_denominator(questions, systems, sheets):

@@ -80,9 +80,13 @@ def _judge(
 ) -> Iterator[Sheet]:
     journal = Journal(output)
     sheets = read_ratings(journal.rows(), questions, systems)
-    done = {key for key, sheet in sheets.items() if sheet.marks}
-    left = [case for case in cases if (case.question.question_id, case.rater) not in done]
-    yield from (sheets[case.question.question_id, case.rater] for case in cases if case not in left)
+    left = []
+    for case in cases:
+        sheet = sheets.get((case.question.question_id, case.rater))
+        if sheet is not None and set(case.shown) <= set(sheet.marks):
+            yield sheet
+        else:
+            left.append(case)
     for start in range(0, len(left), batch_size):
         made = _ask(judge, left[start : start + batch_size])
         journal.append(sheet.row(systems) for sheet in made)

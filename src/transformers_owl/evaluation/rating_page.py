@@ -24,7 +24,7 @@ STYLE = """
 .quiet kbd { border: 1px solid var(--border-color-primary); border-radius: 4px; padding: 0 5px; }
 .earlier { border-left: 3px solid var(--border-color-primary); padding-left: 10px; margin-bottom: 8px; }
 @media (min-width: 900px) { .subject { position: sticky; top: 8px; align-self: start; } }
-@media (max-width: 700px) { .quiet dl { grid-template-columns: 1fr; } .quiet .keys { display: none; } }
+@media (max-width: 700px) { .quiet dl.needed { grid-template-columns: 1fr; } .quiet .keys { display: none; } }
 """
 KEYS = """() => {
   let active = 0;
@@ -153,7 +153,8 @@ def _asked(question: Question, desk: RatingDesk) -> str:
     needed = "".join(f"<dt>{ABILITIES[name][0]}</dt><dd>{ABILITIES[name][1]}</dd>" for name in question.abilities)
     return (
         f'{intro}<div class="words"><h2>{html.escape(question.text)}</h2></div>'
-        f'<div class="quiet"><dl>{levels}</dl>Abilities that this question needs:<dl>{needed}</dl>{HELP}</div>'
+        f'<div class="quiet"><dl>{levels}</dl>Abilities that this question needs:'
+        f'<dl class="needed">{needed}</dl>{HELP}</div>'
     )
 
 

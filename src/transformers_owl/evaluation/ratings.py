@@ -74,8 +74,8 @@ def read_ratings(
     """
     sheets: Sheets = {}
     for where, row in rows:
-        if missing := [key for key in ("question_id", "rater", "marks") if key not in row]:
-            raise ValueError(f"{where} has no {missing[0]!r}: is it a ratings file?")
+        if not _is_sheet(row):
+            raise ValueError(f"{where} is no rating: `question_id`, `rater` and `marks` by system were expected.")
         question = questions.get(row["question_id"])
         if question is None:
             raise ValueError(f"{where} rates question {row['question_id']!r}, which is not among the questions.")
@@ -83,7 +83,7 @@ def read_ratings(
         earlier = sheets.get(key, Sheet(*key, marks={}))
         marks = {name: mark for name, mark in row["marks"].items() if name in systems}
         for model_id, mark in marks.items():
-            if mark["answer"] != systems[model_id].digest(question.question_id):
+            if mark.get("answer") != systems[model_id].digest(question.question_id):
                 raise ValueError(
                     f"{where} rates another answer to question {question.question_id} than the one in "
                     f"'{systems[model_id].path}': give the file that was rated, or rate this one anew."
@@ -91,6 +91,12 @@ def read_ratings(
         read = {model_id: _read_mark(where, mark, question) for model_id, mark in marks.items()}
         sheets[key] = Sheet(*key, marks={**earlier.marks, **read}, replies=tuple(row.get("replies", ())))
     return sheets
+
+
+def _is_sheet(row: dict) -> bool:
+    marks = row.get("marks")
+    known = {"question_id", "rater"} <= set(row) and isinstance(marks, dict)
+    return known and all(isinstance(mark, dict) for mark in row["marks"].values())
 
 
 def _read_mark(where: str, mark: dict, question: Question) -> Mark:

@@ -100,6 +100,8 @@ def read_answers(path: Path, questions: dict[int, Question]) -> Answers:
     for where, row in read_rows(path):
         answer = "answer" if "answer" in row else "text"
         _require(where, row, "question_id", "model_id", answer)
+        if not isinstance(row[answer], str):
+            raise ValueError(f"{where} answers {row[answer]!r}, but a text was expected.")
         if row["question_id"] not in questions:
             raise ValueError(f"{where} answers question {row['question_id']!r}, which is not among the questions.")
         picture = questions[row["question_id"]].picture
