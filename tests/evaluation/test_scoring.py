@@ -14,7 +14,7 @@ from transformers_owl.evaluation import paper
 from transformers_owl.evaluation.ratings import Mark, Sheet
 from transformers_owl.evaluation.records import Answers, Journal, Question, read_owleval, read_systems
 from transformers_owl.evaluation.scoring import Ratings, interval, owleval_tables, pair_table, ratio
-from transformers_owl.evaluation.tables import Row, Table, Value
+from transformers_owl.evaluation.tables import COLOURS, Row, Table, Value
 
 from .conftest import write_rows
 
@@ -183,10 +183,19 @@ def test_the_command_writes_text_csv_and_pictures(folder, answer_files, systems,
         rows = list(csv.DictReader(file))
     assert (rows[0]["system"], rows[0]["source"], float(rows[0]["A"])) == ("owl:v1", "measured", 2.5)
     assert 0 <= float(rows[0]["A low"]) < 2.5 < float(rows[0]["A high"]) <= 8
-    with PIL.Image.open(tmp_path / "out/figure-3.png") as picture:
-        shades = {colour: count for count, colour in picture.convert("RGB").getcolors(picture.width * 999)}
-    # The bars: react has one C, owl one, of eight questions each; A only owl's, 2.5.
-    assert shades[0xF4, 0xB8, 0x60] / shades[0x1B, 0x4F, 0x8A] == pytest.approx(2 / 2.5, rel=0.25)
+    bars, legend = shares_of_levels(tmp_path / "out/figure-3.png")
+    assert bars == pytest.approx({"A": 31.25, "B": 43.75, "C": 12.5, "D": 12.5}, abs=1)
+    assert legend == pytest.approx(dict.fromkeys("ABCD", 25), abs=1)
+
+
+def shares_of_levels(path):
+    """Per cent of each level's colour in the topmost and in the lowest row of pixels that have A's, left to right."""
+    levels = {tuple(bytes.fromhex(colour[1:])): name for name, colour in COLOURS.items() if len(name) == 1}
+    with PIL.Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    rows = [[levels[tuple(pixel)] for pixel in row.tolist() if tuple(pixel) in levels] for row in pixels]
+    with_a = [row for row in rows if "A" in row]
+    return [{name: 100 * row.count(name) / len(row) for name in dict.fromkeys(row)} for row in (with_a[1], with_a[-2])]
 
 
 def test_a_number_is_shown_with_one_digit_and_its_interval():
