@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 OLDEST ?= transformers==5.21.0 huggingface_hub==2.4.0
+# Without what it depends on: it asks for a Pillow that resizes some pictures otherwise (docs/evaluation.md).
+GRADIO ?= gradio==6.31.0
 VENV := .venv
 OLDEST_VENV := .venv-oldest
 
@@ -24,6 +26,8 @@ test-oldest: $(OLDEST_VENV)/installed
 	$(OLDEST_VENV)/bin/python -m pytest
 
 test-slow: $(VENV)/installed
+	$(VENV)/bin/pip install -q -e ".[eval]" "playwright>=1.65"
+	$(VENV)/bin/pip install -q --no-deps $(GRADIO)
 	$(VENV)/bin/python -m pytest -m slow
 
 bench: $(VENV)/installed

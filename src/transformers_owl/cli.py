@@ -1,6 +1,8 @@
 """The console command `transformers-owl`. Heavy imports happen inside the commands."""
 
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +49,164 @@ def caption(
             for picture, answer in answers(captioner, pictures, prompt, output, batch_size, max_new_tokens):
                 print(f"{picture}: {answer}")
                 progress.advance(task)
+    except (OSError, ValueError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+OwlEval = Annotated[Path | None, typer.Option("--owleval", help="OwlEval's folder: questions.jsonl and cases/.")]
+Vicuna = Annotated[Path | None, typer.Option("--vicuna", help="Text-only questions in Vicuna's format.")]
+AnswerFiles = Annotated[list[Path], typer.Argument(metavar="ANSWERS...", help="One file for each system.")]
+Endpoint = Annotated[str | None, typer.Option(help="Ask MODEL at this OpenAI-style URL, such as http://host:8000/v1.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait for an answer of the endpoint.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu (default: the best there is).")]
+Dtype = Annotated[str, typer.Option(help="Type of the weights, such as bfloat16.")]
+
+
+@app.command()
+def answer(
+    model: Annotated[str, typer.Option(help="Folder, Hub repository, or the endpoint's name of a model.")],
+    output: Annotated[Path, typer.Option(help="The answers, as JSON Lines in the form of OwlEval's files.")],
+    owleval: OwlEval = None,
+    vicuna: Vicuna = None,
+    endpoint: Endpoint = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions asked together.")] = 8,
+    max_new_tokens: MaxNewTokens = 512,
+    timeout: Timeout = 120,
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Answer OwlEval's questions, or text-only ones, by any image-text-to-text model."""
+    from .evaluation.answering import answer_questions
+
+    with _errors():
+        questions = _questions(owleval, vicuna)
+        asked = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype)
+        _follow("answering", answer_questions(asked, questions, output, batch_size), len(questions))
+    print(f"{len(questions)} answers in {output}")
+
+
+@app.command()
+def rate(
+    answers: AnswerFiles,
+    owleval: Annotated[Path, typer.Option("--owleval", help="OwlEval's folder: questions.jsonl and cases/.")],
+    ratings: Annotated[Path, typer.Option(help="Where ratings are kept; goes on with what is there.")],
+    host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to serve at.")] = 7860,
+) -> None:
+    """Rate answers on a page in the browser: blind, in random order, several raters."""
+    with _errors():
+        from .evaluation.rating_desk import RatingDesk
+        from .evaluation.rating_page import launch
+        from .evaluation.records import read_owleval, read_systems
+
+        questions = read_owleval(owleval)
+        launch(RatingDesk(questions, read_systems(answers, questions), ratings), host, port)
+
+
+@app.command()
+def judge(
+    answers: AnswerFiles,
+    model: Annotated[str, typer.Option(help="The judge: folder, Hub repository, or the endpoint's name of a model.")],
+    output: Annotated[Path, typer.Option(help="The judge's ratings; goes on with what is there.")],
+    owleval: OwlEval = None,
+    vicuna: Vicuna = None,
+    reference: Annotated[Path | None, typer.Option(help="With --vicuna: answers to compare with (Table 3).")] = None,
+    endpoint: Endpoint = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions judged together.")] = 4,
+    max_new_tokens: MaxNewTokens = 1024,
+    timeout: Timeout = 120,
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Rate answers by a model, in two orders, and keep its replies."""
+    from itertools import chain
+
+    from .evaluation.judging import judge_owleval, judge_pairs
+    from .evaluation.records import read_answers, read_systems
+
+    with _errors():
+        questions = _questions(owleval, vicuna)
+        if (vicuna is None) != (reference is None):
+            raise ValueError("--reference goes with --vicuna: Table 3 compares answers to text-only questions.")
+        systems = read_systems(answers, questions)
+        judging = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype)
+        if reference is None:
+            sheets = judge_owleval(judging, questions, systems, output, batch_size)
+            total = 2 * len(questions)
+        else:
+            other = read_answers(reference, questions)
+            pairs = [judge_pairs(judging, questions, one, other, output, batch_size) for one in systems.values()]
+            sheets, total = chain.from_iterable(pairs), 2 * len(questions) * len(systems)
+        made = _follow("judging", sheets, total)
+    unread = sum(all(mark.level is None and mark.score is None for mark in sheet.marks.values()) for sheet in made)
+    print(f"{len(made)} ratings in {output}; {unread} without one, since all replies were malformed")
+
+
+@app.command()
+def score(
+    answers: AnswerFiles,
+    ratings: Annotated[list[Path], typer.Option(help="Ratings of people or judges; give it again for more files.")],
+    output: Annotated[Path, typer.Option(help="Folder for the tables as text, CSV and PNG.")],
+    owleval: OwlEval = None,
+    vicuna: Vicuna = None,
+    reference: Annotated[Path | None, typer.Option(help="With --vicuna: answers that were compared with.")] = None,
+    answered_by: Annotated[
+        str | None, typer.Option(help="Also Figure 15: only questions that this system answered, such as MMreact.")
+    ] = None,
+) -> None:
+    """Make the paper's Figures 3, 4 and 15 and Tables 2 and 3 from ratings."""
+    with _errors():
+        from .evaluation.records import read_systems
+        from .evaluation.scoring import score_owleval, score_pairs
+        from .evaluation.tables import write_tables
+
+        questions = _questions(owleval, vicuna)
+        if (vicuna is None) != (reference is None):
+            raise ValueError("--reference goes with --vicuna: Table 3 compares answers to text-only questions.")
+        systems = read_systems(answers, questions)
+        if reference is None:
+            tables, notes = score_owleval(questions, systems, ratings, answered_by)
+        else:
+            tables, notes = score_pairs(questions, systems, reference, ratings)
+        print(write_tables(tables, notes, output), end="")
+
+
+def _questions(owleval: Path | None, vicuna: Path | None):
+    from .evaluation.records import read_owleval, read_vicuna
+
+    if owleval is not None and vicuna is None:
+        return read_owleval(owleval)
+    if vicuna is not None and owleval is None:
+        return read_vicuna(vicuna)
+    raise ValueError("Give either --owleval FOLDER or --vicuna FILE: these are the questions.")
+
+
+def _chat_model(model: str, endpoint: str | None, max_new_tokens: int, timeout: float, device: str | None, dtype: str):
+    from .evaluation.models import Endpoint, LocalModel
+
+    if endpoint is not None:
+        return Endpoint(model, endpoint, max_new_tokens, timeout)
+    return LocalModel(model, device, dtype, max_new_tokens)
+
+
+def _follow(what: str, results: Iterable, total: int) -> list:
+    """All results, with a progress bar while they come."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return list(track(results, what, total, console=Console(stderr=True), transient=True))
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """What a user can get wrong ends the command with its message."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        typer.echo(f"Error: {error}. What evaluation needs is listed in docs/evaluation.md.", err=True)
+        raise typer.Exit(1) from error
     except (OSError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error

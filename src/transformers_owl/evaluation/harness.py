@@ -1,0 +1,85 @@
+"""mPLUG-Owl as a model of lmms-eval, which finds it by this package's entry point: `--model transformers_owl`.
+
+Only lmms-eval imports this file.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from lmms_eval.api.instance import GenerationResult
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from rich.progress import track
+
+from ..inference import score_answers
+from .models import Chat, LocalModel
+
+
+def manifest() -> ModelManifest:
+    """What the entry point gives lmms-eval."""
+    return ModelManifest(model_id="transformers_owl", simple_class_path=f"{__name__}.{HarnessModel.__name__}")
+
+
+class HarnessModel(lmms):
+    """
+    Args:
+        pretrained (`str`): A folder or a repository on the Hub.
+        batch_size (`int`): Questions, or given answers, computed together.
+        device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
+        dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16".
+    """
+
+    def __init__(self, pretrained: str, batch_size: int | str = 1, device: str | None = None, dtype: str = "auto"):
+        super().__init__()
+        self.model = LocalModel(pretrained, device, dtype)
+        self.batch_size = int(batch_size)
+
+    def generate_until(self, requests: Sequence) -> list[str]:
+        """Answers, each up to the first of the task's stop strings."""
+        answers = []
+        same = groupby([request.args for request in requests], key=lambda arguments: arguments[1])
+        for settings, group in same:
+            chats = [self._chat(text, visuals, *place) for text, _, visuals, *place in group]
+            until = settings.get("until", [])
+            stops = [until] if isinstance(until, str) else until
+            for start in track(range(0, len(chats), self.batch_size), "answering"):
+                texts = self.model.answer(chats[start : start + self.batch_size], **_options(settings))
+                answers += [_cut(text, stops) for text in texts]
+        return answers
+
+    def loglikelihood(self, requests: Sequence) -> list[GenerationResult]:
+        """
+        For each given answer its loss (the mean over its tokens, EOS included) and whether greedy decoding writes it:
+        lmms-eval takes the answer with the smallest number. Only within a `GenerationResult` does it leave the pair
+        whole; it would make text of a bare one.
+        """
+        chats, texts = [], []
+        for text, target, visuals, number, task, split in (request.args for request in requests):
+            chats.append(self._chat(text, visuals, number, task, split))
+            given = target if isinstance(target, str) else target(self.task_dict[task][split][number])
+            texts.append([given.strip()])
+        scores = score_answers(self.model.model, self.model.processor, chats, texts, self.batch_size)
+        losses = [(-score.log_likelihood / score.num_tokens, score.is_greedy) for (score,) in scores]
+        return [GenerationResult(loss) for loss in losses]
+
+    def generate_until_multi_round(self, requests: Sequence) -> list[str]:
+        raise ValueError("Tasks of several rounds are not supported here: choose a task that asks once.")
+
+    def _chat(self, text: str, visuals, number: int, task: str, split: str) -> Chat:
+        pictures = visuals(self.task_dict[task][split][number]) or []
+        seen = [{"type": "image", "image": picture} for picture in pictures]
+        return [{"role": "user", "content": [*seen, {"type": "text", "text": text}]}]
+
+
+def _options(settings: dict) -> dict:
+    """The task's settings in `generate`'s words; a temperature of 0 stands for greedy decoding."""
+    kept = {name: settings[name] for name in ("max_new_tokens", "num_beams") if settings.get(name)}
+    if settings.get("temperature"):
+        kept |= {"do_sample": True, "temperature": settings["temperature"], "top_p": settings.get("top_p") or 1.0}
+    return kept
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    for stop in stops:
+        text = text.split(stop)[0]
+    return text

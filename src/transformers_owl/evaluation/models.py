@@ -1,0 +1,186 @@
+"""Models that answer chats: any of the library's, from a folder or the Hub, and any behind an OpenAI-style endpoint."""
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import PIL.Image
+
+
+Chat = list[dict[str, Any]]
+# For models without a chat template, such as BLIP-2: the form that their authors show.
+PLAIN_TEMPLATE = """\
+{%- for message in messages -%}
+{{ 'Question: ' if message.role == 'user' else ' Answer: ' }}
+{%- if message.content is string %}{{ message.content }}{% else -%}
+{%- for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor %}{% endif -%}
+{{ ' ' if message.role == 'assistant' else '' }}
+{%- endfor %}{{ ' Answer:' if add_generation_prompt else '' }}"""
+
+
+class ChatModel(Protocol):
+    """What answers: `name` stands in the files, `answer` gives each chat its answer."""
+
+    name: str
+
+    def answer(self, chats: Sequence[Chat]) -> list[str]: ...
+
+
+class LocalModel:
+    """
+    A model of the library, with its own processor and chat template: one that sees pictures, or one of text alone.
+
+    Args:
+        name (`str`): A folder or a repository on the Hub.
+        device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
+        dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
+        max_new_tokens (`int`, defaults to 512): Longest answer. Answers are greedy.
+    """
+
+    def __init__(self, name: str, device: str | None = None, dtype: str = "auto", max_new_tokens: int = 512):
+        import torch
+        from transformers import (
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+            AutoConfig,
+            AutoModelForCausalLM,
+            AutoModelForImageTextToText,
+            AutoProcessor,
+            AutoTokenizer,
+        )
+
+        import transformers_owl  # noqa: F401  (registers the Auto classes)
+
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        self.name = name
+        self.max_new_tokens = max_new_tokens
+        self.sees = type(AutoConfig.from_pretrained(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        auto: Any = AutoModelForImageTextToText if self.sees else AutoModelForCausalLM
+        self.model = auto.from_pretrained(name, dtype=dtype, device_map=device)
+        self.processor: Any = (AutoProcessor if self.sees else AutoTokenizer).from_pretrained(name)
+        self.tokenizer = self.processor.tokenizer if self.sees else self.processor
+        # Behind the text of an encoder padding changes nothing; before it, BLIP-2's picture would move away from it.
+        encodes = self.model.config.get_text_config().is_encoder_decoder
+        self.tokenizer.padding_side = "right" if encodes else "left"
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.has_template = self.processor.chat_template is not None
+
+    def answer(self, chats: Sequence[Chat], **options) -> list[str]:
+        """
+        Answers all chats in one batch, each as it would be alone; `options` go to `generate`.
+
+        Raises:
+            ValueError: for pictures, where the model takes none.
+        """
+        import torch
+
+        if not self.sees:
+            chats = [[_as_text(self.name, message) for message in chat] for chat in chats]
+        inputs = self.processor.apply_chat_template(
+            list(chats),
+            chat_template=None if self.has_template else PLAIN_TEMPLATE,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            **({"processor_kwargs": {"padding": True}} if self.sees else {"padding": True}),
+        )
+        inputs = inputs.to(self.model.device, **({"dtype": self.model.dtype} if self.sees else {}))
+        settings = {"max_new_tokens": self.max_new_tokens, "do_sample": False, **options}
+        written = self.model.generate(**inputs, **settings)
+        prompt = inputs["input_ids"]
+        # Decoders give the prompt back before the answer, encoder-decoders do not.
+        if written.shape[1] >= prompt.shape[1] and torch.equal(written[:, : prompt.shape[1]], prompt):
+            written = written[:, prompt.shape[1] :]
+        return self.processor.batch_decode(written, skip_special_tokens=True)
+
+
+class Endpoint:
+    """
+    A model behind an OpenAI-style endpoint. The key is read from the variable OPENAI_API_KEY, where there is one.
+
+    Args:
+        name (`str`): As the endpoint knows the model.
+        url (`str`): Such as "http://localhost:8000/v1".
+        max_new_tokens (`int`, defaults to 512): Longest answer.
+        timeout (`float`, defaults to 120): Seconds to wait for one answer; tried three times in all.
+    """
+
+    def __init__(self, name: str, url: str, max_new_tokens: int = 512, timeout: float = 120):
+        import openai
+
+        self.name = name
+        self.url = url
+        self.max_new_tokens = max_new_tokens
+        self.timeout = timeout
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=2)
+
+    def answer(self, chats: Sequence[Chat]) -> list[str]:
+        """
+        Asks all chats at the same time.
+
+        Raises:
+            ConnectionError: if the endpoint is down, too slow, or refuses, with its word.
+        """
+        with ThreadPoolExecutor(max_workers=max(1, len(chats))) as pool:
+            return list(pool.map(self._answer, chats))
+
+    def _answer(self, chat: Chat) -> str:
+        import openai
+
+        try:
+            reply = self.client.chat.completions.create(
+                model=self.name,
+                messages=[_for_endpoint(message) for message in chat],  # type: ignore[misc]
+                max_tokens=self.max_new_tokens,
+                temperature=0,
+            )
+        except openai.APITimeoutError as error:
+            raise ConnectionError(f"The endpoint {self.url} gave no answer within {self.timeout:g} seconds.") from error
+        except openai.APIConnectionError as error:
+            raise ConnectionError(f"The endpoint {self.url} cannot be reached: {error.__cause__ or error}") from error
+        except openai.APIStatusError as error:
+            raise ConnectionError(
+                f"The endpoint {self.url} refused with {error.status_code}: {error.message}"
+            ) from error
+        return reply.choices[0].message.content or ""
+
+
+def user(text: str, picture=None) -> dict[str, Any]:
+    """What a person says, about the picture file `picture` if there is one."""
+    seen = [] if picture is None else [{"type": "image", "path": str(picture)}]
+    return {"role": "user", "content": [*seen, {"type": "text", "text": text}]}
+
+
+def assistant(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def _as_text(name: str, message: dict) -> dict:
+    if any(part["type"] != "text" for part in message["content"]):
+        raise ValueError(f"'{name}' is a model of text alone, but the questions are about pictures.")
+    return {"role": message["role"], "content": "".join(part["text"] for part in message["content"])}
+
+
+def _for_endpoint(message: dict) -> dict:
+    if message["role"] == "assistant":
+        return {"role": "assistant", "content": "".join(part["text"] for part in message["content"])}
+    content = [
+        part if part["type"] == "text" else {"type": "image_url", "image_url": {"url": _data_url(part["path"])}}
+        for part in message["content"]
+    ]
+    return {"role": message["role"], "content": content}
+
+
+def _data_url(path: str) -> str:
+    """The file as it is. Its own bytes say its format: 49.jpg of OwlEval is a PNG."""
+    with open(path, "rb") as file:
+        data = file.read()
+    with PIL.Image.open(io.BytesIO(data)) as picture:
+        kind = picture.get_format_mimetype()
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

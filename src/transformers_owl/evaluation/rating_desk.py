@@ -1,0 +1,61 @@
+"""Who rates what next, and what was said so far; how a page shows it is another matter."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+from .ratings import Mark, Sheet, read_ratings
+from .records import Answers, Journal, Question
+
+
+class RatingDesk:
+    """
+    Questions, answers and what raters have said about them.
+
+    Args:
+        questions (`dict[int, Question]`): By id.
+        systems (`Mapping[str, Answers]`): By `model_id`.
+        output (`Path`): The ratings file; what it holds is taken up again.
+    """
+
+    def __init__(self, questions: dict[int, Question], systems: Mapping[str, Answers], output: Path):
+        self.questions = questions
+        self.systems = systems
+        self.journal = Journal(output)
+        self.sheets = read_ratings(self.journal.rows(), questions, systems)
+
+    def order(self, rater: str, number: int) -> list[str]:
+        """The systems that answered, shuffled: another order for each question and rater, the same one every time."""
+        names = [name for name, answers in self.systems.items() if answers.texts[number] is not None]
+        random.Random(f"{rater}/{number}").shuffle(names)
+        return names
+
+    def mark(self, rater: str, number: int, model_id: str) -> Mark:
+        sheet = self.sheets.get((number, rater))
+        return Mark() if sheet is None else sheet.marks.get(model_id, Mark())
+
+    def save(self, rater: str, number: int, model_id: str, mark: Mark) -> None:
+        """Writes one mark to the file before it returns."""
+        self.journal.append([Sheet(number, rater, {model_id: mark}).row(self.systems)])
+        sheet = self.sheets.setdefault((number, rater), Sheet(number, rater, {}))
+        sheet.marks[model_id] = mark
+
+    def open_question(self, rater: str) -> int:
+        """The first question with an answer that the rater has not rated; the first of all when there is none."""
+        numbers = list(self.questions)
+        for number in numbers:
+            if any(self.mark(rater, number, name).level is None for name in self.order(rater, number)):
+                return number
+        return numbers[0]
+
+    def neighbour(self, number: int, step: int) -> int:
+        numbers = list(self.questions)
+        return numbers[max(0, min(numbers.index(number) + step, len(numbers) - 1))]
+
+    def progress(self, rater: str, number: int) -> str:
+        """Which question this is, and how many answers are rated."""
+        everything = [(one, name) for one in self.questions for name in self.order(rater, one)]
+        rated = sum(self.mark(rater, *answer).level is not None for answer in everything)
+        place = f"Question {list(self.questions).index(number) + 1} of {len(self.questions)}"
+        done = "All answers are rated: thank you." if rated == len(everything) else "Every click is saved at once."
+        return f"{place} · {rated} of {len(everything)} answers rated by {rater} · {done}"

@@ -1,0 +1,209 @@
+"""The files of OwlEval and of Vicuna's questions: as published, and as written here."""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+# The files' letters. The release does not say what they stand for; their counts are the denominators of Table 2.
+ABILITIES = {"a": "IU", "b": "VU", "c": "OCR", "d": "KTA", "e": "RA", "f": "MDA"}
+# What the published files say where a system gave no answer: "cannot be traced", "gave up", "refused".
+NO_ANSWER = ("无法回溯", "模型放弃回答", "模型拒绝回答")
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    One question.
+
+    Args:
+        question_id (`int`): What joins questions, answers and ratings.
+        text (`str`): Exactly as in the file.
+        picture (`Path`, *optional*): What it is about; questions about one picture are the turns of one dialogue.
+        abilities (`tuple[str, ...]`): Which of Table 1's abilities an answer needs.
+        groups (`tuple[str, ...]`): "single_turn", "multi_turn" or both.
+    """
+
+    question_id: int
+    text: str
+    picture: Path | None = None
+    abilities: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One system's answers by question id; `None` where it gave none."""
+
+    path: Path
+    model_id: str
+    texts: dict[int, str | None] = field(repr=False)
+
+    def digest(self, question_id: int) -> str:
+        """A short hash of an answer's text, by which a rating knows what was rated."""
+        return hashlib.sha256((self.texts[question_id] or "").encode()).hexdigest()[:16]
+
+
+def read_owleval(folder: Path) -> dict[int, Question]:
+    """
+    Reads `questions.jsonl` of OwlEval's folder; the pictures lie in `cases/`.
+
+    Raises:
+        ValueError: for a folder of another form, a missing picture, an id that comes twice, an unknown ability.
+    """
+    path = folder / "questions.jsonl"
+    if not path.is_file():
+        raise ValueError(f"'{folder}' has no questions.jsonl: give the folder with questions.jsonl and cases/.")
+    questions: dict[int, Question] = {}
+    for where, row in read_rows(path):
+        _require(where, row, "image", "question_id", "question", "ability", "category")
+        letters = row["ability"].split(",")
+        if unknown := [letter for letter in letters if letter not in ABILITIES]:
+            raise ValueError(f"{where} needs the ability {unknown[0]!r}, but only {', '.join(ABILITIES)} are known.")
+        picture = folder / "cases" / row["image"]
+        if not picture.is_file():
+            raise ValueError(f"{where} is about '{picture}', which is missing: all pictures belong into cases/.")
+        abilities = tuple(ABILITIES[letter] for letter in letters)
+        question = Question(row["question_id"], row["question"], picture, abilities, tuple(row["category"]))
+        _add(questions, where, row["question_id"], question)
+    return questions
+
+
+def read_vicuna(path: Path) -> dict[int, Question]:
+    """Reads text-only questions in Vicuna's format: `question_id` and `text`, or FastChat's `turns` with one entry."""
+    questions: dict[int, Question] = {}
+    for where, row in read_rows(path):
+        if len(row.get("turns", [])) == 1:
+            row = {**row, "text": row["turns"][0]}
+        _require(where, row, "question_id", "text")
+        _add(questions, where, row["question_id"], Question(row["question_id"], row["text"]))
+    return questions
+
+
+def read_answers(path: Path, questions: dict[int, Question]) -> Answers:
+    """
+    Reads one system's answers, joined to the questions by `question_id` alone: the published files differ from
+    `questions.jsonl` in the questions' texts and in the pictures' suffixes. Vicuna's files name the answer `text`.
+
+    Raises:
+        ValueError: for an unknown id, another picture, several systems in one file, or questions without an answer.
+    """
+    partial = partial_of(path)
+    if not path.is_file() and partial.is_file():
+        raise ValueError(f"'{path}' is not finished, only '{partial.name}' is there: run the same `answer` again.")
+    texts: dict[int, str | None] = {}
+    models = set()
+    for where, row in read_rows(path):
+        answer = "answer" if "answer" in row else "text"
+        _require(where, row, "question_id", "model_id", answer)
+        if not isinstance(row[answer], str):
+            raise ValueError(f"{where} answers {row[answer]!r}, but a text was expected.")
+        if row["question_id"] not in questions:
+            raise ValueError(f"{where} answers question {row['question_id']!r}, which is not among the questions.")
+        picture = questions[row["question_id"]].picture
+        if picture is not None and Path(row.get("image", picture)).stem != picture.stem:
+            raise ValueError(
+                f"{where} is about {row['image']}, but question {row['question_id']} is about {picture.name}: "
+                "these answers belong to other questions."
+            )
+        _add(texts, where, row["question_id"], None if _is_missing(row[answer]) else row[answer])
+        models.add(row["model_id"])
+    if len(models) > 1:
+        raise ValueError(f"'{path}' has answers of {', '.join(sorted(models))}: one file holds one system's answers.")
+    if left := [number for number in questions if number not in texts]:
+        raise ValueError(f"'{path}' answers {len(texts)} of {len(questions)} questions; without one: {_few(left)}.")
+    return Answers(path, models.pop(), texts)
+
+
+def read_systems(paths: list[Path], questions: dict[int, Question]) -> dict[str, Answers]:
+    """Reads the answers of several systems, by `model_id`."""
+    systems: dict[str, Answers] = {}
+    for path in paths:
+        answers = read_answers(path, questions)
+        _add(systems, f"'{path}'", answers.model_id, answers)
+    return systems
+
+
+def answer_row(question: Question, model_id: str, text: str) -> dict:
+    """An answer in the form of OwlEval's files, or of Vicuna's for a question without a picture."""
+    if question.picture is None:
+        return {"question_id": question.question_id, "text": text, "model_id": model_id}
+    return {
+        "image": question.picture.name,
+        "question_id": question.question_id,
+        "question": question.text,
+        "answer": text,
+        "model_id": model_id,
+    }
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yields `(where, row)` of a JSON Lines file; `where` names file and line in messages."""
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    if not any(line.strip() for line in lines):
+        raise ValueError(f"'{path}' is empty: JSON Lines, one row a line, were expected.")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f"'{path}', line {number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where} is no JSON ({error}): is the file cut off?") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{where} is {type(row).__name__}, but a JSON object was expected.")
+            yield where, row
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file grows until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
+class Journal:
+    """
+    A JSON Lines file that grows: a row is on the disk when `append` returns, and a last line that an interruption cut
+    off is removed.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.lock = threading.Lock()
+        if path.exists():
+            whole, _, cut = path.read_bytes().rpartition(b"\n")
+            if cut:
+                temporary = path.with_name(path.name + ".repaired")
+                temporary.write_bytes(whole + b"\n" if whole else b"")
+                temporary.replace(path)
+
+    def rows(self) -> Iterator[tuple[str, dict]]:
+        if self.path.exists() and self.path.stat().st_size:
+            yield from read_rows(self.path)
+
+    def append(self, rows: Iterable[dict]) -> None:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with self.lock, self.path.open("ab", buffering=0) as file:
+            file.write(text.encode())
+            os.fsync(file.fileno())
+
+
+def _is_missing(answer: str) -> bool:
+    return answer.strip(" .\n") in NO_ANSWER
+
+
+def _require(where: str, row: dict, *keys: str) -> None:
+    if left := [key for key in keys if key not in row]:
+        raise ValueError(f"{where} has no {left[0]!r}, only {', '.join(map(repr, row))}.")
+
+
+def _add(known: dict, where: str, key, value) -> None:
+    if key in known:
+        raise ValueError(f"{where}: {key!r} comes a second time.")
+    known[key] = value
+
+
+def _few(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")

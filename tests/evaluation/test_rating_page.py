@@ -1,0 +1,151 @@
+"""The rating page in Chromium: what a person sees, clicks and types is what the file holds."""
+
+import json
+import shutil
+import socket
+
+import pytest
+
+from transformers_owl.evaluation.rating_desk import RatingDesk
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
+# It may not look for anything outside this machine.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+
+
+@pytest.fixture
+def site(questions, systems, tmp_path):
+    """A running page: its address and its file."""
+    pytest.importorskip("gradio")
+    from transformers_owl.evaluation.rating_page import launch
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output = tmp_path / "ratings.jsonl"
+    page = launch(RatingDesk(questions, systems, output), "127.0.0.1", port, block=False)
+    yield f"http://127.0.0.1:{port}", output
+    page.close()
+
+
+def enter(browser, address, name, **settings):
+    view = browser.new_context(**settings).new_page()
+    view.goto(address)
+    view.get_by_label("Your name").fill(name)
+    view.get_by_role("button", name="Start").click()
+    view.get_by_text(f"rated by {name}").wait_for()
+    return view
+
+
+def marks(output, rater):
+    """What the file holds, the last word of each: `{(question, system): (level, abilities)}`."""
+    said = {}
+    for row in map(json.loads, output.read_text().splitlines()):
+        for name, mark in row["marks"].items():
+            if row["rater"] == rater:
+                said[row["question_id"], name] = (mark["level"], mark["abilities"])
+    return said
+
+
+def progress(view, rated):
+    view.get_by_text(f"{rated} of 11 answers rated").wait_for()
+
+
+def test_mouse_and_keyboard_rate_what_is_shown(browser, site, questions, systems):
+    address, output = site
+    order = RatingDesk(questions, systems, output).order
+    view = enter(browser, address, "anna")
+    card = view.locator(".card:visible")
+    assert card.count() == 1
+    card.get_by_label("B", exact=True).click()
+    card.get_by_label("2 Visual understanding").click()
+    progress(view, 1)
+    view.get_by_role("button", name="Next question").click()
+    view.get_by_text("Question 2 of 8").wait_for()
+    assert card.count() == 2
+    for key in "c2jA":
+        view.keyboard.press(key)
+    progress(view, 3)
+    view.keyboard.press("n")
+    view.get_by_text("Question 3 of 8").wait_for()
+    view.keyboard.press("d")
+    progress(view, 4)
+    for key in "pp":
+        view.keyboard.press(key)
+        view.wait_for_timeout(300)
+    view.get_by_text("Question 1 of 8").wait_for()
+    assert card.get_by_label("B", exact=True).is_checked()
+    first, second = order("anna", 2)
+    assert marks(output, "anna") == {
+        (1, "owl:v1"): ("B", ["VU"]),
+        (2, first): ("C", ["OCR"]),
+        (2, second): ("A", []),
+        (3, "owl:v1"): ("D", []),
+    }
+
+
+def test_a_rater_comes_back_to_the_first_open_question_and_others_start_anew(browser, site):
+    address, output = site
+    view = enter(browser, address, "anna")
+    view.keyboard.press("b")
+    progress(view, 1)
+    again = enter(browser, address, "anna")
+    again.get_by_text("Question 2 of 8").wait_for()
+    other = enter(browser, address, "ben")
+    other.get_by_text("Question 1 of 8 · 0 of 11").wait_for()
+    other.keyboard.press("d")
+    progress(other, 1)
+    assert (marks(output, "anna"), marks(output, "ben")) == ({(1, "owl:v1"): ("B", [])}, {(1, "owl:v1"): ("D", [])})
+
+
+def test_the_dialogue_is_shown_and_no_names(browser, site, questions):
+    address, _ = site
+    view = enter(browser, address, "anna")
+    for number in (2, 3, 4):
+        view.keyboard.press("n")
+        view.get_by_text(f"Question {number} of 8").wait_for()
+    text = view.inner_text("body")
+    for part in ("Asked before", "Is there text?", "What does it say？", "Why does it say so?", "with <b>marks</b>."):
+        assert part in text
+    assert "Multi-turn dialogue" in text
+    assert "Reading text" not in text
+    source = view.content()
+    assert "owl:v1" not in source
+    assert "react" not in text
+    width, shown = view.evaluate(
+        "(() => { const i = document.querySelector('img'); return [i.naturalWidth, i.width]; })()"
+    )
+    assert width == 50
+    assert shown > 0
+
+
+@pytest.mark.parametrize("settings", [{"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 844}}])
+def test_nothing_sticks_out_in_the_dark_or_on_a_phone(browser, site, settings):
+    view = enter(browser, site[0], "anna", **settings)
+    view.locator(".card:visible").first.wait_for()
+    assert view.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    ground, ink = (
+        view.evaluate(f"getComputedStyle(document.querySelector('{part}')).{what}")
+        for part, what in (("body", "backgroundColor"), (".words", "color"))
+    )
+    if "color_scheme" in settings:
+        assert sum(map(int, ground[4:-1].split(", "))) < 120 < 600 < sum(map(int, ink[4:-1].split(", ")))
+
+
+def test_a_name_is_needed(browser, site):
+    view = browser.new_page()
+    view.goto(site[0])
+    view.get_by_role("button", name="Start").click()
+    view.get_by_text("Please give a name").wait_for()
