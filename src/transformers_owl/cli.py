@@ -62,6 +62,7 @@ Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait for an answ
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu (default: the best there is).")]
 Dtype = Annotated[str, typer.Option(help="Type of the weights, such as bfloat16.")]
+TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that the model's folder brings.")]
 
 
 @app.command()
@@ -76,13 +77,14 @@ def answer(
     timeout: Timeout = 120,
     device: Device = None,
     dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Answer OwlEval's questions, or text-only ones, by any image-text-to-text model."""
     from .evaluation.answering import answer_questions
 
     with _errors():
         questions = _questions(owleval, vicuna)
-        asked = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype)
+        asked = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype, trust_remote_code)
         _follow("answering", answer_questions(asked, questions, output, batch_size), len(questions))
     print(f"{len(questions)} answers in {output}")
 
@@ -119,6 +121,7 @@ def judge(
     timeout: Timeout = 120,
     device: Device = None,
     dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Rate answers by a model, in two orders, and keep its replies."""
     from itertools import chain
@@ -131,7 +134,7 @@ def judge(
         if (vicuna is None) != (reference is None):
             raise ValueError("--reference goes with --vicuna: Table 3 compares answers to text-only questions.")
         systems = read_systems(answers, questions)
-        judging = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype)
+        judging = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype, trust_remote_code)
         if reference is None:
             sheets = judge_owleval(judging, questions, systems, output, batch_size)
             total = 2 * len(questions)
@@ -183,12 +186,14 @@ def _questions(owleval: Path | None, vicuna: Path | None):
     raise ValueError("Give either --owleval FOLDER or --vicuna FILE: these are the questions.")
 
 
-def _chat_model(model: str, endpoint: str | None, max_new_tokens: int, timeout: float, device: str | None, dtype: str):
+def _chat_model(
+    model: str, endpoint: str | None, max_new_tokens: int, timeout: float, device: str | None, dtype: str, trust: bool
+):
     from .evaluation.models import Endpoint, LocalModel
 
     if endpoint is not None:
         return Endpoint(model, endpoint, max_new_tokens, timeout)
-    return LocalModel(model, device, dtype, max_new_tokens)
+    return LocalModel(model, device, dtype, max_new_tokens, trust)
 
 
 def _follow(what: str, results: Iterable, total: int) -> list:

@@ -38,9 +38,17 @@ class LocalModel:
         device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
         dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
         max_new_tokens (`int`, defaults to 512): Longest answer. Answers are greedy.
+        trust_remote_code (`bool`, defaults to `False`): Whether to run the code that the folder brings.
     """
 
-    def __init__(self, name: str, device: str | None = None, dtype: str = "auto", max_new_tokens: int = 512):
+    def __init__(
+        self,
+        name: str,
+        device: str | None = None,
+        dtype: str = "auto",
+        max_new_tokens: int = 512,
+        trust_remote_code: bool = False,
+    ):
         import torch
         from transformers import (
             MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -57,10 +65,13 @@ class LocalModel:
             device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         self.name = name
         self.max_new_tokens = max_new_tokens
-        self.sees = type(AutoConfig.from_pretrained(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        trust = {"trust_remote_code": trust_remote_code}
+        config = AutoConfig.from_pretrained(name, **trust)
+        named = config.to_dict().get("auto_map", {})
+        self.sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in named
         auto: Any = AutoModelForImageTextToText if self.sees else AutoModelForCausalLM
-        self.model = auto.from_pretrained(name, dtype=dtype, device_map=device)
-        self.processor: Any = (AutoProcessor if self.sees else AutoTokenizer).from_pretrained(name)
+        self.model = auto.from_pretrained(name, dtype=dtype, device_map=device, **trust)
+        self.processor: Any = (AutoProcessor if self.sees else AutoTokenizer).from_pretrained(name, **trust)
         self.tokenizer = self.processor.tokenizer if self.sees else self.processor
         # Behind the text of an encoder padding changes nothing; before it, BLIP-2's picture would move away from it.
         encodes = self.model.config.get_text_config().is_encoder_decoder
