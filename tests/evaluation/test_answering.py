@@ -119,6 +119,30 @@ def test_models_of_the_library_answer_by_the_same_command(name, folder, question
     assert words.replace("<pad>", "").replace("</s>", "").strip() == texts[0][3].strip()
 
 
+def test_a_model_that_brings_its_code_answers_if_it_is_trusted(folder, tmp_path):
+    """Its own `generate` says the letter with id 70, whatever it is asked."""
+    model = Path(small_models.llava(tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    names = {"AutoConfig": "code_llava.MyConfig", "AutoModelForImageTextToText": "code_llava.MyLlava"}
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "my-llava", "auto_map": names}))
+    (model / "code_llava.py").write_text(
+        "from torch import cat, full_like\nfrom transformers import LlavaConfig, LlavaForConditionalGeneration\n\n\n"
+        "class MyConfig(LlavaConfig):\n    model_type = 'my-llava'\n\n\n"
+        "class MyLlava(LlavaForConditionalGeneration):\n    config_class = MyConfig\n\n"
+        "    def generate(self, input_ids, **kwargs):\n"
+        "        return cat([input_ids, full_like(input_ids[:, :1], 70)], dim=1)\n"
+    )
+    command = ["answer", "--owleval", str(folder), "--model", str(model), "--output", str(tmp_path / "own.jsonl")]
+    refused = CliRunner().invoke(app, command, input="n\n")
+    assert refused.exit_code == 1
+    assert "trust_remote_code" in refused.output
+    trusted = CliRunner().invoke(app, [*command, "--trust-remote-code"])
+    assert trusted.exit_code == 0, trusted.output
+    letter = transformers.AutoTokenizer.from_pretrained(model).decode([70])
+    rows = (tmp_path / "own.jsonl").read_text().splitlines()
+    assert [json.loads(row)["answer"] for row in rows] == [letter] * len(QUESTIONS)
+
+
 def test_our_model_answers(llama, folder, questions, tmp_path):
     texts = [
         answer_all(LocalModel(llama.checkpoint, max_new_tokens=6), questions, tmp_path / f"{size}.jsonl", size)
