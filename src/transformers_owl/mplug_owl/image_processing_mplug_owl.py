@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -107,9 +108,15 @@ class MplugOwlImageProcessor(PilBackend):
             table = self.rescale(table, rescale_factor)
         if do_normalize:
             table = self.normalize(table, image_mean, image_std)
-        pixel_values = [np.stack([row[0][level] for row, level in zip(table, image, strict=True)]) for image in levels]
+        pixel_values: Any = [np.empty(image.shape, table.dtype) for image in levels]
+        if len({image.shape for image in levels}) == 1 and return_tensors is not None:
+            # One array becomes a tensor without a copy.
+            pixel_values = np.empty((len(levels), *levels[0].shape), table.dtype)
+        for image, values in zip(levels, pixel_values, strict=True):
+            for colour in range(3):
+                np.take(table[colour, 0], image[colour], out=values[colour], mode="clip")
         if do_pad:
-            pixel_values = self.pad(pixel_values, pad_size=pad_size)
+            pixel_values = self.pad(list(pixel_values), pad_size=pad_size)
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
     def fetch_images(self, image_url_or_urls):

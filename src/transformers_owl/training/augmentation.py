@@ -14,7 +14,7 @@ ASPECT = (3 / 4, 4 / 3)
 @dataclass(frozen=True)
 class Augmentation:
     """
-    A random part of a picture; the processor brings it to its square.
+    A random part of a picture.
 
     Args:
         crop (`tuple[float, float]`, defaults to `(0.5, 1.0)`): Least and largest share of the area, as the original
@@ -32,12 +32,13 @@ class Augmentation:
                 f"`crop` is {self.crop}, but two shares of the area, 0 < least <= largest <= 1, were expected."
             )
 
-    def __call__(self, image: PIL.Image.Image, random: np.random.Generator) -> PIL.Image.Image:
-        if self.crop != (1, 1):
-            image = image.crop(self.box(image.width, image.height, random))
-        if self.flip and random.random() < 0.5:
-            image = PIL.ImageOps.mirror(image)
-        return image
+    def __call__(
+        self, image: PIL.Image.Image, size: tuple[int, int], resample: int, random: np.random.Generator
+    ) -> PIL.Image.Image:
+        """The part, resized to `size` (width, height) by PIL's filter `resample`."""
+        box = None if self.crop == (1, 1) else self.box(image.width, image.height, random)
+        image = image.resize(size, resample, box)
+        return PIL.ImageOps.mirror(image) if self.flip and random.random() < 0.5 else image
 
     def box(self, width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
         """

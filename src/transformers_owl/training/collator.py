@@ -70,7 +70,9 @@ class ConversationCollator:
             for name, value in padding.items()
         }
         pictures = [picture for row in rows for picture in row["pictures"]]
-        return batch | (dict(self.processor.image_processor(pictures, return_tensors="pt")) if pictures else {})
+        if pictures:
+            batch |= self.processor.image_processor(pictures, do_resize=False, return_tensors="pt")
+        return batch
 
     def _with_blank(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row with a white picture behind its end, where nothing looks back at it and nothing is learned."""
@@ -92,11 +94,11 @@ class ConversationCollator:
         backend.no_truncation()
         backend.no_padding()
         encoding = backend.encode(text)
-        ids = torch.tensor(encoding.ids)
-        answers = torch.tensor([start < end and is_answer[start] for start, end in encoding.offsets])
+        single = np.array(encoding.ids)
+        spoken = np.array([start < end and is_answer[start] for start, end in encoding.offsets], dtype=bool)
         # Every picture's placeholder stands for all of its positions.
-        repeats = torch.where(ids == self.processor.image_token_id, self.processor.num_query_tokens + 1, 1)
-        ids, answers = ids.repeat_interleave(repeats), answers.repeat_interleave(repeats)
+        repeats = np.where(single == self.processor.image_token_id, self.processor.num_query_tokens + 1, 1)
+        ids, answers = (torch.from_numpy(np.repeat(values, repeats)) for values in (single, spoken))
         length = self._cut(ids)
         ids, answers = ids[:length], answers[:length]
         kept = int((ids == self.processor.image_token_id).sum()) // (self.processor.num_query_tokens + 1)

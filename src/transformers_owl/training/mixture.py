@@ -307,8 +307,10 @@ class _Slot:
         if self.mixture.augmentation is not None:
             number = zlib.crc32(sample["source"].encode())
             random = np.random.default_rng([self.mixture.seed, draw.epoch, number])
+            processor = self.mixture.collator.processor.image_processor
+            size = (processor.size["width"], processor.size["height"])
             for part in pictures_of(messages):
-                part["image"] = self.mixture.augmentation(part["image"], random)
+                part["image"] = self.mixture.augmentation(part["image"], size, processor.resample, random)
         return encode(messages, sample["source"], self.mixture.collator)
 
 
