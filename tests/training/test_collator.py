@@ -137,3 +137,13 @@ def test_full_fine_tuning_moves_the_embedding_of_eos(llama, llama_processor):
     messages = [user("A?"), assistant("b"), user("C?"), assistant("d")]
     model(**ConversationCollator(llama_processor)([{"messages": messages}])).loss.backward()
     assert model.get_input_embeddings().weight.grad[2].abs().max() > 0
+
+
+def test_pixels_are_the_processors_to_the_last_bit(llama_processor, pictures):
+    """Levels of 0 to 255 travel, and a table makes them what the image processor would have made."""
+    collator = ConversationCollator(llama_processor)
+    batch = collator([{"messages": [user("A?", *pictures), assistant("b")]}])
+    expected = llama_processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    assert batch["pixel_values"].dtype == torch.float32
+    assert torch.equal(batch["pixel_values"], expected)
+    assert "pixel_levels" not in batch

@@ -154,7 +154,7 @@ def test_the_blank_picture_is_what_gives_every_process_its_gradients(folder, lla
         for rank in (0, 1)
     ]
     steps = [batches for batches, _ in zip(zip(*streams, strict=True), range(STEPS), strict=False)]
-    pictures = [["pixel_values" in batch for batch in step] for step in steps]
+    pictures = [["pixel_levels" in batch for batch in step] for step in steps]
     assert [True, False] in pictures or [False, True] in pictures
 
     model = prepare_stage(copy.deepcopy(llama_model), "pretrain")

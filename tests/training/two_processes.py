@@ -43,11 +43,7 @@ class Recorder(OwlTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         processor = self.processing_class
-        mean, std = (
-            torch.tensor(values)
-            for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
-        )
-        colours = ((inputs["pixel_values"].mean((2, 3)) * std + mean) * 255).round().int().tolist()
+        colours = inputs["pixel_levels"].float().mean((2, 3)).round().int().tolist()
         pictures = iter(" ".join(map(str, colour)) for colour in colours)
         for ids, labels in zip(inputs["input_ids"], inputs["labels"], strict=True):
             count = int((ids == processor.image_token_id).sum()) // (processor.num_query_tokens + 1)

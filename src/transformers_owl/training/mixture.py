@@ -171,7 +171,7 @@ class Policy:
 
 class Mixture(IterableDataset):
     """
-    Endless micro-batches for one rank, each a batch of the collator and its `report`.
+    Endless micro-batches for one rank, each a batch of the collator's `pad` and its `report`.
 
     Args:
         groups (`dict[str, Group]`): By name. If the sum of the reduced weights divides the rows of an optimizer step,
