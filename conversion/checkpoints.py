@@ -6,11 +6,13 @@ import os
 import pickle
 import shutil
 import struct
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from accelerate.utils import convert_file_size_to_int
@@ -35,6 +37,7 @@ from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration, M
 
 DTYPE_NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
 PLAN = "plan.json"
+READERS = 2  # tensors read while one is written
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ class Checkpoint:
 
     def fingerprint(self) -> list:
         """Tells files apart without reading them."""
-        return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in self.files()]
+        files = [self.path] if self.path.endswith(".gguf") else self.files()
+        return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files]
 
 
 V0 = (
@@ -125,10 +129,7 @@ def open_file(file: str) -> dict[str, Piece]:
         ) from error
     except (RuntimeError, EOFError, SafetensorError) as error:
         raise ValueError(f"{file} is truncated or damaged: fetch it anew. ({str(error).splitlines()[0]})") from error
-    return {
-        name: Piece({name: torch.empty_like(tensor, device="meta")}, lambda name=name, tensor=tensor: {name: tensor})
-        for name, tensor in tensors.items()
-    }
+    return {name: piece for piece in held(tensors) for name in piece.tensors}
 
 
 def open_owl(checkpoint: Checkpoint) -> tuple[MplugOwlForConditionalGeneration, list[Piece]]:
@@ -138,7 +139,7 @@ def open_owl(checkpoint: Checkpoint) -> tuple[MplugOwlForConditionalGeneration, 
     Raises:
         ValueError: if the weights are not those of the model: names, shapes, or values that should be tied.
     """
-    tensors = checkpoint.open()
+    checkpoint.open()  # damaged files are named here, which the library would not do
     config = AutoConfig.from_pretrained(checkpoint.path, revision=checkpoint.revision)
     if not isinstance(config, MplugOwlConfig):
         raise ValueError(f"{checkpoint.path} is a model of type {config.model_type}, but mplug-owl was expected.")
@@ -149,16 +150,21 @@ def open_owl(checkpoint: Checkpoint) -> tuple[MplugOwlForConditionalGeneration, 
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
+    check_loading(checkpoint, info)
+    return model, without_tied(model, convert(model, checkpoint.open()))
+
+
+def check_loading(checkpoint: Checkpoint, info: dict) -> None:
+    """Raises a ValueError if `from_pretrained` found that weights and model do not fit."""
     problems = {
         "lacks weights (is a file missing?)": info["missing_keys"],
-        "has weights that mPLUG-Owl has not": info["unexpected_keys"],
+        "has weights that the model has not": info["unexpected_keys"],
         "has weights of other shapes than config.json says": info["mismatched_keys"],
     }
     for problem, names in problems.items():
         if names:
             examples = ", ".join(map(str, sorted(names)[:3]))
             raise ValueError(f"{checkpoint.path} {problem}: {len(names)}, such as {examples}.")
-    return model, without_tied(model, convert(model, tensors))
 
 
 def convert(model: PreTrainedModel, tensors: dict[str, Piece], reverse: bool = False) -> list[Piece]:
@@ -189,7 +195,7 @@ def convert(model: PreTrainedModel, tensors: dict[str, Piece], reverse: bool = F
     def run(target: str, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         pattern = groups[target][0][1]
         if pattern is None:
-            made = {target: value for value in values.values()}
+            made = dict.fromkeys([target], *values.values())
         else:
             converter = copy.deepcopy(by_pattern[pattern])
             for name, pattern in groups[target]:
@@ -216,6 +222,14 @@ def without_tied(model: PreTrainedModel, pieces: list[Piece]) -> list[Piece]:
         if not torch.equal(found[name].make()[name], found[kept].make()[kept]):
             raise ValueError(f"config.json says that {name} and {kept} are tied, but the checkpoint has two values.")
     return [piece for piece in pieces if tied.keys().isdisjoint(piece.tensors)]
+
+
+def held(weights: dict[str, torch.Tensor]) -> list[Piece]:
+    """Pieces of weights that are in memory."""
+    return [
+        Piece({name: torch.empty_like(value, device="meta")}, lambda name=name, value=value: {name: value})
+        for name, value in weights.items()
+    ]
 
 
 def cast(pieces: list[Piece], dtype: torch.dtype) -> list[Piece]:
@@ -268,16 +282,27 @@ def write_weights(pieces: list[Piece], folder: Path, max_shard_size: str, save: 
     if total - written > free:
         raise OSError(f"{folder} has {free / 1e9:.1f} GB free, but {(total - written) / 1e9:.1f} GB will be written.")
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("writing", total=total)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    with ThreadPoolExecutor(1) as closer, bar:
+        task = bar.add_task("writing", total=total)
+        closed = []
         for file, shard in zip(files, shards, strict=True):
             if not (folder / file).exists():
-                save(shard, folder / f"{file}.part", lambda size: progress.advance(task, size))
-                (folder / f"{file}.part").rename(folder / file)
+                save(shard, folder / f"{file}.part", lambda size: bar.advance(task, size))
+                closed.append(closer.submit(close, folder / f"{file}.part", folder / file))
+        for future in closed:
+            future.result()
     if len(shards) > 1:
         weight_map = {key: file for file, shard in zip(files, shards, strict=True) for p in shard for key in p.tensors}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def close(part: Path, file: Path) -> None:
+    """Gives a file its name once the disk has it."""
+    with open(part, "rb") as written:
+        os.fsync(written.fileno())
+    part.rename(file)
 
 
 Save = Callable[[list[Piece], Path, Callable[[int], None]], None]
@@ -311,17 +336,27 @@ def save_safetensors(pieces: list[Piece], file: Path, advance: Callable[[int], N
             header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(file, "wb") as out, ThreadPoolExecutor(1) as writer:
+    with open(file, "wb") as out, ThreadPoolExecutor(READERS) as readers:
         out.write(struct.pack("<Q", len(text)) + text)
-        writing = writer.submit(lambda: None)
-        for piece in pieces:
-            made = checked(piece)
-            writing.result()
-            writing = writer.submit(write_bytes, out, made)
-            advance(piece.nbytes)
-        writing.result()
-        out.flush()
-        os.fsync(out.fileno())
+        for made in ahead(readers, checked, pieces):
+            for tensor in made.values():
+                out.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+                advance(tensor.nbytes)
+
+
+def ahead(pool: ThreadPoolExecutor, make: Callable, items: Iterable) -> Iterator:
+    """Like `map`, but makes no more than the next `READERS` results in advance."""
+    made: deque[Future] = deque()
+    try:
+        for item in items:
+            made.append(pool.submit(make, item))
+            if len(made) > READERS:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()
+    finally:
+        for future in made:
+            future.cancel()
 
 
 def save_pickle(pieces: list[Piece], file: Path, advance: Callable[[int], None]) -> None:
@@ -329,10 +364,7 @@ def save_pickle(pieces: list[Piece], file: Path, advance: Callable[[int], None])
     weights: dict[str, torch.Tensor] = {}
     for piece in pieces:
         weights |= checked(piece)
-    with open(file, "wb") as out:
-        torch.save(weights, out)
-        out.flush()
-        os.fsync(out.fileno())
+    torch.save(weights, file)
     advance(sum(piece.nbytes for piece in pieces))
 
 
@@ -344,13 +376,10 @@ def checked(piece: Piece) -> dict[str, torch.Tensor]:
     return made
 
 
-def write_bytes(out, tensors: dict[str, torch.Tensor]) -> None:
-    for tensor in tensors.values():
-        out.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
-
-
 def write_rest(model: MplugOwlForConditionalGeneration, processor: MplugOwlProcessor, folder: Path, card: str) -> None:
     """All of a repository but the weights: processor, card, code, settings."""
     processor.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    model.save_pretrained(folder, state_dict={})
+    with TemporaryDirectory() as aside:  # where the library saves a model it removes other shards
+        model.save_pretrained(aside, state_dict={})
+        shutil.copytree(aside, folder, dirs_exist_ok=True)

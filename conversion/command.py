@@ -22,7 +22,7 @@ class Dtype(enum.StrEnum):
 
 
 def run(main: Callable) -> None:
-    """Runs a script's `main` with the arguments of the command line; what a user can mend is one line, without trace."""
+    """Runs a script's `main` with the arguments of the command line; what a user can mend is said in one line."""
     logging.disable_progress_bar()
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     app.command()(main)

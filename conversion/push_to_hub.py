@@ -48,11 +48,16 @@ def push(
                 f"{repository} exists and holds {len(present)} files: choose another name, propose the change by "
                 "--create-pr, or replace what is there by --update."
             )
-        card = ModelCard((folder / "README.md").read_text(encoding="utf-8").replace(f'"{folder.name}"', f'"{repository}"'))
+        card = ModelCard(
+            (folder / "README.md").read_text(encoding="utf-8").replace(f'"{folder.name}"', f'"{repository}"')
+        )
         card.validate()
         api.create_repo(repository, private=private, exist_ok=True)
         return api.create_commit(
-            repository, operations(folder, card, present), commit_message=f"mPLUG-Owl: {folder.name}", create_pr=create_pr
+            repository,
+            operations(folder, card, present),
+            commit_message=f"mPLUG-Owl: {folder.name}",
+            create_pr=create_pr,
         )
     except LocalTokenNotFoundError as error:
         raise ValueError("There is no token for the Hub: run `hf auth login`, or set HF_TOKEN.") from error
