@@ -132,9 +132,15 @@ def open_file(file: str) -> dict[str, Piece]:
     return {name: piece for piece in held(tensors) for name in piece.tensors}
 
 
-def open_owl(checkpoint: Checkpoint) -> tuple[MplugOwlForConditionalGeneration, list[Piece]]:
+def open_owl(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None
+) -> tuple[MplugOwlForConditionalGeneration, list[Piece]]:
     """
     A model on the meta device, and its weights under our names, of an original release or of ours.
+
+    Args:
+        checkpoint (`Checkpoint`): What to open.
+        dtype (`torch.dtype`, *optional*): Type of the floating-point weights; their own by default.
 
     Raises:
         ValueError: if the weights are not those of the model: names, shapes, or values that should be tied.
@@ -146,12 +152,14 @@ def open_owl(checkpoint: Checkpoint) -> tuple[MplugOwlForConditionalGeneration, 
     model, info = MplugOwlForConditionalGeneration.from_pretrained(
         checkpoint.path,
         revision=checkpoint.revision,
+        dtype=dtype or "auto",
         device_map="meta",
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
     check_loading(checkpoint, info)
-    return model, without_tied(model, convert(model, checkpoint.open()))
+    pieces = without_tied(model, convert(model, checkpoint.open()))
+    return model, pieces if dtype is None else cast(pieces, dtype)
 
 
 def check_loading(checkpoint: Checkpoint, info: dict) -> None:

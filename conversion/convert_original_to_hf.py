@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from card import render
-from checkpoints import Checkpoint, cast, open_owl, save_safetensors, unfinished, write_rest, write_weights
+from checkpoints import Checkpoint, open_owl, save_safetensors, unfinished, write_rest, write_weights
 from command import Dtype, run
 from push_to_hub import push
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -29,11 +29,8 @@ def main(
 ) -> None:
     """Make a Hub repository of a checkpoint of the original release."""
     source = Checkpoint.parse(checkpoint)
-    model, pieces = open_owl(source)
+    model, pieces = open_owl(source, None if dtype is None else dtype.torch)
     processor = MplugOwlProcessor.from_pretrained(source.path, revision=source.revision)
-    if dtype is not None:
-        model.config.dtype = dtype.torch
-        pieces = cast(pieces, dtype.torch)
     with unfinished(output, [source.fingerprint(), dtype, max_shard_size]) as folder:
         write_weights(pieces, folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
         write_rest(model, processor, folder, render(source.name, output.name))

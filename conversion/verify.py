@@ -44,7 +44,7 @@ def differences(first: list[Piece], second: list[Piece]) -> dict[str, float]:
             other = counterparts.get(name)
             found[name] = float("inf")
             if other is not None and other.shape == value.shape:
-                same = torch.equal(value, other)
+                same = value.dtype == other.dtype and torch.equal(value, other)
                 found[name] = 0.0 if same else (value.float() - other.float()).abs().max().item()
     return found
 
@@ -74,7 +74,9 @@ def relative_difference(given: torch.Tensor, expected: torch.Tensor) -> float:
 def main(
     first: Annotated[str, Argument(help="Folder, REPO or REPO@REVISION, original or converted.")],
     second: Annotated[str, Argument(help="The same.")],
-    tolerance: Annotated[float, Option(min=0, help="Largest difference of a weight, and of the relative logits.")] = 0.0,
+    tolerance: Annotated[
+        float, Option(min=0, help="Largest difference of a weight, and of the relative logits.")
+    ] = 0.0,
     skip_logits: Annotated[bool, Option("--skip-logits", help="Compare the weights only, in little memory.")] = False,
 ) -> None:
     """Compare two checkpoints tensor by tensor through the key table, and by their logits."""
