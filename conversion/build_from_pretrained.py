@@ -7,7 +7,7 @@ The language model may be a `.gguf` file, whose weights are dequantised (`pip in
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from card import render
@@ -40,7 +40,7 @@ from transformers_owl.training.fresh import fresh_config, rename_text, rename_vi
 
 
 CLIP_TYPES = ("clip", "clip_vision_model")
-ON_META = {"device_map": "meta", "ignore_mismatched_sizes": True, "output_loading_info": True}
+ON_META: dict[str, Any] = {"device_map": "meta", "ignore_mismatched_sizes": True, "output_loading_info": True}
 
 
 def open_vision(source: Checkpoint) -> tuple[CLIPVisionModel, list[Piece]]:
@@ -52,7 +52,8 @@ def open_vision(source: Checkpoint) -> tuple[CLIPVisionModel, list[Piece]]:
             f"({' or '.join(CLIP_TYPES)}): pre-norm, class token, learned positions."
         )
     source.open()
-    model, info = CLIPVisionModel.from_pretrained(source.path, revision=source.revision, **ON_META)
+    loaded: Any = CLIPVisionModel.from_pretrained(source.path, revision=source.revision, **ON_META)
+    model, info = loaded
     check_loading(source, {**info, "unexpected_keys": set()})
     return model, convert(model, source.open())
 
@@ -62,7 +63,8 @@ def open_language(source: Checkpoint) -> tuple[PreTrainedModel, list[Piece]]:
     if source.path.endswith(".gguf"):
         return open_gguf(Path(source.path))
     source.open()
-    model, info = AutoModelForCausalLM.from_pretrained(source.path, revision=source.revision, **ON_META)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(source.path, revision=source.revision, **ON_META)
+    model, info = loaded
     check_loading(source, info)
     return model, without_tied(model, convert(model, source.open()))
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from accelerate.utils import convert_file_size_to_int
@@ -73,11 +74,11 @@ class Checkpoint:
 
     Args:
         path (`str`): `FOLDER`, `REPO` or `REPO@REVISION`.
-        revision (`str`, *optional*): Branch, tag or commit.
+        revision (`str`, defaults to `"main"`): Branch, tag or commit.
     """
 
     path: str
-    revision: str | None = None
+    revision: str = "main"
 
     @classmethod
     def parse(cls, text: str) -> "Checkpoint":
@@ -86,7 +87,7 @@ class Checkpoint:
         if Path(text).exists():
             return cls(text)
         path, _, revision = text.partition("@")
-        return cls(path, revision or None)
+        return cls(path, revision or "main")
 
     @property
     def name(self) -> str:
@@ -201,12 +202,12 @@ def convert(model: PreTrainedModel, tensors: dict[str, Piece], reverse: bool = F
             groups.setdefault(target, []).append((name, pattern))
 
     def run(target: str, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        pattern = groups[target][0][1]
-        if pattern is None:
+        patterns = {name: pattern for name, pattern in groups[target] if pattern is not None}
+        if not patterns:
             made = dict.fromkeys([target], *values.values())
         else:
-            converter = copy.deepcopy(by_pattern[pattern])
-            for name, pattern in groups[target]:
+            converter: Any = copy.deepcopy(by_pattern[next(iter(patterns.values()))])
+            for name, pattern in patterns.items():
                 converter.add_tensor(target, name, pattern, values[name])
             made = converter.convert(target, model=model, config=model.config)
         return {apply_renamings(name, renamings) if reverse else name: value for name, value in made.items()}
@@ -234,10 +235,11 @@ def without_tied(model: PreTrainedModel, pieces: list[Piece]) -> list[Piece]:
 
 def held(weights: dict[str, torch.Tensor]) -> list[Piece]:
     """Pieces of weights that are in memory."""
-    return [
-        Piece({name: torch.empty_like(value, device="meta")}, lambda name=name, value=value: {name: value})
-        for name, value in weights.items()
-    ]
+
+    def piece(name: str, value: torch.Tensor) -> Piece:
+        return Piece({name: torch.empty_like(value, device="meta")}, lambda: {name: value})
+
+    return [piece(name, value) for name, value in weights.items()]
 
 
 def cast(pieces: list[Piece], dtype: torch.dtype) -> list[Piece]:

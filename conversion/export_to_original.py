@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from checkpoints import Checkpoint, Piece, convert, open_owl, save_pickle, unfinished, write_weights
+from checkpoints import Checkpoint, Piece, convert, held, open_owl, save_pickle, unfinished, write_weights
 from command import run
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import WEIGHTS_NAME
@@ -50,16 +50,16 @@ def computed(model: MplugOwlForConditionalGeneration, dtype: torch.dtype) -> lis
         return []
     values = LlamaRotaryEmbedding(text).inv_freq.to(dtype)
     names = [f"language_model.model.layers.{n}.self_attn.rotary_emb.inv_freq" for n in range(text.num_hidden_layers)]
-    return [Piece({name: values.to("meta")}, lambda name=name: {name: values}) for name in names]
+    return held(dict.fromkeys(names, values))
 
 
 def tied(model: MplugOwlForConditionalGeneration, pieces: dict[str, Piece]) -> dict[str, Piece]:
     """The names that our files leave out because another one holds the same tensor."""
-    return {
-        name: pieces[kept].map(lambda _, tensor, name=name: (name, tensor))
-        for name, kept in model.all_tied_weights_keys.items()
-        if name not in pieces
-    }
+
+    def renamed(name: str, kept: str) -> Piece:
+        return pieces[kept].map(lambda _, tensor: (name, tensor))
+
+    return {name: renamed(name, kept) for name, kept in model.all_tied_weights_keys.items() if name not in pieces}
 
 
 def small_files(release: Checkpoint) -> list[str]:

@@ -7,7 +7,7 @@ The adapter is one of ours or of the original code (`adapter_model.bin`). Needs 
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from card import render
@@ -37,7 +37,7 @@ def with_adapter(base: MplugOwlForConditionalGeneration, adapter: str) -> PeftMo
     renamings = [entry for entry in get_model_conversion_mapping(base) if isinstance(entry, WeightRenaming)]
     ours = {PREFIX + apply_renamings(name.removeprefix(PREFIX), renamings): value for name, value in weights.items()}
     model = get_peft_model(base, PeftConfig.from_pretrained(adapter))
-    result = set_peft_model_state_dict(model, ours)
+    result: Any = set_peft_model_state_dict(model, ours)
     lacking = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
     if lacking or result.unexpected_keys:
         raise ValueError(

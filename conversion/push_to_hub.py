@@ -63,6 +63,8 @@ def push(
         raise ValueError("There is no token for the Hub: run `hf auth login`, or set HF_TOKEN.") from error
     except (HfHubHTTPError, httpx.HTTPError) as error:
         raise OSError(f"{repository}: nothing was published. {reason(error)}") from error
+    except RuntimeError as error:  # what the library makes of errors while a file is sent
+        raise OSError(f"{repository}: nothing was published. {reason(error.__cause__)} ({error})") from error
 
 
 def operations(folder: Path, card: ModelCard, present: list[str]) -> list:
@@ -76,7 +78,7 @@ def operations(folder: Path, card: ModelCard, present: list[str]) -> list:
     ]
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException | None) -> str:
     if not isinstance(error, HfHubHTTPError):
         return f"The Hub cannot be reached, or broke off ({error}). Run the same command again."
     if error.response.status_code == 401:

@@ -7,7 +7,7 @@ Exit code 0: equal within the tolerance. 1: they differ, or cannot be compared.
 
 import sys
 from collections import defaultdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from checkpoints import Checkpoint, Piece, open_owl
@@ -52,7 +52,7 @@ def differences(first: list[Piece], second: list[Piece]) -> dict[str, float]:
 @torch.no_grad()
 def fixed_logits(model: MplugOwlForConditionalGeneration) -> torch.Tensor:
     """Logits (positions, vocabulary) of a fixed prompt about a fixed picture, in float32."""
-    config = model.config
+    config: Any = model.config
     ids = torch.linspace(3, min(config.text_config.vocab_size, config.image_token_id) - 1, TEXT_IDS).long()
     picture = torch.full((config.num_query_tokens + 1,), config.image_token_id)
     side = config.vision_config.image_size

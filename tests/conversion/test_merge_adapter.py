@@ -92,6 +92,6 @@ def test_an_adapter_that_does_not_fit_is_refused(tuned, tmp_path):
     name = next(iter(weights))
     weights[name.replace("layers.0", "layers.9")] = weights.pop(name)
     save_file(weights, adapter / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match="1 of its weights are missing .*layers.0.*, 1 have no place .*layers.9"):
+    with pytest.raises(ValueError, match=r"1 of its weights are missing .*layers.0.*, 1 have no place .*layers.9"):
         main(str(adapter), str(base), tmp_path / "out")
     assert not (tmp_path / "out").exists()
