@@ -29,6 +29,7 @@ test-slow: $(VENV)/installed
 bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/import_time.py
 	$(VENV)/bin/python benchmarks/inference.py
+	$(VENV)/bin/python benchmarks/conversion.py --folder build/bench
 
 clean:
 	rm -rf $(VENV) $(OLDEST_VENV) build
