@@ -2,7 +2,7 @@
 
 import pytest
 from convert_original_to_hf import main as convert
-from releases import NAMES, release, weights_of
+from releases import release, weights_of
 from verify import main
 
 
@@ -12,7 +12,7 @@ def code(*arguments, **options) -> int:
     return int(exit_info.value.code)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["image-bloom", "video-llama"])
 def test_original_and_converted_are_equal(name, tmp_path, capsys):
     source = release(name, tmp_path / "source")
     convert(str(source), tmp_path / "out")
