@@ -252,17 +252,17 @@ def cast(pieces: list[Piece], dtype: torch.dtype) -> list[Piece]:
 
 
 @contextmanager
-def unfinished(output: Path, plan: object) -> Iterator[Path]:
+def unfinished(output: Path, plan: list | None = None) -> Iterator[Path]:
     """
     A folder beside `output` that takes its name at the end, so that `output` is whole or not there.
 
-    What an earlier run with the same `plan` left in it is kept.
+    What an earlier run with the same `plan` left in it is kept; without a plan nothing is.
     """
     if output.exists():
         raise ValueError(f"{output} exists: delete it, or choose another --output.")
     folder = output.with_name(output.name + ".unfinished")
     text = json.dumps([__version__, plan])
-    if not (folder / PLAN).exists() or (folder / PLAN).read_text() != text:
+    if plan is None or not (folder / PLAN).exists() or (folder / PLAN).read_text() != text:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / PLAN).write_text(text)

@@ -64,7 +64,7 @@ def main(
     with torch.no_grad():
         merged = with_adapter(model, adapter).merge_and_unload(safe_merge=True)
     made = f"The adapter {Path(adapter).name}, merged into {source.name}."
-    with unfinished(output, None) as folder:
+    with unfinished(output) as folder:
         pieces = without_tied(merged, held(merged.state_dict()))
         write_weights(pieces, folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
         write_rest(merged, processor, folder, render(output.name, output.name, made))

@@ -29,7 +29,8 @@ def torchao_int8() -> TorchAoConfig:
 def torchao_int4() -> TorchAoConfig:
     from torchao.quantization import IntxWeightOnlyConfig, PerGroup
 
-    return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32)))
+    int4 = torch.int4  # type: ignore[attr-defined]
+    return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=int4, granularity=PerGroup(32)))
 
 
 METHODS = {
@@ -53,7 +54,7 @@ def main(
     model = MplugOwlForConditionalGeneration.from_pretrained(
         source.path, revision=source.revision, dtype="auto", quantization_config=METHODS[method]()
     )
-    with unfinished(output, None) as folder:
+    with unfinished(output) as folder:
         # Saved before it runs: bitsandbytes repacks its weights when it first computes on a CPU.
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         del model

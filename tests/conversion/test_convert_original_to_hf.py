@@ -117,13 +117,13 @@ def test_an_interrupted_run_leaves_nothing_that_loads_and_goes_on(tmp_path):
             write_weights([piece(n) for n in range(5)], folder, "0.8KB", save_safetensors, "model.safetensors")
 
     with pytest.raises(KeyboardInterrupt):
-        write("a plan")
+        write(["a plan"])
     assert not (tmp_path / "out").exists()
     left = {path.name for path in (tmp_path / "out.unfinished").iterdir()}
     assert left == {"plan.json", "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors.part"}
     with pytest.raises((OSError, ValueError)):
         AutoModel.from_pretrained(tmp_path / "out.unfinished")
-    write("a plan")
+    write(["a plan"])
     assert made[made.index(3) + 1 :].count(0) == 0
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())["weight_map"]
     for number in range(5):
@@ -138,6 +138,14 @@ def test_what_another_plan_left_is_not_used(tmp_path):
     source = release("image-llama", tmp_path / "source")
     main(str(source), tmp_path / "out")
     AutoModel.from_pretrained(tmp_path / "out")
+
+
+def test_without_a_plan_nothing_is_kept(tmp_path):
+    for _ in range(2):
+        with pytest.raises(RuntimeError), unfinished(tmp_path / "out") as folder:
+            assert [path.name for path in folder.iterdir()] == ["plan.json"]
+            (folder / "model.safetensors").write_text("of another adapter")
+            raise RuntimeError
 
 
 class Malicious:
