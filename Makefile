@@ -35,6 +35,7 @@ bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/inference.py
 	$(VENV)/bin/python benchmarks/training.py
 	$(VENV)/bin/python benchmarks/memory.py
+	$(VENV)/bin/python benchmarks/conversion.py --folder build/bench
 
 clean:
 	rm -rf $(VENV) $(OLDEST_VENV) build

@@ -4,16 +4,30 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 
 class Hub:
-    """Repositories as `{repo: {path: bytes}}`. Every file is taken inline; each commit replaces what it names."""
+    """
+    Repositories as `{repo: {path: bytes}}`; a commit replaces what it names. Weights go through LFS, the rest inline.
+
+    `faults` maps the beginning of a request ("PUT /lfs") to a list of what befalls the next ones: a status to answer,
+    or "drop" to break the connection off.
+    """
+
+    TOKEN = "hf_stand_in"
 
     def __init__(self):
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.commits: dict[str, dict[str, bytes]] = {}
+        self.pull_requests: list[dict[str, bytes]] = []
+        self.blobs: dict[str, bytes] = {}
+        self.private: set[str] = set()
+        self.gated: set[str] = set()
+        self.faults: dict[str, list[int | str]] = {}
         self.requests: list[str] = []
         handler = type("Handler", (HubHandler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -26,7 +40,7 @@ class Hub:
     def environment(self, home) -> dict[str, str]:
         """What a process needs to take this for the Hub."""
         return {
-            "HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_TOKEN": "hf_stand_in", "HF_HUB_DISABLE_XET": "1",
+            "HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_TOKEN": self.TOKEN, "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }  # fmt: skip
 
@@ -56,43 +70,108 @@ class HubHandler(BaseHTTPRequestHandler):
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
+    def fails(self, path: str) -> bool:
+        """Notes the request, and lets the next fault befall it that was asked for."""
+        request = f"{self.command} {path}"
+        self.hub.requests.append(request)
+        for beginning, faults in self.hub.faults.items():
+            if faults and request.startswith(beginning):
+                if (fault := faults.pop(0)) == "drop":
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    self.close_connection = True
+                else:
+                    self.reply({"error": "injected"}, fault)
+                return True
+        return False
+
+    def knows_token(self) -> bool:
+        known = self.headers.get("Authorization") == f"Bearer {self.hub.TOKEN}"
+        if not known:
+            self.reply({"error": "Invalid username or password."}, 401)
+        return known
+
+    def do_PUT(self):
+        path, body = urlsplit(self.path).path, self.body()
+        if not self.fails(path):
+            self.hub.blobs[path.removeprefix("/lfs/")] = body
+            self.reply({})
+
+    def commit(self, repo: str, body: bytes) -> dict[str, bytes]:
+        """The repository's files after a commit."""
+        files = dict(self.hub.repositories[repo])
+        for line in body.splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                files[value["path"]] = self.hub.blobs[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
+        return files
+
     def do_POST(self):
         path, body = urlsplit(self.path).path, self.body()
-        self.hub.requests.append(f"POST {path}")
+        if self.fails(path):
+            return None
+        if path.endswith("/api/validate-yaml"):
+            return self.reply({"errors": [], "warnings": []})
+        if not self.knows_token():
+            return None
         if path == "/api/repos/create":
             asked = json.loads(body)
             repo = f"{asked.get('organization') or 'owner'}/{asked['name']}"
             self.hub.repositories.setdefault(repo, {})
+            if asked.get("private") or asked.get("visibility") == "private":
+                self.hub.private.add(repo)
             self.reply({"url": f"{self.hub.endpoint}/{repo}", "name": repo, "id": repo})
-        elif path.endswith("/api/validate-yaml"):
-            self.reply({"errors": [], "warnings": []})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/.+", path):
-            files = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
-            ]
+        elif (match := re.match(r"/(?:api/models/)?([^/]+/[^/.]+)", path)) and match[1] in self.hub.gated:
+            self.reply({"error": "Access is restricted."}, 403, X_Error_Code="GatedRepo")
+        elif re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/.+", path):
+            modes = {
+                file["path"]: "lfs" if file["path"].endswith(".safetensors") else "regular"
+                for file in json.loads(body)["files"]
+            }
+            files = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
             self.reply({"files": files})
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            for asked in objects:
+                if asked["oid"] not in self.hub.blobs:
+                    asked["actions"] = {"upload": {"href": f"{self.hub.endpoint}/lfs/{asked['oid']}"}}
+            self.reply({"transfer": "basic", "objects": objects})
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/.+", path):
-            for line in body.splitlines():
-                entry = json.loads(line)
-                if entry["key"] == "file":
-                    value = entry["value"]
-                    self.hub.repositories[match[1]][value["path"]] = base64.b64decode(value["content"])
+            files = self.commit(match[1], body)
+            if "create_pr=1" in self.path:
+                self.hub.pull_requests.append(files)
+                links = {
+                    "commitUrl": f"{self.hub.endpoint}/{match[1]}/commit/{'0' * 40}",
+                    "pullRequestUrl": f"{self.hub.endpoint}/{match[1]}/discussions/1",
+                }
+                return self.reply({**links, "commitOid": "0" * 40, "success": True})
+            self.hub.repositories[match[1]] = files
             commit = self.hub.revision(match[1])
+            self.hub.commits[commit] = files
             url = f"{self.hub.endpoint}/{match[1]}/commit/{commit}"
             self.reply({"commitUrl": url, "commitOid": commit, "success": True})
         else:
             self.reply({"error": "not found"}, 404)
+        return None
 
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
-        self.hub.requests.append(f"{self.command} {path}")
+        if self.fails(path):
+            return None
         if path == "/api/whoami-v2":
-            return self.reply({"name": "owner", "type": "user", "orgs": []})
+            return self.knows_token() and self.reply({"name": "owner", "type": "user", "orgs": []})
         match = re.match(r"(?:/api/models)?/([^/]+/[^/]+)(?:/(resolve|tree|revision)/([^/]+)/?(.*))?$", path)
         repo, kind, file = (match[1], match[2], match[4]) if match else (None, None, None)
         if repo not in self.hub.repositories:
             return self.reply({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
-        files, commit = self.hub.repositories[repo], self.hub.revision(repo)
+        if repo in self.hub.gated and kind:
+            return self.reply({"error": "Access is restricted."}, 403, X_Error_Code="GatedRepo")
+        commit = match[3] if match[3] in self.hub.commits else self.hub.revision(repo)
+        files = self.hub.commits.get(commit, self.hub.repositories[repo])
         if kind == "resolve" and file in files:
             tag = f'"{hashlib.sha1(files[file]).hexdigest()}"'
             return self.reply(content=files[file], ETag=tag, X_Repo_Commit=commit)
@@ -102,7 +181,7 @@ class HubHandler(BaseHTTPRequestHandler):
             found = [
                 {"type": "file", "path": p, "size": len(c), "oid": "0"} for p, c in files.items() if p.startswith(file)
             ]
-            if not found:
+            if not found and file:
                 return self.reply({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
             return self.reply(found)
         return self.reply({"id": repo, "sha": commit, "siblings": [{"rfilename": name} for name in files], "tags": []})

@@ -10,6 +10,7 @@ import transformers_owl
 
 PACKAGE = Path(transformers_owl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = sorted((Path(__file__).parent.parent / "conversion").glob("*.py"))
 HUB_FILES = sorted((PACKAGE / "mplug_owl").glob("*.py"))
 # What a Hub file may import: the standard library, transformers and what transformers itself needs, and siblings.
 HUB_IMPORTS = {
@@ -58,7 +59,7 @@ def test_imports_run_downward(path):
                 assert ROOMS.index(below) < ROOMS.index(room(path)), f"{path} imports {module}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_no_function_is_longer_than_75_lines(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

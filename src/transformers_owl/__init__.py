@@ -19,6 +19,7 @@ from transformers.models.auto.tokenization_auto import (
 )
 
 from .mplug_owl.configuration_mplug_owl import (
+    VERSION,
     MplugOwlConfig,
     MplugOwlUnderscoreConfig,
     MplugOwlVisionConfig,
@@ -31,7 +32,7 @@ from .mplug_owl.processing_mplug_owl import MplugOwlProcessor
 from .mplug_owl.tokenization_mplug_owl import MplugOwlTokenizer
 
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 AutoConfig.register(MplugOwlConfig.model_type, MplugOwlConfig)
 AutoConfig.register(MplugOwlUnderscoreConfig.model_type, MplugOwlUnderscoreConfig)

@@ -4,7 +4,11 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
 from transformers.utils.versions import require_version
+
+
+VERSION = "0.1.0"  # of the package; what it saves carries it
 
 
 require_version("transformers>=5.21.0", "mPLUG-Owl needs it: run `pip install -U transformers`.")
@@ -12,6 +16,8 @@ require_version("transformers>=5.21.0", "mPLUG-Owl needs it: run `pip install -U
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec  # noqa: E402
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig  # noqa: E402
 
+
+logger = logging.get_logger(__name__)
 
 # The model computes `lm_head(last_hidden_state)` and nothing after it. A language model that does more would answer
 # wrongly without a word, so it is refused: by a field of its configuration (with the values that change nothing) ...
@@ -147,6 +153,8 @@ class MplugOwlConfig(PreTrainedConfig):
         video_token_id (`int`, *optional*): The same for videos. Defaults to the id after that.
         initializer_range (`float`, defaults to 0.02): Standard deviation of fresh weights.
         tie_word_embeddings (`bool`, *optional*): Always what `text_config` says.
+        code_version (`str`, *optional*): Version of the code that wrote the configuration; another one than this
+            code's gives a hint, and this code's is what is saved.
 
     Raises:
         ValueError: for a language model whose logits are not `lm_head(last_hidden_state)`, for widths that do not
@@ -169,9 +177,17 @@ class MplugOwlConfig(PreTrainedConfig):
     video_token_id: int | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
+    code_version: str | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if self.code_version not in (None, VERSION):
+            logger.warning_once(
+                f"This checkpoint was written by transformers_owl {self.code_version}, the code at work is {VERSION}. "
+                f"If something goes wrong, run `pip install transformers_owl=={self.code_version}`, or do not import "
+                "the package and load the repository's own code by trust_remote_code=True."
+            )
+        self.code_version = VERSION
         vision, abstractor, text = self.vision_config, self.visual_abstractor_config, self.text_config
         _check_language_model(text)
         if not vision.hidden_size == abstractor.encoder_hidden_size == abstractor.hidden_size:

@@ -1,9 +1,11 @@
 """A fresh Owl from a CLIP vision model and a language model: where stage 1 starts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import CLIPVisionModel, PreTrainedModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
 
 from ..mplug_owl.configuration_mplug_owl import MplugOwlConfig
 from ..mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration
@@ -23,6 +25,9 @@ CLIP_FIELDS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
     "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout",
 )  # fmt: skip
+
+
+Rename = Callable[[str, torch.Tensor], tuple[str, torch.Tensor]]
 
 
 def build_owl(
@@ -45,29 +50,50 @@ def build_owl(
     Raises:
         ValueError: for a language model whose logits are not `lm_head(last_hidden_state)`.
     """
-    clip = vision.config
-    config = MplugOwlConfig(
-        vision_config={**{name: clip.to_dict()[name] for name in CLIP_FIELDS}, "use_temporal": use_temporal},
-        visual_abstractor_config={
-            "hidden_size": clip.hidden_size,
-            "encoder_hidden_size": clip.hidden_size,
-            "intermediate_size": gated_width(clip.hidden_size),
-            "num_hidden_layers": num_abstractor_layers,
-            "num_attention_heads": clip.num_attention_heads,
-        },
-        text_config=language_model.config,
+    config = fresh_config(
+        vision.config,
+        language_model.config,
+        vision_config={"use_temporal": use_temporal},
+        visual_abstractor_config={"num_hidden_layers": num_abstractor_layers},
         num_query_tokens=num_query_tokens,
     )
     model: Any = MplugOwlForConditionalGeneration(config)
-    missing, unexpected = model.model.vision_model.load_state_dict(_clip_weights(vision), strict=False)
-    assert all("temporal" in name for name in missing) and not unexpected, (missing, unexpected)
-    text_weights = language_model.base_model.state_dict()
-    if config.text_config.model_type == "bloom":
-        norm = {name: text_weights.pop(f"word_embeddings_layernorm.{name}") for name in ("weight", "bias")}
-        model.model.embedding_norm.load_state_dict(norm)
-    model.model.language_model.load_state_dict(text_weights)
-    model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
+    given = ((rename_vision, vision), (rename_text(language_model), language_model))
+    weights = dict(rename(name, value) for rename, part in given for name, value in part.state_dict().items())
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert all("temporal" in name or name.startswith("model.abstractor.") for name in missing), missing
+    assert not unexpected, unexpected
     return model.to(language_model.dtype)
+
+
+def fresh_config(
+    clip: CLIPVisionConfig,
+    text: PreTrainedConfig,
+    vision_config: dict | None = None,
+    visual_abstractor_config: dict | None = None,
+    **fields,
+) -> MplugOwlConfig:
+    """
+    Configuration of an Owl from those of its parts, the abstractor as in the release.
+
+    Args:
+        clip (`CLIPVisionConfig`): Of the vision model.
+        text (`PreTrainedConfig`): Of the language model.
+        vision_config, visual_abstractor_config (`dict`, *optional*): Fields with values of one's own.
+        fields: Further fields of [`MplugOwlConfig`].
+    """
+    abstractor = {
+        "hidden_size": clip.hidden_size,
+        "encoder_hidden_size": clip.hidden_size,
+        "intermediate_size": gated_width(clip.hidden_size),
+        "num_attention_heads": clip.num_attention_heads,
+    }
+    return MplugOwlConfig(
+        vision_config={**{name: clip.to_dict()[name] for name in CLIP_FIELDS}, **(vision_config or {})},
+        visual_abstractor_config={**abstractor, **(visual_abstractor_config or {})},
+        text_config=text,
+        **fields,
+    )
 
 
 def gated_width(width: int) -> int:
@@ -75,12 +101,26 @@ def gated_width(width: int) -> int:
     return 256 * -(-(4 * width * 2 // 3) // 256)
 
 
-def _clip_weights(vision: CLIPVisionModel) -> dict[str, torch.Tensor]:
-    weights = {}
-    for name, value in vision.state_dict().items():
-        for theirs, ours in CLIP_NAMES:
-            name = name.replace(theirs, ours)
-        if name.endswith(("cls_token", "position_embedding")):
-            value = value.reshape(1, -1, value.shape[-1])
-        weights[name] = value
-    return weights
+def rename_vision(name: str, value: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """A weight of `CLIPVisionModel` as a weight of an Owl."""
+    for theirs, ours in CLIP_NAMES:
+        name = name.replace(theirs, ours)
+    if name.endswith(("cls_token", "position_embedding")):
+        value = value.reshape(1, -1, value.shape[-1])
+    return f"model.vision_model.{name}", value
+
+
+def rename_text(language_model: PreTrainedModel) -> Rename:
+    """How a weight of this causal language model becomes one of an Owl."""
+    head = next(
+        name for name, module in language_model.named_modules() if module is language_model.get_output_embeddings()
+    )
+    prefixes = {f"{language_model.base_model_prefix}.": "model.language_model.", f"{head}.": "lm_head."}
+    if language_model.config.model_type == "bloom":
+        prefixes = {"transformer.word_embeddings_layernorm.": "model.embedding_norm.", **prefixes}
+
+    def rename(name: str, value: torch.Tensor) -> tuple[str, torch.Tensor]:
+        prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+        return prefixes[prefix] + name.removeprefix(prefix), value
+
+    return rename

@@ -1,0 +1,395 @@
+"""Checkpoints tensor by tensor: opened without reading, renamed by the one key table, written whole or not at all."""
+
+import copy
+import json
+import os
+import pickle
+import shutil
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from accelerate.utils import convert_file_size_to_int
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    apply_converters,
+    apply_renamings,
+    rename_source_key,
+)
+from transformers.modeling_utils import load_state_dict, str_to_torch_dtype
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor, __version__
+
+
+DTYPE_NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
+PLAN = "plan.json"
+READERS = 2  # tensors read while one is written
+
+
+@dataclass(frozen=True)
+class Piece:
+    """
+    Tensors that are made together, such as the three that come from one fused one.
+
+    Args:
+        tensors (`dict[str, torch.Tensor]`): Their names, with shape and type, on the meta device.
+        make (`Callable`): Reads and makes them, under the same names.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    make: Callable[[], dict[str, torch.Tensor]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def map(self, change: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]]) -> "Piece":
+        """The piece with each name and tensor changed."""
+
+        def changed(tensors):
+            return dict(change(name, tensor) for name, tensor in tensors.items())
+
+        return Piece(changed(self.tensors), lambda: changed(self.make()))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    A folder, or a repository on the Hub at a revision.
+
+    Args:
+        path (`str`): `FOLDER`, `REPO` or `REPO@REVISION`.
+        revision (`str`, defaults to `"main"`): Branch, tag or commit.
+    """
+
+    path: str
+    revision: str = "main"
+
+    @classmethod
+    def parse(cls, text: str) -> "Checkpoint":
+        if text.endswith(".pth"):
+            raise ValueError(f"{text} is a checkpoint of the first code (v0): {V0}")
+        if Path(text).exists():
+            return cls(text)
+        path, _, revision = text.partition("@")
+        return cls(path, revision or "main")
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).resolve().name if Path(self.path).exists() else self.path.rpartition("/")[2]
+
+    def files(self) -> list[str]:
+        """The files of the weights, fetched where needed, in the library's order of preference."""
+        options = {"revision": self.revision, "_raise_exceptions_for_missing_entries": False}
+        for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+            if (file := cached_file(self.path, name, **options)) is not None:
+                if not name.endswith(".index.json"):
+                    return [file]
+                return get_checkpoint_shard_files(self.path, file, revision=self.revision)[0]
+        v0 = f" Its .pth files are of the first code (v0): {V0}" if list(Path(self.path).glob("*.pth")) else ""
+        raise ValueError(f"{self.path} has no weights: {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME} was expected.{v0}")
+
+    def open(self) -> dict[str, Piece]:
+        """Every tensor by its name, none of them read: they are mapped into memory from their files."""
+        return {name: piece for file in self.files() for name, piece in open_file(file).items()}
+
+    def fingerprint(self) -> list:
+        """Tells files apart without reading them."""
+        files = [self.path] if self.path.endswith(".gguf") else self.files()
+        return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files]
+
+
+V0 = (
+    "another architecture (8 heads, a learned key and value a layer), which this package does not have. Use the "
+    "release that followed it, such as MAGAer13/mplug-owl-llama-7b."
+)
+
+
+def open_file(file: str) -> dict[str, Piece]:
+    try:
+        tensors = load_state_dict(file)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is not a file of weights, or it holds code, which was not run. Fetch it anew, and do not trust "
+            f"where it came from if that changes nothing. ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, SafetensorError) as error:
+        raise ValueError(f"{file} is truncated or damaged: fetch it anew. ({str(error).splitlines()[0]})") from error
+    return {name: piece for piece in held(tensors) for name in piece.tensors}
+
+
+def open_owl(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None
+) -> tuple[MplugOwlForConditionalGeneration, list[Piece]]:
+    """
+    A model on the meta device, and its weights under our names, of an original release or of ours.
+
+    Args:
+        checkpoint (`Checkpoint`): What to open.
+        dtype (`torch.dtype`, *optional*): Type of the floating-point weights; their own by default.
+
+    Raises:
+        ValueError: if the weights are not those of the model: names, shapes, or values that should be tied.
+    """
+    checkpoint.open()  # damaged files are named here, which the library would not do
+    config = AutoConfig.from_pretrained(checkpoint.path, revision=checkpoint.revision)
+    if not isinstance(config, MplugOwlConfig):
+        raise ValueError(f"{checkpoint.path} is a model of type {config.model_type}, but mplug-owl was expected.")
+    model, info = MplugOwlForConditionalGeneration.from_pretrained(
+        checkpoint.path,
+        revision=checkpoint.revision,
+        dtype=dtype or "auto",
+        device_map="meta",
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    check_loading(checkpoint, info)
+    pieces = without_tied(model, convert(model, checkpoint.open()))
+    return model, pieces if dtype is None else cast(pieces, dtype)
+
+
+def check_loading(checkpoint: Checkpoint, info: dict) -> None:
+    """Raises a ValueError if `from_pretrained` found that weights and model do not fit."""
+    problems = {
+        "lacks weights (is a file missing?)": info["missing_keys"],
+        "has weights that the model has not": info["unexpected_keys"],
+        "has weights of other shapes than config.json says": info["mismatched_keys"],
+    }
+    for problem, names in problems.items():
+        if names:
+            examples = ", ".join(map(str, sorted(names)[:3]))
+            raise ValueError(f"{checkpoint.path} {problem}: {len(names)}, such as {examples}.")
+
+
+def convert(model: PreTrainedModel, tensors: dict[str, Piece], reverse: bool = False) -> list[Piece]:
+    """
+    Weights of a checkpoint under the model's own names, through the conversions that are registered for it.
+
+    Args:
+        model (`PreTrainedModel`): On the meta device.
+        tensors (`dict[str, Piece]`): Of the checkpoint; with `reverse` of the model.
+        reverse (`bool`, defaults to `False`): From the model's names to the checkpoint's.
+    """
+    transforms = get_model_conversion_mapping(model, add_legacy=not reverse)
+    if reverse:
+        transforms = [transform.reverse_transform() for transform in reversed(transforms)]
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    own = model.state_dict()
+    groups: dict[str, list[tuple[str, str | None]]] = {}
+    for name in tensors:
+        if reverse:
+            target, pattern = apply_converters(name, converters)
+        else:
+            target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
+        if target in own or reverse:  # what the library ignores when it loads the model is left out
+            groups.setdefault(target, []).append((name, pattern))
+
+    def run(target: str, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        patterns = {name: pattern for name, pattern in groups[target] if pattern is not None}
+        if not patterns:
+            made = dict.fromkeys([target], *values.values())
+        else:
+            converter: Any = copy.deepcopy(by_pattern[next(iter(patterns.values()))])
+            for name, pattern in patterns.items():
+                converter.add_tensor(target, name, pattern, values[name])
+            made = converter.convert(target, model=model, config=model.config)
+        return {apply_renamings(name, renamings) if reverse else name: value for name, value in made.items()}
+
+    def piece(target: str) -> Piece:
+        sources = [tensors[name] for name, _ in groups[target]]
+        shapes = {name: tensor for source in sources for name, tensor in source.tensors.items()}
+        return Piece(
+            run(target, shapes),
+            lambda: run(target, {name: value for source in sources for name, value in source.make().items()}),
+        )
+
+    return [piece(target) for target in groups]
+
+
+def without_tied(model: PreTrainedModel, pieces: list[Piece]) -> list[Piece]:
+    """The pieces without weights that another name of the model holds too, which must be equal."""
+    found = {name: piece for piece in pieces for name in piece.tensors}
+    tied = {name: kept for name, kept in model.all_tied_weights_keys.items() if name in found and kept in found}
+    for name, kept in tied.items():
+        if not torch.equal(found[name].make()[name], found[kept].make()[kept]):
+            raise ValueError(f"config.json says that {name} and {kept} are tied, but the checkpoint has two values.")
+    return [piece for piece in pieces if tied.keys().isdisjoint(piece.tensors)]
+
+
+def held(weights: dict[str, torch.Tensor]) -> list[Piece]:
+    """Pieces of weights that are in memory."""
+
+    def piece(name: str, value: torch.Tensor) -> Piece:
+        return Piece({name: torch.empty_like(value, device="meta")}, lambda: {name: value})
+
+    return [piece(name, value) for name, value in weights.items()]
+
+
+def cast(pieces: list[Piece], dtype: torch.dtype) -> list[Piece]:
+    """The pieces with their floating-point tensors in another type."""
+
+    def to_dtype(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+        return name, tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return [piece.map(to_dtype) for piece in pieces]
+
+
+@contextmanager
+def unfinished(output: Path, plan: list | None = None) -> Iterator[Path]:
+    """
+    A folder beside `output` that takes its name at the end, so that `output` is whole or not there.
+
+    What an earlier run with the same `plan` left in it is kept; without a plan nothing is.
+    """
+    if output.exists():
+        raise ValueError(f"{output} exists: delete it, or choose another --output.")
+    folder = output.with_name(output.name + ".unfinished")
+    text = json.dumps([__version__, plan])
+    if plan is None or not (folder / PLAN).exists() or (folder / PLAN).read_text() != text:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / PLAN).write_text(text)
+    yield folder
+    (folder / PLAN).unlink()
+    folder.rename(output)
+
+
+def write_weights(pieces: list[Piece], folder: Path, max_shard_size: str, save: "Save", name: str) -> None:
+    """
+    Writes weights as one file or as shards with an index. Shards that are there already are kept.
+
+    Args:
+        pieces (`list[Piece]`): What to write, in order.
+        folder (`Path`): Where to.
+        max_shard_size (`str`): Such as "5GB".
+        save (`Save`): Writes one shard.
+        name (`str`): File name of unsharded weights.
+    """
+    shards = split(pieces, convert_file_size_to_int(max_shard_size))
+    total = sum(piece.nbytes for piece in pieces)
+    stem, suffix = name.rsplit(".", 1)
+    files = [f"{stem}-{number:05}-of-{len(shards):05}.{suffix}" for number in range(1, len(shards) + 1)]
+    files = [name] if len(shards) == 1 else files
+    written = sum((folder / file).stat().st_size for file in files if (folder / file).exists())
+    free = shutil.disk_usage(folder).free
+    if total - written > free:
+        raise OSError(f"{folder} has {free / 1e9:.1f} GB free, but {(total - written) / 1e9:.1f} GB will be written.")
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    with ThreadPoolExecutor(1) as closer, bar:
+        task = bar.add_task("writing", total=total)
+        closed = []
+        for file, shard in zip(files, shards, strict=True):
+            if not (folder / file).exists():
+                save(shard, folder / f"{file}.part", lambda size: bar.advance(task, size))
+                closed.append(closer.submit(close, folder / f"{file}.part", folder / file))
+        for future in closed:
+            future.result()
+    if len(shards) > 1:
+        weight_map = {key: file for file, shard in zip(files, shards, strict=True) for p in shard for key in p.tensors}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def close(part: Path, file: Path) -> None:
+    """Gives a file its name once the disk has it."""
+    with open(part, "rb") as written:
+        os.fsync(written.fileno())
+    part.rename(file)
+
+
+Save = Callable[[list[Piece], Path, Callable[[int], None]], None]
+
+
+def split(pieces: list[Piece], max_bytes: int) -> list[list[Piece]]:
+    shards: list[list[Piece]] = [[]]
+    size = 0
+    for piece in pieces:
+        if shards[-1] and size + piece.nbytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(piece)
+        size += piece.nbytes
+    return shards
+
+
+def save_safetensors(pieces: list[Piece], file: Path, advance: Callable[[int], None]) -> None:
+    """
+    Writes a safetensors file piece by piece, while the next one is made: the library's own writer takes all at once.
+
+    Raises:
+        ValueError: for values that are not finite.
+    """
+    pieces = sorted(pieces, key=lambda piece: -max(tensor.itemsize for tensor in piece.tensors.values()))
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for piece in pieces:
+        for name, tensor in piece.tensors.items():
+            offsets = [end, end := end + tensor.nbytes]
+            header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file, "wb") as out, ThreadPoolExecutor(READERS) as readers:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for made in ahead(readers, checked, pieces):
+            for tensor in made.values():
+                out.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+                advance(tensor.nbytes)
+
+
+def ahead(pool: ThreadPoolExecutor, make: Callable, items: Iterable) -> Iterator:
+    """Like `map`, but makes no more than the next `READERS` results in advance."""
+    made: deque[Future] = deque()
+    try:
+        for item in items:
+            made.append(pool.submit(make, item))
+            if len(made) > READERS:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()
+    finally:
+        for future in made:
+            future.cancel()
+
+
+def save_pickle(pieces: list[Piece], file: Path, advance: Callable[[int], None]) -> None:
+    """Writes the kind of file that the original code reads."""
+    weights: dict[str, torch.Tensor] = {}
+    for piece in pieces:
+        weights |= checked(piece)
+    torch.save(weights, file)
+    advance(sum(piece.nbytes for piece in pieces))
+
+
+def checked(piece: Piece) -> dict[str, torch.Tensor]:
+    made = piece.make()
+    for name, tensor in made.items():
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite (NaN or infinite): the checkpoint is damaged.")
+    return made
+
+
+def write_rest(model: MplugOwlForConditionalGeneration, processor: MplugOwlProcessor, folder: Path, card: str) -> None:
+    """All of a repository but the weights: processor, card, code, settings."""
+    processor.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    with TemporaryDirectory() as aside:  # where the library saves a model it removes other shards
+        model.save_pretrained(aside, state_dict={})
+        shutil.copytree(aside, folder, dirs_exist_ok=True)
