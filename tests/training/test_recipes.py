@@ -94,6 +94,12 @@ def test_every_training_argument_is_a_setting():
 GOOD = {"model": "m", "data": {"x": {"sources": [{"format": "alpaca", "path": "y"}]}}}
 
 
+def test_an_adapter_is_no_model_to_start_from(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is an adapter: merge it onto its base first"):
+        parse_recipe(None, ["--model", str(tmp_path), "--data", yaml.safe_dump(GOOD["data"])])
+
+
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [

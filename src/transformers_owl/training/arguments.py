@@ -68,6 +68,8 @@ class OwlArguments:
     def __post_init__(self):
         if not self.model:
             raise ValueError("The recipe needs `model`: a folder or a Hub repository to start from.")
+        if Path(self.model, "adapter_config.json").exists():
+            raise ValueError(f"{self.model} is an adapter: merge it onto its base first (conversion/merge_adapter.py).")
         check_names([self.stage], STAGES, "a stage")
         check_names([self.quantize], ("none", "4bit"), "a quantisation")
         if self.quantize != "none" and not STAGES[self.stage].lora:
