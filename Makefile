@@ -6,6 +6,8 @@ OLDEST ?= transformers==5.21.0 huggingface_hub==2.4.0
 GRADIO ?= gradio==6.31.0
 VENV := .venv
 OLDEST_VENV := .venv-oldest
+# Files of tests side by side, on up to four cores.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test lint test-oldest test-slow bench clean
 
@@ -14,7 +16,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/transformers-owl caption examples/pictures/astronaut.jpg --model tests/golden/image-llama/original_checkpoint --max-new-tokens 20
 
 test: lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python $(PYTEST)
 	$(MAKE) test-oldest
 
 lint: $(VENV)/installed
@@ -23,7 +25,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/mypy
 
 test-oldest: $(OLDEST_VENV)/installed
-	$(OLDEST_VENV)/bin/python -m pytest
+	$(OLDEST_VENV)/bin/python $(PYTEST)
 
 test-slow: $(VENV)/installed
 	$(VENV)/bin/pip install -q -e ".[eval]" "playwright>=1.65"
