@@ -195,8 +195,8 @@ def check_arguments(args, mixture: Mixture) -> None:
     """
     if args.n_gpu > 1:
         raise ValueError(
-            f"One process sees {args.n_gpu} GPUs. Start one for each of them: torchrun --nproc_per_node={args.n_gpu} "
-            "-m transformers_owl.cli train RECIPE; or choose one by CUDA_VISIBLE_DEVICES."
+            f"One process sees {args.n_gpu} GPUs. Start one for each of them: torchrun --nproc-per-node {args.n_gpu} "
+            "--no-python transformers-owl train RECIPE; or choose one by CUDA_VISIBLE_DEVICES."
         )
     if args.max_steps <= 0:
         raise ValueError("`max_steps` is needed: `mixture.steps(epochs)` computes it.")
