@@ -190,5 +190,8 @@ def test_a_run_killed_after_its_last_checkpoint_still_saves_its_model(recipe, tm
     (tmp_path / "out" / "adapter_model.safetensors").unlink()
     assert train(path, options).state.global_step == 2
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "out").items())
+    answers = tmp_path / "out" / "answers.jsonl"
+    answers.write_text('{"step": 2}\n{"step": 3}\n')  # the second is of a step that comes once more
     assert train(path, [*options, "--max_steps", "4"]).state.global_step == 4
+    assert answers.read_text() == '{"step": 2}\n'
     assert [folder.name for folder in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]

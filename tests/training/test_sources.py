@@ -124,6 +124,12 @@ def test_bad_samples_of_a_shard_are_named(files, members, message):
         Shards("a").sample({"__url__": "a", "__key__": "7", **content})
 
 
+def test_an_empty_file_has_no_rows(tmp_path):
+    for name in ("a.jsonl", "a.csv"):
+        (tmp_path / name).write_text("\n")
+        assert len(Rows("captions", str(tmp_path / name))) == 0
+
+
 def test_a_row_number_outside_is_an_index_error(files):
     rows = Rows(**files.captions([1]))
     assert len(list(rows)) == 1

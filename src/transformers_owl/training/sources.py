@@ -238,7 +238,8 @@ def _load_file(source: Source) -> list:
     path = Path(source.path)
     with path.open(encoding="utf-8", newline="") as file:
         if path.suffix == ".jsonl":
-            return file.read().rstrip().split("\n")
+            text = file.read().rstrip()
+            return text.split("\n") if text else []
         if path.suffix == ".csv":
             return list(csv.DictReader(file))
         rows = _load_json(path, file)

@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 from .stages import part_of
 
 
-# Dense matrix products in bfloat16, TFLOP/s, from the makers' data sheets; by a part of the device's name.
-PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "A10G": 70, "L4": 121, "V100": 125}
+# Dense matrix products in bfloat16, TFLOP/s, from the makers' data sheets; by the first part of a name that fits.
+PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "A10G": 70, "L4": 121}
 
 
 class TrainingFlops:

@@ -14,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from .mixture import Mixture, MixtureLoader
 from .throughput import TrainingFlops, gradient_norms
+from .watching import ANSWERS_FILE
 
 
 UNFINISHED = "unfinished"
@@ -63,7 +64,10 @@ class OwlTrainer(Trainer):
                 # All is done but for what comes after; the library would train for one more step.
                 self.state = TrainerState.load_from_json(str(Path(str(resume_from_checkpoint), "trainer_state.json")))
                 return self._load_from_checkpoint(str(resume_from_checkpoint))
-        self._shorten_list(self.train_dataset.first // self.args.gradient_accumulation_steps)
+        done = self.train_dataset.first // self.args.gradient_accumulation_steps
+        shorten(output / self._skipped_file, done)
+        if self.args.should_save:
+            shorten(output / ANSWERS_FILE, done)
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def get_train_dataloader(self) -> MixtureLoader:
@@ -111,7 +115,7 @@ class OwlTrainer(Trainer):
             self.skipped.update(entry["reason"] for entry in report["skipped"])
             with (self._output / self._skipped_file).open("a", encoding="utf-8") as file:
                 for entry in report["skipped"]:
-                    file.write(json.dumps({"step": self.state.global_step, **entry}, ensure_ascii=False) + "\n")
+                    file.write(json.dumps({"step": self.state.global_step + 1, **entry}, ensure_ascii=False) + "\n")
 
     @property
     def _output(self) -> Path:
@@ -179,13 +183,13 @@ class OwlTrainer(Trainer):
         self.train_dataset.positions = dict(self.positions)
         self.train_dataset.first = place["batches"]
 
-    def _shorten_list(self, step: int) -> None:
-        """Removes from the list of skipped samples what comes after a step that the run goes on from."""
-        path = self._output / self._skipped_file
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line + "\n" for line in lines if json.loads(line)["step"] < step]
-            path.write_text("".join(kept), encoding="utf-8")
+
+def shorten(path: Path, step: int) -> None:
+    """Removes from a JSON Lines file what was written after an optimizer step."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
+        path.write_text("".join(kept), encoding="utf-8")
 
 
 def check_arguments(args, mixture: Mixture) -> None:

@@ -22,6 +22,9 @@ def print_table(model, console) -> None:
     console.print(table)
 
 
+ANSWERS_FILE = "answers.jsonl"
+
+
 class LossCurves(TrainerCallback):
     """Draws `loss.png` into the output folder whenever a checkpoint is written, and at the end."""
 
@@ -83,7 +86,7 @@ class FixedPictures(TrainerCallback):
             )
         answers = self.processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         if state.is_world_process_zero:
-            with (Path(args.output_dir) / "answers.jsonl").open("a", encoding="utf-8") as file:
+            with (Path(args.output_dir) / ANSWERS_FILE).open("a", encoding="utf-8") as file:
                 for picture, answer in zip(self.pictures, answers, strict=True):
                     print(f"step {state.global_step}, {picture}: {answer}")
                     entry = {"step": state.global_step, "picture": picture, "answer": answer}
