@@ -138,8 +138,8 @@ def test_a_stream_goes_on_where_it_stopped(files, llama_processor, monkeypatch, 
 
 
 def test_crops_differ_between_epochs_and_samples_and_not_between_runs(files, llama_processor):
-    picture = files.picture(0)
-    picture.putdata([(x * 10, y * 10, 0) for y in range(12) for x in range(16)])
+    picture = files.picture(0).resize((256, 192))  # so many places for a crop that no two draws meet
+    picture.putdata([(x, y, 0) for y in range(192) for x in range(256)])
     picture.save(files.folder / "gradient.png")
     data = groups(all=(1, files.jsonl("captions", [{"file_name": "gradient.png", "text": "x"}] * 2)))
 
