@@ -36,6 +36,7 @@ def build_owl(
     num_query_tokens: int = 64,
     num_abstractor_layers: int = 6,
     use_temporal: bool = False,
+    **fields,
 ) -> MplugOwlForConditionalGeneration:
     """
     An Owl with the weights of both models and a new abstractor (paper, section 3.1), in the language model's type.
@@ -46,6 +47,8 @@ def build_owl(
         num_query_tokens (`int`, defaults to 64): Learned queries of the abstractor.
         num_abstractor_layers (`int`, defaults to 6): Layers of the abstractor.
         use_temporal (`bool`, defaults to `False`): Whether the Owl shall see videos; the new layers start at random.
+        fields: Further fields of [`MplugOwlConfig`], such as `image_token_id=processor.image_token_id` where the
+            tokenizer has ids for placeholders inside the language model's vocabulary.
 
     Raises:
         ValueError: for a language model whose logits are not `lm_head(last_hidden_state)`.
@@ -56,6 +59,7 @@ def build_owl(
         vision_config={"use_temporal": use_temporal},
         visual_abstractor_config={"num_hidden_layers": num_abstractor_layers},
         num_query_tokens=num_query_tokens,
+        **fields,
     )
     model: Any = MplugOwlForConditionalGeneration(config)
     given = ((rename_vision, vision), (rename_text(language_model), language_model))

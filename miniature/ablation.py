@@ -1,0 +1,160 @@
+"""Repeats the paper's ablation (Table 2) and its four paradigms (Figure 1) with the miniature, at equal steps.
+
+python miniature/ablation.py
+
+It needs what `miniature/build.py` leaves in build/miniature. Every cell is trained and scored once; a run that was
+interrupted goes on with the next one. The table is printed and lies in build/miniature/ablation with the plot.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+import yaml
+from peft import PeftModel
+from rich.console import Console
+from rich.table import Table
+from score import Answerer, score
+
+from build import FOLDER, ROOT
+from transformers_owl.evaluation.paper import NEEDED, TABLE_2
+from transformers_owl.training.train import train
+
+
+HOME = FOLDER / "ablation"
+PRETRAIN_STEPS, INSTRUCT_STEPS = 400, 250
+QUESTIONS = 200
+BOTH, TEXT, PICTURES = ("multimodal", "text"), ("text",), ("multimodal",)
+# The paper's abilities, in what the miniature can be asked.
+ABILITIES = {
+    "IU": ("format",), "VU": ("name", "colour", "background", "count", "left/right"), "OCR": ("digits", "words"),
+    "KTA": ("kind", "facts", "languages"), "RA": ("yes/no", "two pictures"), "MDA": ("second turn",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """
+    A way of training.
+
+    Args:
+        title (`str`): Of its row.
+        first, second (`str`): Names of stages in `transformers_owl.training.STAGES`, or empty.
+        groups (`tuple[str, ...]`): Conversations of the second one.
+    """
+
+    title: str
+    first: str
+    second: str = ""
+    groups: tuple[str, ...] = BOTH
+
+
+TABLE = {
+    "r1": Cell("r1 pretraining alone", "pretrain"),
+    "r2": Cell("r2 without pretraining", "", "instruct"),
+    "r3": Cell("r3 without multimodal tuning", "pretrain", "instruct", TEXT),
+    "r4": Cell("r4 without text-only tuning", "pretrain", "instruct", PICTURES),
+    "r5": Cell("r5 mPLUG-Owl", "pretrain", "instruct"),
+}
+PARADIGMS = {
+    "minigpt4": Cell("MiniGPT-4", "minigpt4", "minigpt4"),
+    "kosmos": Cell("Kosmos-1", "kosmos", "kosmos"),
+    "llava": Cell("LLaVA", "llava-pretrain", "llava-instruct"),
+    "mplug-owl": Cell("mPLUG-Owl", "pretrain", "instruct"),
+}
+
+
+def run(cell: Cell, seed: int) -> dict:
+    """Trains a cell, or reads what an earlier run found."""
+    names = f"{cell.first or 'fresh'}-{cell.second or 'none'}-{'-'.join(cell.groups) if cell.second else 'none'}"
+    folder = HOME / f"seed-{seed}"
+    result = folder / f"{names}.json"
+    if not result.exists():
+        model = FOLDER / "fresh"
+        if cell.first:
+            model = stage("pretrain", cell.first, model, folder / cell.first, PRETRAIN_STEPS, seed, ("captions",))
+        tuned = folder / names
+        if cell.second:
+            stage("instruct", cell.second, model, tuned, INSTRUCT_STEPS, seed, cell.groups)
+        abilities = tuple(ability for group in ABILITIES.values() for ability in group)
+        found = score(load(model, tuned if cell.second else model), "seen styles", abilities, QUESTIONS)
+        command = f"python {' '.join(sys.argv)}"
+        partial = result.with_suffix(".partial")
+        partial.write_text(json.dumps({"cell": cell.title, "seed": seed, "command": command, "score": found}, indent=2))
+        partial.replace(result)
+    return json.loads(result.read_text())["score"]
+
+
+def stage(recipe: str, name: str, model: Path, output: Path, steps: int, seed: int, groups: tuple[str, ...]) -> Path:
+    """Trains after a recipe of the miniature with other values; does nothing if that was done."""
+    if not (output / "trainer_state.json").exists():
+        file = ROOT / f"configs/miniature-{recipe}.yaml"
+        data = yaml.safe_load(file.read_text())["data"]
+        values = {
+            "stage": name, "model": model, "output_dir": output, "max_steps": steps, "seed": seed,
+            "data": json.dumps({group: data[group] for group in groups}),
+        }  # fmt: skip
+        train(file, [word for key, value in values.items() for word in (f"--{key}", str(value))])
+    return output
+
+
+def load(base: Path, tuned: Path) -> Answerer:
+    """The model of a cell; with LoRA it lies beside its base."""
+    answerer = Answerer(str(base if (tuned / "adapter_config.json").exists() else tuned))
+    if (tuned / "adapter_config.json").exists():
+        answerer.model = PeftModel.from_pretrained(answerer.model, tuned).merge_and_unload()
+    return answerer
+
+
+def by_ability(found: dict) -> list[float]:
+    """Per cent in the paper's six abilities."""
+    return [100 * float(np.mean([found[ability]["right"] for ability in group])) for group in ABILITIES.values()]
+
+
+def report(title: str, rows: dict[str, np.ndarray]) -> str:
+    """A table of rows of (seeds, abilities), beside the paper's figures where it has some."""
+    shown = Table("", *NEEDED, "mean", title=title)
+    for name, values in rows.items():
+        means, spread = values.mean(0), values.std(0)
+        shown.add_row(name, *(f"{m:.1f} ± {s:.1f}" for m, s in zip(means, spread, strict=True)), f"{means.mean():.1f}")
+        if name in TABLE_2:
+            paper = TABLE_2[name]
+            shown.add_row("  the paper", *(f"{value:.1f}" for value in paper), f"{np.mean(paper):.1f}")
+    console = Console(record=True, width=120)
+    console.print(shown)
+    return console.export_text()
+
+
+def plot(rows: dict[str, np.ndarray], file: Path) -> None:
+    """Bars of every row's abilities, the paper's as marks."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((9, 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(rows)
+    for number, (name, values) in enumerate(rows.items()):
+        places = np.arange(len(NEEDED)) + (number - (len(rows) - 1) / 2) * width
+        axes.bar(places, values.mean(0), width, yerr=values.std(0), label=name, error_kw={"linewidth": 0.8})
+        if name in TABLE_2:
+            label = "the paper" if number == 0 else None
+            axes.plot(places, TABLE_2[name], "k_", markersize=9, label=label)
+    axes.set(xticks=range(len(NEEDED)), xticklabels=list(NEEDED), ylabel="right answers in per cent", ylim=(0, 105))
+    axes.legend(fontsize="small", ncols=2)
+    figure.savefig(file, dpi=120)
+
+
+def main(seeds: Annotated[int, typer.Option(min=1, help="Runs of every row of Table 2.")] = 3) -> None:
+    """Train and score every cell that is missing, then print both tables."""
+    table = {cell.title: np.array([by_ability(run(cell, seed)) for seed in range(seeds)]) for cell in TABLE.values()}
+    paradigms = {cell.title: np.array([by_ability(run(cell, 0))]) for cell in PARADIGMS.values()}
+    text = report("Table 2 in miniature", table) + "\n" + report("Figure 1 in miniature", paradigms)
+    (HOME / "tables.txt").write_text(text)
+    plot(table, HOME / "ablation.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)

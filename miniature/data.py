@@ -1,0 +1,102 @@
+"""Files for both stages: tar shards of pictures with captions, and conversations with pictures beside them."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from rich.progress import track
+from scenes import SIZE, World, draw, world
+from talk import Exchange, about_pair, caption, dialogue, sentence, text_only
+
+
+SHARDS = 24
+WORKERS = 2
+# The first number of a seed: no two kinds of data share scenes.
+CAPTIONS, DIALOGUES, PAIRS, TEXT = 11, 12, 13, 14
+
+
+def write_captions(folder: Path, scenes: int) -> None:
+    """`SHARDS` tar files in img2dataset's layout."""
+    borders = [scenes * number // SHARDS for number in range(SHARDS + 1)]
+    shards = [(folder / f"{number:05d}.tar", *borders[number : number + 2]) for number in range(SHARDS)]
+    in_processes(write_shard, shards, "Drawing pictures with captions")
+
+
+def write_shard(job: tuple[Path, int, int]) -> None:
+    file, first, last = job
+    with tarfile.open(file, "w") as tar:
+        for number in range(first, last):
+            scene = WORLD.scene(np.random.default_rng([CAPTIONS, number]))
+            for suffix, data in (("png", png(draw(scene, WORLD.drawings))), ("txt", sentence(caption(scene)).encode())):
+                entry = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
+def write_conversations(folder: Path, scenes: int, pairs: int, text: int) -> None:
+    """`multimodal.jsonl`, `text.jsonl` and the pictures."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    blocks = [(folder, kind, first, min(first + 1000, last)) for kind, last in ((DIALOGUES, scenes), (PAIRS, pairs))
+              for first in range(0, last, 1000)]  # fmt: skip
+    rows = in_processes(draw_conversations, blocks, "Drawing conversations")
+    write_rows(folder / "multimodal.jsonl", (row for block in rows for row in block))
+    randoms = (np.random.default_rng([TEXT, number]) for number in range(text))
+    write_rows(folder / "text.jsonl", (messages([], text_only(random)[:3]) for random in randoms))
+
+
+def draw_conversations(job: tuple[Path, int, int, int]) -> list[dict]:
+    folder, kind, first, last = job
+    rows = []
+    for number in range(first, last):
+        random = np.random.default_rng([kind, number])
+        if kind == PAIRS:
+            scenes, found = about_pair(WORLD, random)
+            exchanges = [found[place] for place in random.permutation(len(found))[:3]]
+        else:
+            scenes = [WORLD.scene(random)]
+            exchanges = dialogue(scenes[0], random)
+        names = [f"pictures/{kind}-{number}-{place}.png" for place in range(len(scenes))]
+        for name, scene in zip(names, scenes, strict=True):
+            (folder / name).write_bytes(png(draw(scene, WORLD.drawings)))
+        rows.append(messages(names, exchanges))
+    return rows
+
+
+def messages(pictures: list[str], exchanges: list[Exchange]) -> dict[str, Any]:
+    """A row of the library's chat form: pictures first, then questions and answers in turn."""
+    turns: list[dict[str, Any]] = []
+    for exchange in exchanges:
+        seen = [] if turns else [{"type": "image", "path": name} for name in pictures]
+        turns.append({"role": "user", "content": [*seen, {"type": "text", "text": exchange.question}]})
+        turns.append({"role": "assistant", "content": exchange.answer})
+    return {"messages": turns}
+
+
+def write_rows(file: Path, rows: Iterator[dict]) -> None:
+    with file.open("w", encoding="utf-8") as opened:
+        opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def png(picture: PIL.Image.Image) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, "png", compress_level=1)
+    return data.getvalue()
+
+
+WORLD: World
+
+
+def start_worker() -> None:
+    global WORLD
+    WORLD = world(size=SIZE)
+
+
+def in_processes(work: Callable, jobs: list, title: str) -> list:
+    with get_context("spawn").Pool(WORKERS, start_worker) as pool:
+        return list(track(pool.imap(work, jobs), title, total=len(jobs), transient=True))

@@ -1,0 +1,67 @@
+"""Text for the language model's own training: captions after keywords, questions, and what is known about things."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from drawings import LANGUAGES, things
+from scenes import World, pick
+from talk import LANGUAGE_NAMES, USES, about, about_pair, article, caption, notes, plural, sentence, text_only
+
+from transformers_owl.mplug_owl.processing_mplug_owl import SYSTEM_SENTENCE
+
+
+Document = list[tuple[str, str]]  # what is given, and what is to be learned after it; in turn
+
+
+def documents(world: World, seed: int) -> Iterator[Document]:
+    """
+    Documents without end.
+
+    The chats in them are captions alone. Questions stand in plain text: stage 2 has to teach how to answer in a chat.
+    """
+    random = np.random.default_rng(seed)
+    while True:
+        yield pick(random, WRITERS, WEIGHTS)(world, random)
+
+
+def captioned(world: World, random: np.random.Generator) -> Document:
+    scene = world.scene(random)
+    return [(f"{SYSTEM_SENTENCE}\nHuman: {notes(scene, random)}\nAI: ", sentence(caption(scene)))]
+
+
+def questioned(world: World, random: np.random.Generator) -> Document:
+    scene = world.scene(random)
+    found = about(scene, random)
+    document = [(f"{notes(scene, random)}.", "")]
+    for place in random.permutation(len(found))[:3]:
+        exchange = found[place]
+        document.append((exchange.question, exchange.answer))
+        if exchange.follow_up is not None:
+            document.append((exchange.follow_up.question, exchange.follow_up.answer))
+    return document
+
+
+def compared(world: World, random: np.random.Generator) -> Document:
+    scenes, found = about_pair(world, random)
+    document = [(f"{notes(scene, random)}.", "") for scene in scenes]
+    return document + [(found[place].question, found[place].answer) for place in random.permutation(len(found))[:3]]
+
+
+def asked(world: World, random: np.random.Generator) -> Document:
+    return [(exchange.question, exchange.answer) for exchange in text_only(random)[:3]]
+
+
+def known(world: World, random: np.random.Generator) -> Document:
+    thing = pick(random, things())
+    foreign = [f"{language}: {thing.names[code]}" for language, code in zip(LANGUAGE_NAMES, LANGUAGES, strict=True)]
+    facts = [
+        f"{sentence(article(thing.name))[:-1]} is {article(thing.kind)}.",
+        f"You can {USES[thing.kind]}.",
+        f"One {thing.name}, two {plural(thing.name)}.",
+        f"{', '.join(foreign[place] for place in random.permutation(len(foreign)))}.",
+    ]
+    return [("", " ".join(facts[place] for place in random.permutation(len(facts))))]
+
+
+WRITERS = (captioned, questioned, compared, asked, known)
+WEIGHTS = (0.4, 0.4, 0.1, 0.06, 0.04)
