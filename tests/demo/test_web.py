@@ -154,10 +154,10 @@ def test_retry_undo_clear_and_examples(browser, site):
     view.get_by_text("Tell a story in which these two meet.").click()
     (first,) = wait_for_answers(view, 1)
     assert view.locator(".message.user img").count() == 2
-    view.get_by_label("Retry").click()
+    view.locator("button[aria-label=Retry]").click()
     view.locator(".stop-button").wait_for()
     assert wait_for_answers(view, 1) == [first]
-    view.get_by_label("Undo").click()
+    view.locator("button[aria-label=Undo]").click()
     view.locator(".message.user").first.wait_for(state="detached")
     box = view.get_by_label("Multimedia input field")
     assert box.locator("textarea").input_value() == "Tell a story in which these two meet."
@@ -176,7 +176,7 @@ def test_sampling_and_beams(browser, site):
     view.get_by_label("number input for Temperature").fill("2")
     ask(view, "What is it?")
     ask_again = wait_for_answers(view, 2)[1]
-    view.get_by_label("Retry").last.click()
+    view.locator("button[aria-label=Retry]").last.click()
     view.locator(".stop-button").wait_for()
     assert wait_for_answers(view, 2)[1] != ask_again
 
@@ -274,13 +274,13 @@ def bait(tmp_path):
     server.shutdown()
 
 
-def test_no_path_of_the_server_is_readable(site, monkeypatch, tmp_path):
-    (tmp_path / "secret.txt").write_text("secret")
+def test_no_path_of_the_server_is_readable(site, tmp_path):
+    (tmp_path / "secret.txt").write_text("never told")
     for path in ("/etc/passwd", str(tmp_path / "secret.txt"), str(Path(__file__)), "pyproject.toml", "../../etc/passwd"):
         code, text = status(f"{site}/gradio_api/file={path}")
         assert code in (403, 404), (path, text[:80])
         assert "root:" not in text
-        assert "secret" not in text
+        assert "never told" not in text
 
 
 def submit(site, index, payload):

@@ -36,7 +36,7 @@ EXAMPLES: list[Any] = [
 ]
 ADVICE = "Lower the number of beams or the longest answer in the settings, or start anew with fewer pictures."
 STYLE = """
-.gradio-container > main { max-width: 860px; width: 100%; margin: 0 auto; }
+.gradio-container main { max-width: 860px !important; width: 100%; margin: 0 auto; }
 .bubble-wrap .message img { max-height: 220px; width: auto; }
 .title { text-align: center; color: var(--body-text-color); overflow-wrap: anywhere; }
 .title h1 { font-size: 1.5rem; margin: 8px 0 2px; }
@@ -80,8 +80,8 @@ class OwlDesk:
                     written += piece
                     yield written
 
-    def look(self, history: list[dict], word: str) -> list[tuple[PIL.Image.Image, str]]:
-        """Heat maps over the pictures of the conversation, for its last answer."""
+    def look(self, history: list[dict], word: str) -> list[tuple[PIL.Image.Image, str]] | None:
+        """Heat maps over the pictures of the conversation, for its last answer; none where that fails."""
         with _shown():
             messages = read_history(history)
             if not messages:
@@ -92,6 +92,7 @@ class OwlDesk:
                 (draw_attention(picture, attention.patches), f"{attention.positions.sum():.0%} of the attention")
                 for picture, attention in zip(_pictures(messages), found, strict=True)
             ]
+        return None
 
 
 def read_history(history: list[dict]) -> list[dict[str, Any]]:
@@ -132,11 +133,11 @@ def _check_number(number: int) -> None:
 
 @contextmanager
 def _shown() -> Iterator[None]:
-    """What a user can get wrong is shown on the page."""
+    """What a user can get wrong is shown on the page. A `gr.Error` would leave it waiting for the end of the answer."""
     try:
         yield
     except (MemoryError, ValueError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        gr.Warning(str(error), title="No answer")
 
 
 class Page(gr.Blocks):
