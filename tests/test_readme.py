@@ -81,7 +81,12 @@ def test_blocks_of_demo_and_gallery_run(small, llama, capsys):
         names["model"].generation_config.max_new_tokens = 3
     assert len(names["chat"].messages) == 8
     assert len(capsys.readouterr().out.splitlines()) >= 14
-    lines = [line for page in ("demo", "gallery") for block in blocks(f"docs/{page}.md", "bash") for line in block.splitlines()]
+    lines = [
+        line
+        for page in ("demo", "gallery")
+        for block in blocks(f"docs/{page}.md", "bash")
+        for line in block.splitlines()
+    ]
     for line in lines:
         command = shlex.split(small(line))
         if command[0] == "transformers-owl" and command[1] != "web":

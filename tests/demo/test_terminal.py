@@ -89,8 +89,8 @@ def test_mistakes_are_named_and_the_chat_goes_on(talk, tmp_path):
     assert result.exit_code == 0, result.output
     for message in (
         "No picture yet", "no-such.png' cannot be read", "bad.png' cannot be read", "Did you mean /image?",
-        "/save needs the name of a file", "No such file or directory", "/system needs a sentence", "No closing quotation",
-        "language model holds 2048",
+        "/save needs the name of a file", "No such file or directory", "/system needs a sentence",
+        "No closing quotation", "language model holds 2048",
     ):  # fmt: skip
         assert message in result.stdout
     assert result.stdout.count("Owl: ") == 2
@@ -127,7 +127,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(llama, tmp_path):
         f"processor = MplugOwlProcessor.from_pretrained({llama.checkpoint!r})\n"
         "TerminalChat(model, processor, {'max_new_tokens': 1500}).run([])\n"
     )
-    terminal = pexpect.spawn(sys.executable, [str(program)], timeout=180, env={**os.environ, "TERM": "dumb"}, encoding="utf-8")
+    terminal = pexpect.spawn(
+        sys.executable, [str(program)], timeout=180, env={**os.environ, "TERM": "dumb"}, encoding="utf-8"
+    )
     terminal.expect("You: ")
     terminal.sendintr()
     terminal.expect("Ctrl-D leaves")

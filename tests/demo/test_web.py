@@ -192,7 +192,9 @@ def test_where_it_looked(browser, site):
     view.get_by_role("button", name="Show").click()
     view.get_by_text("% of the attention").nth(1).wait_for()
     view.wait_for_function("[...document.querySelectorAll('.grid-wrap img')].every((map) => map.naturalWidth)")
-    sizes = view.evaluate("[...document.querySelectorAll('.grid-wrap img')].map((i) => [i.naturalWidth, i.naturalHeight])")
+    sizes = view.evaluate(
+        "[...document.querySelectorAll('.grid-wrap img')].map((i) => [i.naturalWidth, i.naturalHeight])"
+    )
     assert sizes == [[451, 300], [512, 512]]
     view.get_by_label("A word of the last answer").fill("xylophone")
     view.get_by_role("button", name="Show").click()
@@ -232,6 +234,10 @@ def test_nothing_sticks_out_in_the_dark_or_on_a_phone(browser, site, settings):
     ask(view, "W" * 200, CAT)
     wait_for_answers(view, 1)
     assert view.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    left, right, width = view.evaluate(
+        "(({ left, right }) => [left, right, innerWidth])(document.querySelector('main').getBoundingClientRect())"
+    )
+    assert abs(left - (width - right)) < 20
     if "color_scheme" in settings:
         ground, ink = (
             view.evaluate(f"getComputedStyle(document.querySelector('{part}')).{what}")
@@ -257,7 +263,7 @@ def bait(tmp_path):
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             asked.append(self.path)
             self.send_response(200)
             self.end_headers()
@@ -276,7 +282,13 @@ def bait(tmp_path):
 
 def test_no_path_of_the_server_is_readable(site, tmp_path):
     (tmp_path / "secret.txt").write_text("never told")
-    for path in ("/etc/passwd", str(tmp_path / "secret.txt"), str(Path(__file__)), "pyproject.toml", "../../etc/passwd"):
+    for path in (
+        "/etc/passwd",
+        str(tmp_path / "secret.txt"),
+        str(Path(__file__)),
+        "pyproject.toml",
+        "../../etc/passwd",
+    ):
         code, text = status(f"{site}/gradio_api/file={path}")
         assert code in (403, 404), (path, text[:80])
         assert "root:" not in text

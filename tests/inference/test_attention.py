@@ -67,9 +67,7 @@ def attention_of_llama(model, hidden_states):
         projected = [layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)]
         group = config.num_attention_heads // config.num_key_value_heads
         for head in range(config.num_attention_heads):
-            parts = [
-                x[:, at * size : (at + 1) * size] for x, at in zip(projected, (head, head // group), strict=True)
-            ]
+            parts = [x[:, at * size : (at + 1) * size] for x, at in zip(projected, (head, head // group), strict=True)]
             q, k = (torch.complex(*x.chunk(2, -1)) * turn for x in parts)
             found.append(((q @ k.mH).real / size**0.5 + hidden).softmax(-1))
     return torch.stack(found).mean(0)

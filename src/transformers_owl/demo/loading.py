@@ -44,7 +44,7 @@ def generation_options(max_new_tokens: int | None, temperature: float, top_p: fl
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
     if temperature > 0:
-        options |= {"do_sample": True, "temperature": temperature, "top_p": top_p}
+        options |= {"do_sample": True, "temperature": float(temperature), "top_p": top_p}
     return options
 
 

@@ -6,6 +6,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -36,7 +37,7 @@ EXAMPLES: list[Any] = [
 ]
 ADVICE = "Lower the number of beams or the longest answer in the settings, or start anew with fewer pictures."
 STYLE = """
-.gradio-container main { max-width: 860px !important; width: 100%; margin: 0 auto; }
+.gradio-container main { max-width: 860px !important; width: 100%; margin: 0 auto !important; }
 .bubble-wrap .message img { max-height: 220px; width: auto; }
 .title { text-align: center; color: var(--body-text-color); overflow-wrap: anywhere; }
 .title h1 { font-size: 1.5rem; margin: 8px 0 2px; }
@@ -98,19 +99,18 @@ class OwlDesk:
 def read_history(history: list[dict]) -> list[dict[str, Any]]:
     """The page's messages as the processor takes them; a question that got no answer is left out."""
     messages: list[dict[str, Any]] = []
-    for message in history:
-        parts = [
-            {"type": "image", "image": read_upload(part["file"]["path"])}
-            if part["type"] == "file"
-            else {"type": "text", "text": part["text"]}
-            for part in message["content"]
-        ]
-        if message["role"] == "assistant":
-            parts = "".join(part["text"] for part in parts)
-        if messages and messages[-1]["role"] == message["role"]:
-            messages.pop()
-        messages.append({"role": message["role"], "content": parts})
-    return messages if not messages or messages[-1]["role"] == "assistant" else messages[:-1]
+    for asked, answered in pairwise(history):
+        if (asked["role"], answered["role"]) == ("user", "assistant"):
+            answer = "".join(part["text"] for part in answered["content"])
+            messages.append({"role": "user", "content": [_read_part(part) for part in asked["content"]]})
+            messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
+def _read_part(part: dict) -> dict[str, Any]:
+    if part["type"] == "file":
+        return {"type": "image", "image": read_upload(part["file"]["path"])}
+    return {"type": "text", "text": part["text"]}
 
 
 def read_upload(path: str) -> PIL.Image.Image:
@@ -181,8 +181,8 @@ def build_page(desk: OwlDesk, name: str) -> gr.Blocks:
             desk.answer,
             multimodal=True,
             chatbot=gr.Chatbot(
-                show_label=False, height="60vh", min_height=340, render_markdown=False, buttons=["copy"], layout="bubble",
-                allow_file_downloads=False,
+                show_label=False, height="60vh", min_height=340, render_markdown=False, buttons=["copy"],
+                layout="bubble", allow_file_downloads=False,
                 placeholder="Add a picture and ask about it.",
             ),
             textbox=gr.MultimodalTextbox(
@@ -203,8 +203,8 @@ def build_page(desk: OwlDesk, name: str) -> gr.Blocks:
 def _settings() -> list[gr.Slider]:
     return [
         gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 always takes the likeliest word.", render=False),
-        gr.Slider(0.1, 1, 0.9, step=0.05, label="Top-p", info="Above temperature 0: choose among words of this share.", render=False),
-        gr.Slider(1, 5, 1, step=1, label="Beams", info="With more than one the answer comes in one piece.", render=False),
+        gr.Slider(0.1, 1, 0.9, step=0.05, label="Top-p", info="The likeliest words of this share.", render=False),
+        gr.Slider(1, 5, 1, step=1, label="Beams", info="Beyond 1 the answer comes in one piece.", render=False),
         gr.Slider(16, 1024, 512, step=16, label="Longest answer", info="In tokens.", render=False),
     ]  # fmt: skip
 
@@ -216,7 +216,13 @@ def _add_attention(desk: OwlDesk, chat: gr.ChatInterface) -> None:
         maps = gr.Gallery(show_label=False, columns=2, object_fit="contain", interactive=False, buttons=["fullscreen"])
     word.submit(desk.look, [chat.chatbot, word], maps, concurrency_limit=1, api_visibility="private")
     # They are of the last answer: with another one they go.
-    changes = [chat.textbox.submit, chat.chatbot.retry, chat.chatbot.undo, chat.chatbot.clear, chat.chatbot.example_select]
+    changes = [
+        chat.textbox.submit,
+        chat.chatbot.retry,
+        chat.chatbot.undo,
+        chat.chatbot.clear,
+        chat.chatbot.example_select,
+    ]
     gr.on(changes, lambda: None, None, maps, queue=False, show_progress="hidden", api_visibility="private")
 
 

@@ -1,4 +1,4 @@
-"""Beyond one `generate`: chats that continue from their cache, scores of given answers, features of pictures, attention."""
+"""Beyond one `generate`: chats from their cache, scores of given answers, features of pictures, attention to them."""
 
 from .assistant import text_assistant
 from .attention import PictureAttention, draw_attention, picture_attention
