@@ -220,6 +220,7 @@ def test_failures_are_told_and_do_not_stay(browser, site, tmp_path):
     ask(view, "What is it?", bad)
     view.get_by_text("bad.png cannot be read as a picture").wait_for()
     view.locator(".submit-button").wait_for()
+    view.wait_for_timeout(2000)  # until the page has emptied its box for the next question
     ask(view, "Then what is this?", CAT)
     assert wait_for_answers(view, 1)[0]
     assert str(Path(os.environ["GRADIO_TEMP_DIR"])) not in view.inner_text("body")
