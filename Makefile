@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 OLDEST ?= transformers==5.21.0 huggingface_hub==2.4.0
-# Without what it depends on: it asks for a Pillow that resizes some pictures otherwise (docs/evaluation.md).
+# Without what it depends on: it asks for a Pillow that resizes some pictures otherwise (docs/demo.md).
 GRADIO ?= gradio==6.31.0
 VENV := .venv
 OLDEST_VENV := .venv-oldest

@@ -49,7 +49,7 @@ def test_python_blocks_of_the_readme_run(small, capsys, llama_model):
             if command[:2] == ["transformers-owl", "train"]:
                 result = CliRunner().invoke(app, command[1:])
                 assert result.exit_code == 0, result.output
-            elif command[0] == "transformers-owl" and command[1] != "serve":
+            elif command[0] == "transformers-owl" and command[1] not in ("serve", "web"):
                 pictures = [str(path) for path in sorted(Path("examples/pictures").glob("*.jpg"))]
                 expanded = [part for word in command[1:] for part in (pictures if "*" in word else [word])]
                 result = CliRunner().invoke(app, [*expanded, "--max-new-tokens", "3"])
@@ -72,6 +72,28 @@ def test_blocks_of_inference_run(small, llama, llama_model, llama_processor, cap
         exec(compile(small(block), "inference.md", "exec"), names)
     assert "torch.Size([2, 17, 32]) torch.Size([2, 65, 48])" in capsys.readouterr().out
     assert names["yes"].log_likelihood < 0
+
+
+def test_blocks_of_demo_and_gallery_run(small, llama, capsys):
+    names: dict = {}
+    for block in blocks("docs/gallery.md", "python"):
+        exec(compile(small(block), "gallery.md", "exec"), names)
+        names["model"].generation_config.max_new_tokens = 3
+    assert len(names["chat"].messages) == 8
+    assert len(capsys.readouterr().out.splitlines()) >= 14
+    lines = [
+        line
+        for page in ("demo", "gallery")
+        for block in blocks(f"docs/{page}.md", "bash")
+        for line in block.splitlines()
+    ]
+    for line in lines:
+        command = shlex.split(small(line))
+        if command[0] == "transformers-owl" and command[1] != "web":
+            words = [str(Path("examples/pictures/cat.jpg")) if "*" in word else word for word in command[1:]]
+            Path("build").mkdir(exist_ok=True)
+            result = CliRunner().invoke(app, [*words, "--max-new-tokens", "3"])
+            assert result.exit_code == 0, result.output
 
 
 def test_make_targets_of_the_readme_exist():

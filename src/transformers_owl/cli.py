@@ -49,7 +49,7 @@ def caption(
             for picture, answer in answers(captioner, pictures, prompt, output, batch_size, max_new_tokens):
                 print(f"{picture}: {answer}")
                 progress.advance(task)
-    except (OSError, ValueError) as error:
+    except (MemoryError, OSError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
 
@@ -63,6 +63,76 @@ MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu (default: the best there is).")]
 Dtype = Annotated[str, typer.Option(help="Type of the weights, such as bfloat16.")]
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that the model's folder brings.")]
+
+
+Owl = Annotated[str, typer.Option(help="Folder or Hub repository; one of the original release works as it is.")]
+Pictures = Annotated[list[str] | None, typer.Argument(metavar="[PICTURE]...", help="Picture files or URLs.")]
+Longest = Annotated[int | None, typer.Option(min=1, help="Longest answer (default: the model's).")]
+
+
+@app.command()
+def chat(
+    model: Owl,
+    pictures: Pictures = None,
+    system: Annotated[str | None, typer.Option(help="Another system sentence than the original's.")] = None,
+    max_new_tokens: Longest = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; higher is more varied.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest words of this share.")] = 0.9,
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Talk about pictures in the terminal. Ctrl-C stops an answer."""
+    import transformers_owl  # noqa: F401  (registers the Auto classes)
+
+    from .demo.loading import generation_options, load
+    from .demo.terminal import TerminalChat
+
+    with _errors():
+        owl, processor = load(model, device, dtype)
+        TerminalChat(owl, processor, generation_options(max_new_tokens, temperature, top_p), system).run(pictures or [])
+
+
+@app.command()
+def web(
+    model: Owl,
+    host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to serve at.")] = 7860,
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Talk about pictures on a page in the browser."""
+    import transformers_owl  # noqa: F401  (registers the Auto classes)
+
+    with _errors("What the page needs is listed in docs/demo.md."):
+        from .demo.loading import load
+        from .demo.web import check_port, serving
+
+        check_port(host, port)
+        owl, processor = load(model, device, dtype)
+        with serving(owl, processor, model, host, port) as page:
+            page.block_thread()
+
+
+@app.command()
+def look(
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Picture files or URLs.")],
+    model: Owl,
+    output: Annotated[Path, typer.Option(help="PNG file to write; for several pictures NAME-1.png, NAME-2.png, ...")],
+    prompt: Annotated[str, typer.Option(help="What to ask about the pictures.")] = "Describe the picture.",
+    word: Annotated[str | None, typer.Option(help="A word of the answer (default: the whole answer).")] = None,
+    max_new_tokens: Longest = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Answer about pictures, and show where the model looked as heat maps over them."""
+    import transformers_owl  # noqa: F401  (registers the Auto classes)
+
+    from .demo.looking import look as answer_and_look
+
+    with _errors():
+        answer, paths = answer_and_look(model, pictures, prompt, output, word, max_new_tokens, device, dtype)
+        print(answer)
+        print(*paths, sep="\n")
 
 
 @app.command()
@@ -205,14 +275,14 @@ def _follow(what: str, results: Iterable, total: int) -> list:
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def _errors(needs: str = "What evaluation needs is listed in docs/evaluation.md.") -> Iterator[None]:
     """What a user can get wrong ends the command with its message."""
     try:
         yield
     except ModuleNotFoundError as error:
-        typer.echo(f"Error: {error}. What evaluation needs is listed in docs/evaluation.md.", err=True)
+        typer.echo(f"Error: {error}. {needs}", err=True)
         raise typer.Exit(1) from error
-    except (OSError, ValueError) as error:
+    except (MemoryError, OSError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
 

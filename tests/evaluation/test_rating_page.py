@@ -1,28 +1,20 @@
 """The rating page in Chromium: what a person sees, clicks and types is what the file holds."""
 
 import json
-import shutil
-import socket
 
 import pytest
+from browser import NEEDS_CHROMIUM, chromium, free_port
 
 from transformers_owl.evaluation.rating_desk import RatingDesk
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
-]
-# It may not look for anything outside this machine.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -31,9 +23,7 @@ def site(questions, systems, tmp_path):
     pytest.importorskip("gradio")
     from transformers_owl.evaluation.rating_page import launch
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     output = tmp_path / "ratings.jsonl"
     page = launch(RatingDesk(questions, systems, output), "127.0.0.1", port, block=False)
     yield f"http://127.0.0.1:{port}", output

@@ -142,10 +142,59 @@ def test_an_interrupted_turn_leaves_the_chat_as_it_was(model, llama_processor, p
     assert chat.ask("And now?", max_new_tokens=4) == expected[1]
 
 
+def test_beams_read_anew_and_the_cache_goes_on_behind_them(model, llama_processor, pictures):
+    """A turn by beams gives what `generate` gives on the whole text, and the next one reads it with its picture."""
+    chat = Chat(model, llama_processor)
+    chat.ask("What is it?", [pictures[0]], max_new_tokens=5)
+    before = chat.ids
+    chat.ask("And this?", [pictures[1]], num_beams=3, max_new_tokens=6)
+    last = chat.ids[0].tolist()[::-1].index(llama_processor.image_token_id)
+    question = llama_processor.tokenizer("\nHuman: And this?\nAI: ", add_special_tokens=False)["input_ids"]
+    ids, pixels = chat.ids[:, : chat.ids.shape[1] - last + len(question)], torch.cat(chat.pixel_values)
+    assert ids[0, -len(question) :].tolist() == question
+    assert (ids[:, : before.shape[1]] == before).all()
+    whole = model.generate(input_ids=ids, pixel_values=pixels, num_beams=3, max_new_tokens=6)
+    assert (whole == chat.ids).all()
+    assert len(list(Chat(model, llama_processor).stream("Hi", num_beams=2, max_new_tokens=3))) == 1
+    seen, _ = record_calls(model)
+    chat.ask("So?", max_new_tokens=4)
+    assert seen == [1]
+    with torch.no_grad():
+        expected = model(input_ids=chat.ids, pixel_values=pixels).logits[:, -1]
+        last = model(input_ids=chat.ids[:, -1:], past_key_values=chat.cache).logits[:, -1]
+    assert relative_error(last, expected) <= 1e-5
+
+
+def test_a_history_is_read_with_the_first_turn(model, llama_processor, pictures):
+    content = [{"type": "image", "image": pictures[0]}, {"type": "text", "text": "What is it?"}]
+    history = [{"role": "user", "content": content}, {"role": "assistant", "content": "It is red."}]
+    chat = Chat(model, llama_processor, history=history)
+    answer = chat.ask("And this?", [pictures[1]], max_new_tokens=5)
+    content = [{"type": "image", "image": pictures[1]}, {"type": "text", "text": "And this?"}]
+    inputs = llama_processor.apply_chat_template(
+        [*history, {"role": "user", "content": content}],
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    written = model.generate(**inputs, max_new_tokens=5)
+    assert (chat.ids == written).all()
+    assert chat.messages[-1] == {"role": "assistant", "content": answer}
+    assert chat.messages[:2] == history
+
+
+def test_stop_ends_a_stream_from_another_thread(model, llama_processor):
+    chat = Chat(model, llama_processor)
+    stream = chat.stream("Tell me everything.", max_new_tokens=400)
+    pieces = [next(stream)]
+    threading.Thread(target=chat.stop).start()
+    pieces += stream
+    assert chat.ids.shape[1] < 300
+    assert chat.messages[-1]["content"] == "".join(pieces)
+
+
 def test_mistakes_are_named(model, llama_processor):
     chat = Chat(model, llama_processor)
-    with pytest.raises(ValueError, match="num_beams and num_return_sequences must be 1"):
-        chat.ask("Hi", num_beams=2)
+    with pytest.raises(ValueError, match="num_return_sequences must be 1"):
+        chat.ask("Hi", num_beams=2, num_return_sequences=2)
     with pytest.raises(ValueError, match=r"no-such.png' cannot be read"):
         list(chat.stream("Hi", ["no-such.png"]))
     with pytest.raises(ValueError, match=r"conversation has .* positions.*holds 2048"):

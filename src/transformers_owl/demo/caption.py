@@ -3,10 +3,8 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from .loading import load, memory_advice
 
 
 class Captioner:
@@ -20,11 +18,8 @@ class Captioner:
     """
 
     def __init__(self, model: str, device: str | None = None, dtype: str = "auto"):
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         self.name = model
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, device_map=device)
-        self.processor = AutoProcessor.from_pretrained(model)
+        self.model, self.processor = load(model, device, dtype)
 
     def answer(self, pictures: list[str], prompt: str, max_new_tokens: int | None = None) -> list[str]:
         """
@@ -37,6 +32,7 @@ class Captioner:
 
         Raises:
             ValueError: for a picture that cannot be read, with its name.
+            MemoryError: if the batch does not fit.
         """
         chats = [
             [{"role": "user", "content": [{"type": "image", "path": picture}, {"type": "text", "text": prompt}]}]
@@ -46,7 +42,8 @@ class Captioner:
             chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         ).to(self.model.device)
         options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        written = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+        with memory_advice("Answer fewer pictures at once (--batch-size), or more briefly (--max-new-tokens)."):
+            written = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(written, skip_special_tokens=True)
 
 

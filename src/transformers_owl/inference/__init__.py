@@ -1,9 +1,20 @@
-"""Beyond one `generate`: chats that continue from their cache, scores of given answers, features of pictures."""
+"""Beyond one `generate`: chats from their cache, scores of given answers, features of pictures, attention to them."""
 
 from .assistant import text_assistant
+from .attention import PictureAttention, draw_attention, picture_attention
 from .chat import Chat
 from .features import VisualFeatures, extract_features
 from .scoring import AnswerScore, score_answers
 
 
-__all__ = ["AnswerScore", "Chat", "VisualFeatures", "extract_features", "score_answers", "text_assistant"]
+__all__ = [
+    "AnswerScore",
+    "Chat",
+    "PictureAttention",
+    "VisualFeatures",
+    "draw_attention",
+    "extract_features",
+    "picture_attention",
+    "score_answers",
+    "text_assistant",
+]

@@ -20,17 +20,20 @@ class Chat:
         model ([`MplugOwlForConditionalGeneration`]): The model.
         processor ([`MplugOwlProcessor`]): Its processor.
         system (`str`, *optional*): A system sentence in place of the original's.
+        history (`Sequence[dict]`): Messages of earlier turns, to go on behind them; they are read with the first turn.
         cache (`Cache`, *optional*): An empty cache to fill, such as a `StaticCache` for compiled decoding; by default
             one that grows.
     """
 
-    def __init__(self, model, processor, system: str | None = None, cache=None):
+    def __init__(self, model, processor, system: str | None = None, history: Sequence[dict] = (), cache=None):
         self.model = model
         self.processor = processor
-        self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+        head = [] if system is None else [{"role": "system", "content": system}]
+        self.messages: list[dict[str, Any]] = [*head, *history]
         self.ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
         self.pixel_values: list[torch.Tensor] = []
         self.cache = DynamicCache(config=model.config.text_config) if cache is None else cache
+        self._stop = _Stop()
 
     def ask(self, text: str, images: Sequence = (), **options) -> str:
         """
@@ -39,14 +42,15 @@ class Chat:
         Args:
             text (`str`): What to ask; a typed `<image>` stays text.
             images (`Sequence`): New pictures, which come before the question: PIL images, paths or URLs.
-            options: For `generate`, such as `max_new_tokens`, `do_sample` or `streamer`.
+            options: For `generate`, such as `max_new_tokens`, `do_sample` or `streamer`. Beams (`num_beams`) read the
+                whole conversation anew: one running cache cannot hold them.
 
         Raises:
-            ValueError: for beams and several answers, which one running cache cannot hold, for a conversation longer
-                than the language model's context, and for pictures that cannot be read.
+            ValueError: for several answers, for a conversation longer than the language model's context, and for
+                pictures that cannot be read.
         """
-        if options.get("num_beams", 1) != 1 or options.get("num_return_sequences", 1) != 1:
-            raise ValueError("A chat keeps one line of conversation: num_beams and num_return_sequences must be 1.")
+        if options.get("num_return_sequences", 1) != 1:
+            raise ValueError("A chat keeps one line of conversation: num_return_sequences must be 1.")
         content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
         turn = {"role": "user", "content": content}
         inputs = self._prepare(turn)
@@ -57,15 +61,18 @@ class Chat:
                 f"{self.model.model.context_length}: start a new one."
             )
         new_pixels = [inputs["pixel_values"]] if "pixel_values" in inputs else []
-        # An empty cache behind earlier turns: one of them failed, so everything is read again.
-        pixels = new_pixels if self.cache.get_seq_length() > 0 else self.pixel_values + new_pixels
+        with_beams = options.get("num_beams", 1) > 1
+        # What the cache holds is not read again: all but the new turn, unless a turn failed or was written by beams.
+        cached = 0 if with_beams else self.cache.get_seq_length()
+        seen = int((ids[0, :cached] == self.processor.image_token_id).sum()) // (self.processor.num_query_tokens + 1)
+        pixels = [picture for pictures in (*self.pixel_values, *new_pixels) for picture in pictures][seen:]
         try:
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                past_key_values=self.cache,
                 return_dict_in_generate=True,
-                **({"pixel_values": torch.cat(pixels)} if pixels else {}),
+                **({} if with_beams else {"past_key_values": self.cache}),
+                **({"pixel_values": torch.stack(pixels)} if pixels else {}),
                 **options,
             )
         except BaseException:
@@ -79,16 +86,21 @@ class Chat:
 
     def stream(self, text: str, images: Sequence = (), **options) -> Iterator[str]:
         """
-        The same, piece by piece as it is written. Closing the iterator stops the answer after its current token.
+        The same, piece by piece as it is written (with beams in one piece). Closing the iterator stops the answer after
+        its current token, and so does `stop`.
         """
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stop = _Stop()
+        stop = self._stop = _Stop()
         failures: list[BaseException] = []
 
         def write() -> None:
             try:
                 criteria = StoppingCriteriaList([stop, *options.pop("stopping_criteria", [])])
-                self.ask(text, images, streamer=streamer, stopping_criteria=criteria, **options)
+                if options.get("num_beams", 1) > 1:
+                    answer = self.ask(text, images, stopping_criteria=criteria, **options)
+                    streamer.on_finalized_text(answer, stream_end=True)
+                else:
+                    self.ask(text, images, streamer=streamer, stopping_criteria=criteria, **options)
             except BaseException as failure:
                 failures.append(failure)
                 streamer.end()
@@ -102,6 +114,10 @@ class Chat:
             thread.join()
         if failures:
             raise failures[0]
+
+    def stop(self) -> None:
+        """Stops the answer that is being streamed after its current token, from a thread or a signal's handler."""
+        self._stop.now = True
 
     def _prepare(self, turn: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Ids and pixels of one turn. Later turns go on behind the cached text: no system sentence, no BOS."""

@@ -1,0 +1,60 @@
+"""A model to talk to, and what its failures mean."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import find_adapter_config_file
+
+from ..mplug_owl.configuration_mplug_owl import MplugOwlConfig
+
+
+def load(model: str, device: str | None = None, dtype: str = "auto") -> tuple[Any, Any]:
+    """
+    A model and its processor.
+
+    Args:
+        model (`str`): A folder or a repository on the Hub, an adapter's too.
+        device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
+        dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
+
+    Raises:
+        ValueError: for a model of another kind.
+        MemoryError: if it does not fit.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if find_adapter_config_file(model) is None:
+        config = AutoConfig.from_pretrained(model)
+        if not isinstance(config, MplugOwlConfig):
+            raise ValueError(
+                f"{model} is a model of type {config.model_type!r}, which has no eyes of an mPLUG-Owl: give a "
+                "checkpoint of mPLUG-Owl, or build one from a language model with conversion/build_from_pretrained.py."
+            )
+    with memory_advice(f"Load the weights in a smaller type (bfloat16) or quantised, or elsewhere than on {device}."):
+        loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, device_map=device)
+    return loaded, AutoProcessor.from_pretrained(model)
+
+
+def generation_options(max_new_tokens: int | None, temperature: float, top_p: float, num_beams: int = 1) -> dict:
+    """What `generate` takes; a temperature of 0 is greedy."""
+    options: dict[str, Any] = {"num_beams": num_beams}
+    if max_new_tokens is not None:
+        options["max_new_tokens"] = max_new_tokens
+    if temperature > 0:
+        options |= {"do_sample": True, "temperature": float(temperature), "top_p": top_p}
+    return options
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turns every device's way of saying that memory is full into a MemoryError with a word on what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        signs = ("out of memory", "can't allocate memory", "not enough memory")
+        if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in signs):
+            raise
+        raise MemoryError(f"Out of memory. {advice}") from error

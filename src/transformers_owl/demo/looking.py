@@ -1,0 +1,54 @@
+"""Pictures of where a model looked while it answered."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..inference import Chat, draw_attention, picture_attention
+from ..mplug_owl.image_processing_mplug_owl import open_picture
+from .loading import load, memory_advice
+
+
+ADVICE = "Ask for a shorter answer (--max-new-tokens), or about fewer pictures."
+
+
+def look(
+    model: str,
+    pictures: Sequence[str],
+    prompt: str,
+    output: Path,
+    word: str | None = None,
+    max_new_tokens: int | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+) -> tuple[str, list[Path]]:
+    """
+    Answers about pictures, and writes for each a heat map over it.
+
+    Args:
+        output (`Path`): The PNG file; of several pictures, `NAME-1.png`, `NAME-2.png` and so on.
+        word (`str`, *optional*): A word of the answer; by default the whole of it.
+
+    Returns:
+        `tuple[str, list[Path]]`: The answer, and the files written.
+
+    Raises:
+        ValueError: for a picture that cannot be read, and a word that the answer does not have.
+        MemoryError: if model or answer do not fit.
+    """
+    opened = [open_picture(picture) for picture in pictures]
+    owl, processor = load(model, device, dtype)
+    chat = Chat(owl, processor)
+    options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    with memory_advice(ADVICE):
+        answer = chat.ask(prompt, opened, **options)
+        found = picture_attention(owl, processor, chat.messages, word)
+    paths = [output] if len(opened) == 1 else [numbered(output, at + 1) for at in range(len(opened))]
+    for path, picture, attention in zip(paths, opened, found, strict=True):
+        partial = path.with_name(path.name + ".partial")
+        draw_attention(picture, attention.patches).save(partial, format="PNG")
+        partial.replace(path)
+    return answer, paths
+
+
+def numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")

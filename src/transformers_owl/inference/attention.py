@@ -1,0 +1,133 @@
+"""Where a model looked in the pictures while it wrote an answer."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import PIL.Image
+import PIL.ImageOps
+import torch
+from transformers import DynamicCache
+
+
+@dataclass(frozen=True)
+class PictureAttention:
+    """
+    Where a model looked in one picture, on the CPU.
+
+    Args:
+        patches (`torch.Tensor` (rows, columns)): Shares of the patches, which sum to 1.
+        positions (`torch.Tensor` (Q + 1,)): The language model's attention to the picture's positions, mean over
+            layers, heads and written tokens. Of the whole attention (1) the rest went to the text and other pictures.
+    """
+
+    patches: torch.Tensor
+    positions: torch.Tensor
+
+
+@torch.no_grad()
+def picture_attention(model, processor, messages: Sequence[dict], word: str | None = None) -> list[PictureAttention]:
+    """
+    Where the model looks in each picture when it writes the last answer of a chat, or one word of it.
+
+    Each of a picture's positions counts by the language model's attention to it, mean over layers and heads, at the
+    steps that write the tokens in question; it spreads over the patches as the abstractor's query of that position
+    attends to them, mean over layers and heads. The last position (`vit_eos`) has seen no patch.
+
+    Args:
+        model ([`MplugOwlForConditionalGeneration`]): The model, loaded with any implementation of attention.
+        processor ([`MplugOwlProcessor`]): Its processor.
+        messages (`Sequence[dict]`): A chat with pictures that ends with the assistant's answer.
+        word (`str`, *optional*): A word or phrase as it stands in the answer; its first occurrence counts. By default
+            the whole answer.
+
+    Returns:
+        `list[PictureAttention]`: One for each picture of the chat, in order.
+
+    Raises:
+        ValueError: without a picture or an answer, and for a word that the answer does not have.
+    """
+    if not messages or messages[-1]["role"] != "assistant":
+        raise ValueError("The chat does not end with an answer: its last message must be of role assistant.")
+    inputs = processor.apply_chat_template(
+        list(messages[:-1]), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ).to(model.device)
+    if "pixel_values" not in inputs:
+        raise ValueError("The chat has no picture to look at: give at least one.")
+    prompt = inputs["input_ids"]
+    answer, steps = _answer(processor, messages[-1]["content"], word)
+    ids = torch.cat([prompt, answer.to(prompt.device)], dim=1)
+    cache = DynamicCache()
+    with _attention_weights(model):
+        features = model.get_image_features(inputs["pixel_values"], output_attentions=True)
+        # The prompt is read first: of its own attention, which is large, nothing is needed.
+        read = prompt.shape[1] - 1
+        visual = {"image": features}
+        model(input_ids=ids[:, :read], mm_encoder_outputs=visual, past_key_values=cache, logits_to_keep=1)
+        written = model(
+            input_ids=ids[:, read:-1],
+            attention_mask=torch.ones_like(ids[:, :-1]),
+            past_key_values=cache,
+            output_attentions=True,
+            logits_to_keep=1,
+        ).attentions
+    positions = torch.stack([layer[0].float().mean(0)[steps].mean(0).cpu() for layer in written]).mean(0)
+    at_pictures = positions[:read][(prompt[0, :read] == processor.image_token_id).cpu()]
+    at_pictures = at_pictures.view(-1, processor.num_query_tokens + 1)
+    patches = _patches_of_queries(features.abstractor_attentions, processor.num_query_tokens)
+    return [_combine(shares, seen) for shares, seen in zip(at_pictures, patches, strict=True)]
+
+
+def _answer(processor, answer: str, word: str | None) -> tuple[torch.Tensor, list[int]]:
+    """Ids (1, A) of the answer, and which of them make up the word."""
+    encoded = processor.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
+    start, end = 0, len(answer)
+    if word is not None:
+        found = re.search(rf"\b{re.escape(word)}\b", answer) or re.search(re.escape(word), answer)
+        if found is None or not word.strip():
+            raise ValueError(f"The answer has no {word!r}: give a word as it stands in {answer!r:.200}.")
+        start, end = found.span()
+    steps = [at for at, (first, last) in enumerate(encoded["offset_mapping"]) if first < end and last > start]
+    if not steps:
+        raise ValueError("The answer is empty: there was nothing to look for.")
+    return torch.tensor([encoded["input_ids"]]), steps
+
+
+@contextmanager
+def _attention_weights(model) -> Iterator[None]:
+    """Only the eager implementation gives weights: switches to it, and back."""
+    parts = {name: getattr(model.config, name)._attn_implementation for name in model.config.sub_configs}
+    before = {"": model.config._attn_implementation, **parts}
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _patches_of_queries(attentions: Sequence[torch.Tensor], num_queries: int) -> torch.Tensor:
+    """What each query sees of each patch (N, Q, patches); the keys are the queries, the class token, the patches."""
+    mean = torch.stack([layer.float().mean(1).cpu() for layer in attentions]).mean(0)
+    return mean[:, :num_queries, num_queries + 1 :]
+
+
+def _combine(positions: torch.Tensor, patches: torch.Tensor) -> PictureAttention:
+    seen = positions[:-1] @ patches
+    side = round(len(seen) ** 0.5)
+    return PictureAttention((seen / seen.sum()).view(side, side), positions)
+
+
+def draw_attention(picture: PIL.Image.Image, patches: torch.Tensor) -> PIL.Image.Image:
+    """
+    A heat map over a picture, in the picture's size: the brighter and warmer, the more attention.
+
+    Args:
+        picture (`PIL.Image.Image`): The picture that the model saw.
+        patches (`torch.Tensor` (rows, columns)): Shares of [`PictureAttention`].
+    """
+    levels = (patches / patches.max() * 255).round().to(torch.uint8).numpy()
+    heat = PIL.Image.fromarray(levels).resize(picture.size, PIL.Image.Resampling.BICUBIC)
+    colours = PIL.ImageOps.colorize(heat, black="#0b0b30", mid="#d1335b", white="#ffe27a")
+    cover = heat.point([120 + level * 60 // 255 for level in range(256)])
+    return PIL.Image.composite(colours, picture.convert("RGB"), cover)

@@ -1,0 +1,52 @@
+"""`look` answers as `caption` does and writes the maps of `picture_attention` over the pictures."""
+
+from pathlib import Path
+
+import PIL.Image
+import pytest
+from typer.testing import CliRunner
+
+from transformers_owl.cli import app
+from transformers_owl.inference import Chat, draw_attention, picture_attention
+
+
+PICTURES = Path(__file__).parents[2] / "examples/pictures"
+ASTRONAUT, CAT = str(PICTURES / "astronaut.jpg"), str(PICTURES / "cat.jpg")
+
+
+@pytest.fixture
+def look(llama):
+    def run(*arguments):
+        return CliRunner().invoke(app, ["look", "--model", llama.checkpoint, "--max-new-tokens", "8", *arguments])
+
+    return run
+
+
+def test_files_hold_the_maps(look, llama_model, llama_processor, tmp_path):
+    result = look(CAT, ASTRONAUT, "--prompt", "What?", "--output", str(tmp_path / "map.png"))
+    assert result.exit_code == 0, result.output
+    chat = Chat(llama_model, llama_processor)
+    answer = chat.ask("What?", [CAT, ASTRONAUT], max_new_tokens=8)
+    assert answer in result.stdout
+    found = picture_attention(llama_model, llama_processor, chat.messages)
+    for number, (source, attention) in enumerate(zip((CAT, ASTRONAUT), found, strict=True), 1):
+        with PIL.Image.open(tmp_path / f"map-{number}.png") as written, PIL.Image.open(source) as picture:
+            assert written.tobytes() == draw_attention(picture, attention.patches).tobytes()
+    word = max(answer.split(), key=len)
+    assert look(CAT, ASTRONAUT, "--prompt", "What?", "--word", word, "--output", str(tmp_path / "w.png")).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map-1.png", "map-2.png", "w-1.png", "w-2.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "Missing argument"),
+        (["no-such.png"], 1, "no-such.png' cannot be read"),
+        ([CAT, "--word", "xylophone"], 1, "answer has no 'xylophone'"),
+    ],
+)
+def test_mistakes_are_named(look, tmp_path, arguments, code, message):
+    result = look(*arguments, "--output", str(tmp_path / "map.png"))
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert not list(tmp_path.iterdir())
