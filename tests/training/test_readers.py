@@ -161,7 +161,10 @@ def test_what_is_no_json_is_named(tmp_path):
             {"video": ["a.mp4", "b.mp4"], "image": "c.jpg", "conversations": [
                 {"from": "human", "value": "<video>\n<image>\nLike <video>?"}, {"from": "gpt", "value": "No."}
             ]},
-            [user(video("FOLDER/a.mp4"), picture("FOLDER/c.jpg"), "Like ", video("FOLDER/b.mp4"), "?"), assistant("No.")],
+            [
+                user(video("FOLDER/a.mp4"), picture("FOLDER/c.jpg"), "Like", video("FOLDER/b.mp4"), "?"),
+                assistant("No."),
+            ],
         ),
         (
             "llava",

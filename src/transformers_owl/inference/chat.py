@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from ..mplug_owl.video_processing_mplug_owl import visual_part
+
 
 class Chat:
     """
-    A conversation with a model. Each turn adds its own tokens and pictures to the cache of those before: nothing is
-    computed twice, and no picture is looked at again.
+    A conversation with a model. Each turn adds its own tokens, pictures and videos to the cache of those before:
+    nothing is computed twice, and no picture or video is looked at again.
 
     The model reads on behind the answer that it wrote, end-of-sequence token included, as in training. A history that
     is rendered and tokenized anew is another text, so its answers can differ.
@@ -29,7 +31,7 @@ class Chat:
         self.processor = processor
         self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self.ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
-        self.pixel_values: list[torch.Tensor] = []
+        self.pixels: dict[str, list[torch.Tensor]] = {"pixel_values": [], "pixel_values_videos": []}
         self.cache = DynamicCache(config=model.config.text_config) if cache is None else cache
 
     def ask(self, text: str, images: Sequence = (), **options) -> str:
@@ -38,16 +40,18 @@ class Chat:
 
         Args:
             text (`str`): What to ask; a typed `<image>` stays text.
-            images (`Sequence`): New pictures, which come before the question: PIL images, paths or URLs.
+            images (`Sequence`): New pictures and videos, which come before the question: PIL images, arrays, lists of
+                pictures, paths or URLs.
             options: For `generate`, such as `max_new_tokens`, `do_sample` or `streamer`.
 
         Raises:
             ValueError: for beams and several answers, which one running cache cannot hold, for a conversation longer
-                than the language model's context, and for pictures that cannot be read.
+                than the language model's context, and for pictures or videos that cannot be read.
         """
         if options.get("num_beams", 1) != 1 or options.get("num_return_sequences", 1) != 1:
             raise ValueError("A chat keeps one line of conversation: num_beams and num_return_sequences must be 1.")
-        content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
+        sees_videos = self.model.config.vision_config.use_temporal
+        content = [*(visual_part(image, sees_videos) for image in images), {"type": "text", "text": text}]
         turn = {"role": "user", "content": content}
         inputs = self._prepare(turn)
         ids = torch.cat([self.ids, inputs["input_ids"]], dim=1)
@@ -56,23 +60,24 @@ class Chat:
                 f"The conversation has {ids.shape[1]} positions, but the language model holds "
                 f"{self.model.model.context_length}: start a new one."
             )
-        new_pixels = [inputs["pixel_values"]] if "pixel_values" in inputs else []
+        new = {name: [inputs[name]] if name in inputs else [] for name in self.pixels}
         # An empty cache behind earlier turns: one of them failed, so everything is read again.
-        pixels = new_pixels if self.cache.get_seq_length() > 0 else self.pixel_values + new_pixels
+        is_running = self.cache.get_seq_length() > 0
+        pixels = new if is_running else {name: self.pixels[name] + new[name] for name in new}
         try:
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 past_key_values=self.cache,
                 return_dict_in_generate=True,
-                **({"pixel_values": torch.cat(pixels)} if pixels else {}),
+                **{name: torch.cat(values) for name, values in pixels.items() if values},
                 **options,
             )
         except BaseException:
             self.cache.reset()
             raise
         self.ids = output.sequences
-        self.pixel_values += new_pixels
+        self.pixels = {name: self.pixels[name] + new[name] for name in new}
         answer = self.processor.decode(self.ids[0, ids.shape[1] :], skip_special_tokens=True)
         self.messages += [turn, {"role": "assistant", "content": answer}]
         return answer
@@ -115,7 +120,7 @@ class Chat:
             return_tensors="pt",
             processor_kwargs={"add_special_tokens": is_first},
         )
-        return {name: inputs[name].to(self.model.device) for name in ("input_ids", "pixel_values") if name in inputs}
+        return {name: inputs[name].to(self.model.device) for name in ("input_ids", *self.pixels) if name in inputs}
 
 
 class _Stop(StoppingCriteria):

@@ -392,11 +392,14 @@ def media_type(source) -> str:
 
 def visual_part(source, sees_videos: bool = False) -> dict[str, Any]:
     """
-    The part of a chat message that shows a file or URL, a picture or a video by its name. A GIF is a video for models
-    that see videos, and its first frame for the others.
+    The part of a chat message that shows a picture or a video, whichever it is: a file or URL by its name, an array by
+    its dimensions; a list of pictures is a video. A GIF is a video for models that see videos, and its first frame for
+    the others.
     """
     kind = media_type(source)
     is_video = kind.startswith("video/") or (sees_videos and kind in ANIMATIONS)
+    is_video |= isinstance(source, (list, tuple, bytes))
+    is_video |= isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == 4
     kind = "video" if is_video else "image"
     return {"type": kind, kind: source}
 
