@@ -91,7 +91,7 @@ def test_a_row_is_never_cut_within_a_video(llama_processor, folder):
 @pytest.mark.parametrize("stage", ["pretrain", "instruct"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_reach_what_is_temporal(stage, dtype):
-    """In stage 1 the blocks of the vision model, in both stages the queries that look at all frames; no NaN anywhere."""
+    """In stage 1 the blocks of the vision model, in both the queries that look at all frames; no NaN."""
     torch.manual_seed(0)
     model = MplugOwlForConditionalGeneration(tiny_config(vision_config={"use_temporal": True}))
     model = prepare_stage(model, stage).train().to(dtype)
