@@ -95,7 +95,7 @@ def compare(models, batch: int, frames: int, pairs: int) -> dict[str, dict[str, 
     }
 
     def encode(name: str) -> float:
-        return seconds(lambda: models[name].get_video_features(videos))
+        return seconds(lambda: models[name].model.get_video_features(videos))
 
     def first_token(name: str) -> float:
         return seconds(lambda: models[name].generate(**prompts[name], max_new_tokens=1))
