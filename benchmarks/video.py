@@ -44,9 +44,13 @@ NEW_TOKENS = 16
 
 def build(dtype: torch.dtype, is_tiny: bool) -> dict[str, torch.nn.Module]:
     torch.manual_seed(0)
-    vision = {**VISION, "num_hidden_layers": 2} if is_tiny else VISION
-    text = {**TEXT, "num_hidden_layers": 2} if is_tiny else TEXT
-    owl = MplugOwlConfig(vision_config={**vision, "use_temporal": True}, text_config={"model_type": "llama", **text})
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2} if is_tiny else {}
+    vision, text = {**VISION, **small}, {**TEXT, **small}
+    owl = MplugOwlConfig(
+        vision_config={**vision, "use_temporal": True},
+        visual_abstractor_config={**small, "encoder_hidden_size": 64} if is_tiny else {},
+        text_config={"model_type": "llama", **text},
+    )
     llava = VideoLlavaConfig(
         vision_config=CLIPVisionConfig(**vision),
         text_config=LlamaConfig(**text),
@@ -127,7 +131,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
-    parser.add_argument("--tiny", action="store_true", help="two layers in place of 24 and 12")
+    parser.add_argument("--tiny", action="store_true", help="two layers of width 64")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = []
