@@ -18,9 +18,9 @@ FOREIGN_STYLE = "openmoji"  # its licence asks that nothing derived from it is s
 LANGUAGES = ("de", "fr", "es", "zh")
 # What a style without Unicode names calls an object; by default it is Noto's name, without hyphens for fxemoji.
 OTHER_NAMES = {
-    ("fxemoji", "camel"): "bactriancamel", ("fxemoji", "pizza"): "sliceofpizza", ("fxemoji", "castle"): "europeancastle",
-    ("fxemoji", "house"): "housebuilding", ("fxemoji", "scissors"): "blackscissors", ("fxemoji", "shirt"): "mansshirt",
-    ("fxemoji", "telephone"): "telephonereceiver2",
+    ("fxemoji", "camel"): "bactriancamel", ("fxemoji", "pizza"): "sliceofpizza", ("fxemoji", "shirt"): "mansshirt",
+    ("fxemoji", "castle"): "europeancastle", ("fxemoji", "house"): "housebuilding",
+    ("fxemoji", "scissors"): "blackscissors", ("fxemoji", "telephone"): "telephonereceiver2",
 }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ IGNORED = -100
 
 
 def train_tokenizer(world: World, folder: Path) -> None:
-    """A SentencePiece model with LLaMA's settings, and the prompt's first sentence as one token more: it says little."""
+    """A SentencePiece model with LLaMA's settings; the prompt's first sentence, which says little, is one token more."""
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch, "text.txt")
         some = itertools.islice(documents(world, 0), 40_000)

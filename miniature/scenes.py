@@ -74,8 +74,8 @@ class Scene:
             facts |= {f"says {self.writing}"}
         if self.kind in ("one", "many"):
             facts.add(f"count {len(self.items)}")
-        named = {"left": self.left, "right": self.right} if self.kind == "two" else {"all": i for i in self.items[:1]}
-        for place, item in named.items():
+        places = ("left", "right") if self.kind == "two" else ("all",) * len(self.items)
+        for place, item in zip(places, sorted(self.items, key=lambda item: item.x), strict=True):
             facts |= {f"{place} {item.thing.name}", f"{place} {item.thing.kind}", f"{place} {item.dye or 'undyed'}"}
             facts |= {item.thing.name, item.thing.kind}
         return facts

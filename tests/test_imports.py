@@ -12,11 +12,12 @@ PACKAGE = Path(transformers_owl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((Path(__file__).parent.parent / "conversion").glob("*.py"))
 HUB_FILES = sorted((PACKAGE / "mplug_owl").glob("*.py"))
-# What a Hub file may import: the standard library, transformers and what transformers itself needs, and siblings.
+# What a Hub file may import: the standard library, transformers and what transformers itself needs, siblings, and PyAV
+# where a video file is opened.
 HUB_IMPORTS = {
-    "base64", "collections", "copy", "dataclasses", "difflib", "functools", "http", "inspect", "io", "ipaddress",
-    "json", "math", "os", "socket", "ssl", "string", "struct", "time", "typing", "urllib", "zlib", "PIL",
-    "huggingface_hub", "jinja2", "numpy", "tokenizers", "torch", "transformers",
+    "av", "base64", "bisect", "collections", "contextlib", "copy", "dataclasses", "difflib", "functools", "http",
+    "inspect", "io", "ipaddress", "json", "math", "mimetypes", "os", "socket", "ssl", "string", "struct", "time",
+    "typing", "urllib", "zlib", "PIL", "huggingface_hub", "jinja2", "numpy", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 # A room may import those below it.
 ROOMS = ["mplug_owl", "inference", "evaluation", "training", "demo", "cli"]

@@ -1,5 +1,7 @@
 """mPLUG-Owl (arXiv 2304.14178) for today's Hugging Face libraries. Importing it registers the Auto classes."""
 
+import sys
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -17,6 +19,8 @@ from transformers.models.auto.tokenization_auto import (
     MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
     TOKENIZER_MAPPING_NAMES,
 )
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.utils import is_torchvision_available
 
 from .mplug_owl.configuration_mplug_owl import (
     VERSION,
@@ -30,6 +34,7 @@ from .mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration, Mplu
 from .mplug_owl.pipeline_mplug_owl import MplugOwlImageToTextPipeline
 from .mplug_owl.processing_mplug_owl import MplugOwlProcessor
 from .mplug_owl.tokenization_mplug_owl import MplugOwlTokenizer
+from .mplug_owl.video_processing_mplug_owl import MplugOwlVideoProcessor
 
 
 __version__ = VERSION
@@ -42,6 +47,10 @@ AutoProcessor.register(MplugOwlConfig, MplugOwlProcessor)
 AutoImageProcessor.register(
     MplugOwlConfig, image_processor_classes=dict.fromkeys(("pil", "torchvision"), MplugOwlImageProcessor)
 )
+AutoVideoProcessor.register(MplugOwlConfig, MplugOwlVideoProcessor)
+if not is_torchvision_available():
+    # The library then exports a stand-in that refuses every video processor. Ours does without torchvision.
+    vars(sys.modules["transformers"])["AutoVideoProcessor"] = AutoVideoProcessor
 AutoTokenizer.register(MplugOwlConfig, tokenizer_class=MplugOwlTokenizer)
 # The releases name a tokenizer class whose ids differ from the original's: the library keeps a list of such models.
 TOKENIZER_MAPPING_NAMES[MplugOwlConfig.model_type] = MplugOwlTokenizer.__name__
@@ -59,6 +68,7 @@ __all__ = [
     "MplugOwlModel",
     "MplugOwlProcessor",
     "MplugOwlTokenizer",
+    "MplugOwlVideoProcessor",
     "MplugOwlVisionConfig",
     "MplugOwlVisualAbstractorConfig",
 ]

@@ -24,7 +24,7 @@ def main() -> None:
 
 @app.command()
 def caption(
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Picture files or URLs.")],
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Files or URLs of pictures and videos.")],
     model: Annotated[str, typer.Option(help="Folder or Hub repository; one of the original release works as it is.")],
     prompt: Annotated[str, typer.Option(help="What to ask about every picture.")] = "Describe the picture.",
     output: Annotated[Path | None, typer.Option(help="Also write the answers to this JSON Lines file.")] = None,
@@ -32,8 +32,9 @@ def caption(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer (default: the model's).")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu (default: the best there is).")] = None,
     dtype: Annotated[str, typer.Option(help="Type of the weights, such as bfloat16.")] = "auto",
+    num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video (default: the model's, 4).")] = None,
 ) -> None:
-    """Ask one question about pictures and print the answers."""
+    """Ask one question about pictures or videos and print the answers."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -43,13 +44,13 @@ def caption(
     from .demo.caption import caption as answers
 
     try:
-        captioner = Captioner(model, device, dtype)
+        captioner = Captioner(model, device, dtype, num_frames)
         with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
             task = progress.add_task("answering", total=len(set(pictures)))
             for picture, answer in answers(captioner, pictures, prompt, output, batch_size, max_new_tokens):
                 print(f"{picture}: {answer}")
                 progress.advance(task)
-    except (MemoryError, OSError, ValueError) as error:
+    except (ImportError, MemoryError, OSError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
 

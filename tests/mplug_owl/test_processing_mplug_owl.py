@@ -154,7 +154,8 @@ def test_raw_text_takes_every_placeholder_for_a_picture(llama_processor):
         ({}, "at least one input"),
         ({"text": "a", "pading": True}, "`pading` is no argument.*Did you mean `padding`"),
         ({"text": "<|video|>"}, "videos"),
-        ({"text": "a", "videos": ["a.mp4"]}, "`videos` was given"),
+        ({"text": "a", "videos": ["a.mp4"]}, r"number of videos, but there are \[0\] and \[1\]"),
+        ({"text": "a", "audio": [[0.0]]}, "`audio` was given"),
         ({"text": "<image> a", "images": RED, "truncation": True, "max_length": 20}, "disable truncation"),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_cut_divides_no_picture_and_adds_no_eos(llama_processor, max_length):
     assert length <= max_length
     assert row["input_ids"].tolist() == whole["input_ids"][:length].tolist()
     assert row["labels"].tolist() == whole["labels"][:length].tolist()
-    assert (row["input_ids"] == llama_processor.image_token_id).sum() == 65 * len(row["pictures"])
+    assert (row["input_ids"] == llama_processor.image_token_id).sum() == 65 * len(row["image"])
     if length < max_length:
         assert whole["input_ids"][length] == llama_processor.image_token_id
 

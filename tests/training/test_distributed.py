@@ -161,7 +161,7 @@ def test_the_blank_picture_is_what_gives_every_process_its_gradients(folder, lla
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     samples = [conversation(1), conversation(2)]
     assert not model(**ConversationCollator(llama_processor)(samples)).loss.requires_grad
-    model(**ConversationCollator(llama_processor, always_picture=True)(samples)).loss.backward()
+    model(**ConversationCollator(llama_processor, always="image")(samples)).loss.backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)
 
 

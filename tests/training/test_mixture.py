@@ -170,10 +170,10 @@ def test_flip_is_a_choice():
 
     picture = DataPicture()
     assert not any(
-        Augmentation((1, 1))(picture, (8, 8), 3, np.random.default_rng(seed)) != picture for seed in range(20)
+        Augmentation((1, 1))([picture], (8, 8), 3, np.random.default_rng(seed)) != [picture] for seed in range(20)
     )
     flipped = [
-        Augmentation((1, 1), flip=True)(picture, (8, 8), 3, np.random.default_rng(seed)).getpixel((0, 0))
+        Augmentation((1, 1), flip=True)([picture], (8, 8), 3, np.random.default_rng(seed))[0].getpixel((0, 0))
         for seed in range(40)
     ]
     assert 10 <= sum(pixel == (255, 0, 0) for pixel in flipped) <= 30

@@ -21,8 +21,16 @@ def picture(path):
     return {"type": "image", "path": path}
 
 
+def video(path):
+    return {"type": "video", "path": path}
+
+
 ROWS = {
     "captions": ({"file_name": "a/b.jpg", "text": " A cat. "}, [user(picture("FOLDER/a/b.jpg")), assistant("A cat.")]),
+    "webvid": (
+        {"videoid": "7", "page_dir": "000_050", "name": "An owl flies. "},
+        [user(video("FOLDER/000_050/7.mp4")), assistant("An owl flies.")],
+    ),
     "alpaca": (
         {"instruction": "Add.", "input": "1 2", "output": "3"},
         [user("Add.\n1 2"), assistant("3")],
@@ -131,3 +139,56 @@ def test_what_is_no_json_is_named(tmp_path):
         Rows("messages", str(tmp_path / "bad.json"))
     with pytest.raises(ValueError, match=r"'lava' is no name of a format of data\. Did you mean 'llava'"):
         Rows("lava", str(tmp_path / "bad.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "expected"),
+    [
+        ("captions", {"file_name": "a.webm", "text": "A cat."}, [user(video("FOLDER/a.webm")), assistant("A cat.")]),
+        ("webvid", {"videoid": 7, "name": "An owl."}, [user(video("FOLDER/7.mp4")), assistant("An owl.")]),
+        *(
+            (
+                "llava",
+                {"video": "a.mp4", "conversations": [
+                    {"from": "human", "value": f"{token}\nWhat happens?"}, {"from": "gpt", "value": "It flies."}
+                ]},
+                [user(video("FOLDER/a.mp4"), "What happens?"), assistant("It flies.")],
+            )
+            for token in ("<video>", "<image>", "<|video|>")
+        ),
+        (
+            "llava",
+            {"video": ["a.mp4", "b.mp4"], "image": "c.jpg", "conversations": [
+                {"from": "human", "value": "<video>\n<image>\nLike <video>?"}, {"from": "gpt", "value": "No."}
+            ]},
+            [
+                user(video("FOLDER/a.mp4"), picture("FOLDER/c.jpg"), "Like", video("FOLDER/b.mp4"), "?"),
+                assistant("No."),
+            ],
+        ),
+        (
+            "llava",
+            {"conversations": [{"from": "human", "value": "HTML has <video>."}, {"from": "gpt", "value": "Yes."}]},
+            [user("HTML has <video>."), assistant("Yes.")],
+        ),
+        (
+            "original",
+            {"text": f"{SYSTEM}\nHuman: <|video|>\nHuman: What?\nAI: That.", "video": ["a.mp4"]},
+            [user(video("FOLDER/a.mp4"), "What?"), assistant("That.")],
+        ),
+    ],
+)  # fmt: skip
+def test_rows_with_videos(form, row, expected, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    text = json.dumps(Rows(form, str(tmp_path / "rows.jsonl"))[0]["messages"])
+    assert json.loads(text.replace(str(tmp_path), "FOLDER")) == expected
+
+
+def test_more_placeholders_than_videos(tmp_path):
+    row = {
+        "video": "a.mp4",
+        "conversations": [{"from": "human", "value": "<video><video>"}, {"from": "gpt", "value": "x"}],
+    }
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(BadSampleError, match="more <video> than pictures and videos"):
+        Rows("llava", str(tmp_path / "rows.jsonl"))[0]

@@ -110,7 +110,7 @@ def test_a_shard_that_is_not_there_is_named(files, server):
     ("members", "message"),
     [
         ({"jpg": b"noise", "txt": b"x"}, "a, 7: unreadable picture"),
-        ({"txt": b"x"}, "a, 7: malformed row: a picture and .txt are needed, but there is only txt"),
+        ({"txt": b"x"}, "a, 7: malformed row: a picture or video and .txt are needed, but there is only txt"),
         ({"png": None, "caption": b"x"}, "a, 7: malformed row: .* only png, caption"),
         ({"png": None, "txt": b"\xff\xfe"}, "a, 7: malformed row: "),
         ({"png": None, "txt": b" \n"}, "a, 7: empty text"),

@@ -230,7 +230,7 @@ def test_a_blank_picture_changes_nothing_but_reaches_the_visual_modules(llama, l
         for text in ("Is it true?", "A much longer question, is it?")
     ]
     plain = ConversationCollator(llama_processor)(samples)
-    batch = ConversationCollator(llama_processor, always_picture=True)(samples)
+    batch = ConversationCollator(llama_processor, always="image")(samples)
     assert batch["pixel_values"].shape == (1, 3, 56, 56)
     assert (batch["input_ids"][0] == llama_processor.image_token_id).sum() == 65
     assert (batch["input_ids"][1] == llama_processor.image_token_id).sum() == 0

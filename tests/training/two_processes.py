@@ -89,7 +89,7 @@ def check_shards(folder: Path, path: str) -> None:
     has no picture; frozen weights are bfloat16, trained ones float32.
     """
     processor = AutoProcessor.from_pretrained(path)
-    collator = ConversationCollator(processor, always_picture=True)
+    collator = ConversationCollator(processor, always="image")
     samples = json.loads((folder / "rows.json").read_text())
     whole, part = collator(samples), collator(samples[RANK : RANK + 1])
     tokens = (whole["labels"] != -100).sum()

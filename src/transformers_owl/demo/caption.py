@@ -1,43 +1,47 @@
-"""Answers about picture files, many at a time."""
+"""Answers about picture and video files, many at a time."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..mplug_owl.video_processing_mplug_owl import visual_part
 from .loading import load, memory_advice
 
 
 class Captioner:
     """
-    A model that answers one question about many pictures.
+    A model that answers one question about many pictures and videos.
 
     Args:
         model (`str`): A folder or a repository on the Hub.
         device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
         dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
+        num_frames (`int`, *optional*): Frames of a video; by default as many as the checkpoint's settings say.
     """
 
-    def __init__(self, model: str, device: str | None = None, dtype: str = "auto"):
+    def __init__(self, model: str, device: str | None = None, dtype: str = "auto", num_frames: int | None = None):
         self.name = model
         self.model, self.processor = load(model, device, dtype)
+        if num_frames is not None:
+            self.processor.video_processor.num_frames = num_frames
 
     def answer(self, pictures: list[str], prompt: str, max_new_tokens: int | None = None) -> list[str]:
         """
-        Asks `prompt` about every picture, all of them in one batch.
+        Asks `prompt` about every picture or video, all of them in one batch.
 
         Args:
-            pictures (`list[str]`): Paths or URLs.
+            pictures (`list[str]`): Paths or URLs of pictures and videos.
             prompt (`str`): The question.
             max_new_tokens (`int`, *optional*): Longest answer; by default what the checkpoint's settings say.
 
         Raises:
-            ValueError: for a picture that cannot be read, with its name.
+            ValueError: for a picture or video that cannot be read, with its name, and for videos where the model sees
+                pictures alone.
             MemoryError: if the batch does not fit.
         """
-        chats = [
-            [{"role": "user", "content": [{"type": "image", "path": picture}, {"type": "text", "text": prompt}]}]
-            for picture in pictures
-        ]
+        sees_videos = self.model.config.vision_config.use_temporal
+        question = {"type": "text", "text": prompt}
+        chats = [[{"role": "user", "content": [visual_part(picture, sees_videos), question]}] for picture in pictures]
         inputs = self.processor.apply_chat_template(
             chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         ).to(self.model.device)

@@ -12,6 +12,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from rich.progress import track
 
 from ..inference import score_answers
+from ..mplug_owl.video_processing_mplug_owl import visual_part
 from .models import Chat, LocalModel
 
 
@@ -66,8 +67,8 @@ class HarnessModel(lmms):
         raise ValueError("Tasks of several rounds are not supported here: choose a task that asks once.")
 
     def _chat(self, text: str, visuals, number: int, task: str, split: str) -> Chat:
-        pictures = visuals(self.task_dict[task][split][number]) or []
-        seen = [{"type": "image", "image": picture} for picture in pictures]
+        shown = visuals(self.task_dict[task][split][number]) or []
+        seen = [visual_part(visual) for visual in shown]
         return [{"role": "user", "content": [*seen, {"type": "text", "text": text}]}]
 
 

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from ..mplug_owl.video_processing_mplug_owl import visual_part
+
 
 class Chat:
     """
-    A conversation with a model. Each turn adds its own tokens and pictures to the cache of those before: nothing is
-    computed twice, and no picture is looked at again.
+    A conversation with a model. Each turn adds its own tokens, pictures and videos to the cache of those before:
+    nothing is computed twice, and no picture or video is looked at again.
 
     The model reads on behind the answer that it wrote, end-of-sequence token included, as in training. A history that
     is rendered and tokenized anew is another text, so its answers can differ.
@@ -31,7 +33,7 @@ class Chat:
         head = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[dict[str, Any]] = [*head, *history]
         self.ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
-        self.pixel_values: list[torch.Tensor] = []
+        self.pixels: dict[str, list[torch.Tensor]] = {"pixel_values": [], "pixel_values_videos": []}
         self.cache = DynamicCache(config=model.config.text_config) if cache is None else cache
         self._stop = _Stop()
 
@@ -41,17 +43,19 @@ class Chat:
 
         Args:
             text (`str`): What to ask; a typed `<image>` stays text.
-            images (`Sequence`): New pictures, which come before the question: PIL images, paths or URLs.
+            images (`Sequence`): New pictures and videos, which come before the question: PIL images, arrays, lists of
+                pictures, paths or URLs.
             options: For `generate`, such as `max_new_tokens`, `do_sample` or `streamer`. Beams (`num_beams`) read the
                 whole conversation anew: one running cache cannot hold them.
 
         Raises:
             ValueError: for several answers, for a conversation longer than the language model's context, and for
-                pictures that cannot be read.
+                pictures or videos that cannot be read.
         """
         if options.get("num_return_sequences", 1) != 1:
             raise ValueError("A chat keeps one line of conversation: num_return_sequences must be 1.")
-        content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
+        sees_videos = self.model.config.vision_config.use_temporal
+        content = [*(visual_part(image, sees_videos) for image in images), {"type": "text", "text": text}]
         turn = {"role": "user", "content": content}
         inputs = self._prepare(turn)
         ids = torch.cat([self.ids, inputs["input_ids"]], dim=1)
@@ -60,26 +64,25 @@ class Chat:
                 f"The conversation has {ids.shape[1]} positions, but the language model holds "
                 f"{self.model.model.context_length}: start a new one."
             )
-        new_pixels = [inputs["pixel_values"]] if "pixel_values" in inputs else []
+        pixels = {name: [*self.pixels[name], *inputs.get(name, ())] for name in self.pixels}
         with_beams = options.get("num_beams", 1) > 1
         # What the cache holds is not read again: all but the new turn, unless a turn failed or was written by beams.
-        cached = 0 if with_beams else self.cache.get_seq_length()
-        seen = int((ids[0, :cached] == self.processor.image_token_id).sum()) // (self.processor.num_query_tokens + 1)
-        pixels = [picture for pictures in (*self.pixel_values, *new_pixels) for picture in pictures][seen:]
+        cached = ids[0, : 0 if with_beams else self.cache.get_seq_length()]
+        unseen = {name: pixels[name][self._shown(name, cached) :] for name in pixels}
         try:
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 return_dict_in_generate=True,
                 **({} if with_beams else {"past_key_values": self.cache}),
-                **({"pixel_values": torch.stack(pixels)} if pixels else {}),
+                **{name: torch.stack(values) for name, values in unseen.items() if values},
                 **options,
             )
         except BaseException:
             self.cache.reset()
             raise
         self.ids = output.sequences
-        self.pixel_values += new_pixels
+        self.pixels = pixels
         answer = self.processor.decode(self.ids[0, ids.shape[1] :], skip_special_tokens=True)
         self.messages += [turn, {"role": "assistant", "content": answer}]
         return answer
@@ -119,6 +122,11 @@ class Chat:
         """Stops the answer that is being streamed after its current token, from a thread or a signal's handler."""
         self._stop.now = True
 
+    def _shown(self, name: str, ids: torch.Tensor) -> int:
+        """How many pictures or videos these ids hold."""
+        tokens = {"pixel_values": self.processor.image_token_id, "pixel_values_videos": self.processor.video_token_id}
+        return int((ids == tokens[name]).sum()) // (self.processor.num_query_tokens + 1)
+
     def _prepare(self, turn: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Ids and pixels of one turn. Later turns go on behind the cached text: no system sentence, no BOS."""
         is_first = self.ids.shape[1] == 0
@@ -131,7 +139,7 @@ class Chat:
             return_tensors="pt",
             processor_kwargs={"add_special_tokens": is_first},
         )
-        return {name: inputs[name].to(self.model.device) for name in ("input_ids", "pixel_values") if name in inputs}
+        return {name: inputs[name].to(self.model.device) for name in ("input_ids", *self.pixels) if name in inputs}
 
 
 class _Stop(StoppingCriteria):

@@ -1,18 +1,21 @@
-"""Features of pictures, for retrieval, probing and the like."""
+"""Features of pictures and videos, for retrieval, probing and the like."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ..mplug_owl.video_processing_mplug_owl import visual_part
+
 
 @dataclass(frozen=True)
 class VisualFeatures:
     """
-    Features of N pictures, on the CPU.
+    Features of N pictures or videos, on the CPU.
 
     Args:
-        patches (`torch.Tensor` (N, P, D)): Output of the vision model: the class token, then the patches row by row.
+        patches (`torch.Tensor` (N, P, D), videos (N, frames, P, D)): Output of the vision model: the class token, then
+            the patches row by row.
         positions (`torch.Tensor` (N, Q + 1, H)): The abstractor's summary: what the language model sees.
     """
 
@@ -23,24 +26,31 @@ class VisualFeatures:
 @torch.no_grad()
 def extract_features(model, processor, pictures: Sequence, batch_size: int = 8) -> VisualFeatures:
     """
-    What the vision model and the visual abstractor make of pictures.
+    What the vision model and the visual abstractor make of pictures, or of videos.
 
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model.
         processor ([`MplugOwlProcessor`]): Its processor.
-        pictures (`Sequence`): PIL images, arrays, paths or URLs, at least one.
-        batch_size (`int`): Pictures computed together.
+        pictures (`Sequence`): PIL images, arrays, paths or URLs, at least one; or videos alone.
+        batch_size (`int`): Pictures or videos computed together.
 
     Raises:
-        ValueError: for no picture, and for one that cannot be read.
+        ValueError: for no picture, for pictures beside videos, and for what cannot be read.
     """
     if len(pictures) == 0:
         raise ValueError("No pictures were given: give at least one.")
+    kinds = {visual_part(picture, model.config.vision_config.use_temporal)["type"] for picture in pictures}
+    if len(kinds) > 1:
+        raise ValueError("Pictures and videos were given together, but their features differ in shape: give one kind.")
     patches, positions = [], []
     for start in range(0, len(pictures), batch_size):
         batch = list(pictures[start : start + batch_size])
-        pixels = processor.image_processor(batch, return_tensors="pt")["pixel_values"]
-        features = model.get_image_features(pixels.to(model.device))
+        if kinds == {"video"}:
+            pixels = processor.video_processor(batch, return_tensors="pt")["pixel_values_videos"]
+            features = model.get_video_features(pixels.to(model.device))
+        else:
+            pixels = processor.image_processor(batch, return_tensors="pt")["pixel_values"]
+            features = model.get_image_features(pixels.to(model.device))
         patches.append(features.last_hidden_state.cpu())
         positions.append(features.pooler_output.cpu())
     return VisualFeatures(torch.cat(patches), torch.cat(positions))

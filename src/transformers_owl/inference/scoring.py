@@ -29,7 +29,7 @@ def score_answers(
     model, processor, chats: Sequence[list[dict]], answers: Sequence[Sequence[str]], batch_size: int = 8
 ) -> list[list[AnswerScore]]:
     """
-    Scores given answers to questions, as for multiple choice. Every chat's pictures are looked at once.
+    Scores given answers to questions, as for multiple choice. Every chat's pictures and videos are looked at once.
 
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model.
@@ -58,16 +58,18 @@ def score_answers(
 class _Row:
     prompt: torch.Tensor  # ids (L,)
     answer: torch.Tensor  # ids (L,)
-    visual: torch.Tensor  # (pictures, positions, width)
+    visual: dict[str, torch.Tensor]  # of "image" and "video", each (pictures or videos, positions, width)
 
 
 def _rows(model, processor, chat: list[dict], texts: Sequence[str]) -> list[_Row]:
     inputs = processor.apply_chat_template(
         chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     ).to(model.device)
-    visual = torch.empty(0, processor.num_query_tokens + 1, model.config.text_config.hidden_size, device=model.device)
+    visual = {}
     if "pixel_values" in inputs:
-        visual = model.get_image_features(inputs["pixel_values"]).pooler_output
+        visual["image"] = model.get_image_features(inputs["pixel_values"]).pooler_output
+    if "pixel_values_videos" in inputs:
+        visual["video"] = model.get_video_features(inputs["pixel_values_videos"]).pooler_output
     tokenizer = processor.tokenizer
     encoded = [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts]
     return [_Row(inputs["input_ids"][0], torch.tensor(ids, device=model.device), visual) for ids in encoded]
@@ -79,12 +81,15 @@ def _score(model, rows: list[_Row]) -> list[AnswerScore]:
     ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_side="left")
     lengths = torch.tensor([len(text) for text in texts], device=ids.device)
     mask = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - lengths[:, None]
-    visual = torch.cat([row.visual for row in rows])
+    seen: dict[str, list[torch.Tensor]] = {}
+    for row in rows:
+        for kind, visual in row.visual.items():
+            seen.setdefault(kind, []).append(visual)
     longest = max(len(row.answer) for row in rows)
     logits = model(
         input_ids=ids,
         attention_mask=mask.long(),
-        mm_encoder_outputs={"image": MplugOwlVisualFeatures(pooler_output=visual)} if len(visual) else None,
+        mm_encoder_outputs={kind: MplugOwlVisualFeatures(pooler_output=torch.cat(each)) for kind, each in seen.items()},
         logits_to_keep=longest + 1,
     ).logits[:, :-1]
     log_probabilities = logits.float().log_softmax(-1)

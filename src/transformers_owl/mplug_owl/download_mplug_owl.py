@@ -1,4 +1,4 @@
-"""Pictures from the web, for services that take addresses from strangers: no way in to the machine's own network."""
+"""Files from the web, for services that take addresses from strangers: no way in to the machine's own network."""
 
 import http.client
 import io
@@ -12,6 +12,7 @@ import urllib.parse
 
 
 DOWNLOAD_BYTES = 32 * 2**20  # the largest file
+VIDEO_BYTES = 256 * 2**20  # the largest video
 DOWNLOAD_TIMEOUT = 20  # seconds for everything, redirects included
 DOWNLOAD_REDIRECTS = 5
 # Set to 1 in the environment, it allows addresses of the machine itself and of its own network.
@@ -23,23 +24,23 @@ TUNNELS = ipaddress.ip_network("2002::/16")
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-def download(url: str) -> bytes:
+def download(url: str, kind: str = "image") -> bytes:
     """
-    What is behind an http(s) URL. Connects directly, whatever proxies the environment names.
+    What is behind an http(s) URL, an "image" or a "video". Connects directly, whatever proxies the environment names.
 
     Raises:
         ValueError: for another scheme, an internal address (also after a redirect), a file larger than
-            `DOWNLOAD_BYTES`, and an answer other than 200.
+            `DOWNLOAD_BYTES` or `VIDEO_BYTES`, and an answer other than 200.
         OSError: if no connection comes about, or `DOWNLOAD_TIMEOUT` is over.
     """
     deadline = time.monotonic() + DOWNLOAD_TIMEOUT
     for _ in range(DOWNLOAD_REDIRECTS + 1):
         with _connect(url, deadline) as connection:
             try:
-                response = _ask(connection, url, deadline)
+                response = _ask(connection, url, kind, deadline)
                 location = response.getheader("Location")
                 if response.status not in (301, 302, 303, 307, 308) or location is None:
-                    return _read(response)
+                    return _read(response, DOWNLOAD_BYTES if kind == "image" else VIDEO_BYTES)
             except http.client.HTTPException as error:
                 raise ValueError(f"the server's answer is no HTTP ({error!r})") from error
         url = urllib.parse.urljoin(url, location)
@@ -52,7 +53,7 @@ def _connect(url: str, deadline: float) -> socket.socket:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{url!r:.200} is no http or https URL with a host")
     if parts.username is not None:
-        raise ValueError("URLs with a user name are not fetched: download the picture yourself")
+        raise ValueError("URLs with a user name are not fetched: download the file yourself")
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -89,7 +90,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def _ask(connection: socket.socket, url: str, deadline: float) -> http.client.HTTPResponse:
+def _ask(connection: socket.socket, url: str, kind: str, deadline: float) -> http.client.HTTPResponse:
     """Sends the request; what comes back has its headers read, and its content still to read."""
     parts = urllib.parse.urlsplit(url)
     target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
@@ -99,7 +100,7 @@ def _ask(connection: socket.socket, url: str, deadline: float) -> http.client.HT
     request.request(
         "GET",
         urllib.parse.quote(target, safe=string.punctuation),
-        headers={"User-Agent": "transformers-owl", "Accept": "image/*", "Connection": "close"},
+        headers={"User-Agent": "transformers-owl", "Accept": f"{kind}/*", "Connection": "close"},
     )
     response = http.client.HTTPResponse(_Timed(connection, deadline), method="GET")  # type: ignore[arg-type]
     response.begin()
@@ -131,10 +132,10 @@ def _time_left(deadline: float) -> float:
     return left
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
+def _read(response: http.client.HTTPResponse, largest: int) -> bytes:
     if response.status != 200:
         raise ValueError(f"HTTP Error {response.status}: {response.reason}")
-    content = response.read(DOWNLOAD_BYTES + 1)
-    if len(content) > DOWNLOAD_BYTES:
-        raise ValueError(f"the file is larger than {DOWNLOAD_BYTES // 2**20} MiB")
+    content = response.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"the file is larger than {largest // 2**20} MiB")
     return content

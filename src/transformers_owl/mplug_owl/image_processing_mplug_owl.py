@@ -60,12 +60,7 @@ class MplugOwlImageProcessor(PilBackend):
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
         """Reads the folder's settings; those of an original release from the model's configuration (`image_size`)."""
         settings, remaining = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if "auto_map" not in settings:
-            config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
-            side = config.get("vision_config", {}).get("image_size", cls.size["height"])
-            settings = {name: settings[name] for name in ("image_mean", "image_std") if name in settings}
-            settings["size"] = {"height": side, "width": side}
-        return settings, remaining
+        return release_settings(settings, pretrained_model_name_or_path, cls.size, **kwargs), remaining
 
     def preprocess(self, images, *args, **kwargs):
         """As in the library, but a ValueError for arguments of another name or type."""
@@ -142,6 +137,45 @@ class MplugOwlImageProcessor(PilBackend):
         )
 
 
+def release_settings(settings: dict[str, Any], folder, size: dict[str, int], **kwargs) -> dict[str, Any]:
+    """Settings of our own as they are; of an original release those that took effect, with the model's `image_size`."""
+    if "auto_map" in settings:
+        return settings
+    config, _ = PreTrainedConfig.get_config_dict(folder, **kwargs)
+    side = config.get("vision_config", {}).get("image_size", size["height"])
+    kept = {name: settings[name] for name in ("image_mean", "image_std") if name in settings}
+    return kept | {"size": {"height": side, "width": side}}
+
+
+def short_name(source: str | os.PathLike) -> str:
+    """What a message calls a file, however long its name or its base64 text."""
+    text = os.fsdecode(source)
+    return text if len(text) < 200 else text[:80] + "..."
+
+
+def readable(source: str | os.PathLike, kind: str) -> str | io.BytesIO:
+    """
+    The path of a file, or the content behind an http(s) URL, a `data:` URL or base64 text.
+
+    Args:
+        source (`str` or path): One of these.
+        kind (`str`): What is expected there, "image" or "video".
+
+    Raises:
+        ValueError, OSError: if there is no such file, or nothing can be fetched.
+    """
+    text = os.fsdecode(source)
+    if text[:8].lower().startswith(("http://", "https://")):
+        return io.BytesIO(download(text, kind))
+    if text.startswith(("data:image/", "data:video/")):
+        return io.BytesIO(base64.b64decode(text.partition(",")[2], validate=True))
+    if len(text) >= 200 and not os.path.exists(text):
+        return io.BytesIO(base64.b64decode(text, validate=True))
+    if os.path.exists(text) and not os.path.isfile(text):
+        raise ValueError("it is no file")
+    return text
+
+
 def open_picture(source: str | os.PathLike) -> PIL.Image.Image:
     """
     An RGB picture from a path, an http(s) URL, a `data:` URL or base64 text. URLs must lead to the public internet
@@ -150,24 +184,16 @@ def open_picture(source: str | os.PathLike) -> PIL.Image.Image:
     Raises:
         ValueError: says which source could not be read, and why.
     """
-    text = os.fsdecode(source)
-    name = text if len(text) < 200 else text[:80] + "..."
-    file: str | io.BytesIO = text
     try:
-        if text[:8].lower().startswith(("http://", "https://")):
-            file = io.BytesIO(download(text))
-        elif text.startswith("data:image/"):
-            file = io.BytesIO(base64.b64decode(text.partition(",")[2], validate=True))
-        elif len(text) >= 200 and not os.path.exists(text):
-            file = io.BytesIO(base64.b64decode(text, validate=True))
-        elif os.path.exists(text) and not os.path.isfile(text):
-            raise ValueError("it is no file")
+        file = readable(source, "image")
         with PIL.Image.open(file) as image:
             if image.format == "EPS":
                 raise ValueError("EPS files are programs, which are not run: convert it to PNG")
             return as_shown(image)
     except UNREADABLE as error:
-        raise ValueError(f"The picture {name!r} cannot be read: {error or type(error).__name__}") from error
+        raise ValueError(
+            f"The picture {short_name(source)!r} cannot be read: {error or type(error).__name__}"
+        ) from error
 
 
 def from_array(array: np.ndarray | torch.Tensor) -> PIL.Image.Image:
@@ -178,16 +204,7 @@ def from_array(array: np.ndarray | torch.Tensor) -> PIL.Image.Image:
     Raises:
         ValueError: for any other shape, type or range of values.
     """
-    if isinstance(array, torch.Tensor):
-        try:
-            # NumPy has no bfloat16.
-            array = (array.float() if array.is_floating_point() else array).numpy(force=True)
-        except (TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"A tensor of shape {tuple(array.shape)} and dtype {array.dtype} on {array.device} was given, but one "
-                f"with values that NumPy can hold was expected: {error}"
-            ) from error
-    values = np.asarray(array)
+    values = to_numbers(array)
     channels = (1, 3, 4)
     fits = values.ndim == 2 or (values.ndim == 3 and (values.shape[0] in channels or values.shape[-1] in channels))
     if not fits or values.size == 0 or values.dtype.kind not in "uif":
@@ -197,15 +214,42 @@ def from_array(array: np.ndarray | torch.Tensor) -> PIL.Image.Image:
         )
     if values.ndim == 3 and values.shape[-1] not in channels:
         values = values.transpose(1, 2, 0)
-    if values.dtype != np.uint8:
-        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
-            raise ValueError(
-                f"An array with values from {values.min()} to {values.max()} was given, but 0 to 255, or 0.0 to 1.0, "
-                "was expected: the processor rescales and normalises by itself."
-            )
-        is_fraction = values.dtype.kind == "f" and values.max() <= 1
-        values = (values * 255 if is_fraction else values).round().astype(np.uint8)
+    values = to_levels(values)
     return as_shown(PIL.Image.fromarray(values.squeeze(2) if values.shape[2:] == (1,) else values))
+
+
+def to_numbers(array: np.ndarray | torch.Tensor) -> np.ndarray:
+    if isinstance(array, torch.Tensor):
+        try:
+            # NumPy has no bfloat16.
+            array = (array.float() if array.is_floating_point() else array).numpy(force=True)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"A tensor of shape {tuple(array.shape)} and dtype {array.dtype} on {array.device} was given, but one "
+                f"with values that NumPy can hold was expected: {error}"
+            ) from error
+    return np.asarray(array)
+
+
+def to_levels(array: np.ndarray | torch.Tensor) -> np.ndarray:
+    """
+    Levels of 0 to 255 (uint8) of an array of any shape, not empty, with values of 0 to 255, or of 0.0 to 1.0.
+
+    Raises:
+        ValueError: for other values.
+    """
+    values = to_numbers(array)
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind not in "uif":
+        raise ValueError(f"An array of dtype {values.dtype} was given, but numbers were expected.")
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+        raise ValueError(
+            f"An array with values from {values.min()} to {values.max()} was given, but 0 to 255, or 0.0 to 1.0, "
+            "was expected: the processor rescales and normalises by itself."
+        )
+    is_fraction = values.dtype.kind == "f" and values.max() <= 1
+    return (values * 255 if is_fraction else values).round().astype(np.uint8)
 
 
 def as_shown(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -1,4 +1,4 @@
-"""The task "image-to-text": a question about each picture, the same one unless told otherwise."""
+"""The task "image-to-text": a question about each picture or video, the same one unless told otherwise."""
 
 import os
 from collections.abc import Iterable
@@ -12,14 +12,16 @@ from transformers.pipelines.base import Pipeline
 from transformers.pipelines.image_text_to_text import ImageTextToTextPipeline
 from transformers.utils.chat_template_utils import Chat
 
+from .video_processing_mplug_owl import visual_part
 
-PROMPT = "Describe the picture."
+
+PROMPTS = {"image": "Describe the picture.", "video": "Describe the video."}
 ONE_PICTURE = (str, os.PathLike, PIL.Image.Image, np.ndarray, torch.Tensor)
 
 
 class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
     """
-    Answers about pictures.
+    Answers about pictures and videos.
 
     Example:
 
@@ -27,6 +29,7 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
     describe = pipeline("image-to-text", model=folder, trust_remote_code=True)
     describe("owl.png")  # [{"generated_text": "An owl in a tree."}]
     describe(["owl.png", "cat.png"], prompt="What is it?", batch_size=2, num_beams=4)
+    describe("clip.mp4", prompt="What happens?", num_frames=8)
     ```
     """
 
@@ -35,12 +38,14 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
     def __call__(self, images=None, prompt=None, text=None, **kwargs):
         """
         Args:
-            images: A picture (PIL image, array, path, URL or base64), a row `{"image": picture, "text": prompt}` whose
-                text may be left out, a chat with its own question, or a list, dataset or other iterable of these.
+            images: A picture (PIL image, array, path, URL or base64), a video (a path or URL by its suffix, or an array
+                of four dimensions), a row `{"image": picture, "text": prompt}` or `{"video": ...}` whose text may be
+                left out, a chat with its own question, or a list, dataset or other iterable of these.
             prompt (`str` or `list[str]`, *optional*): What to ask about every picture, or about each picture of a
-                list. One with the placeholder `<image>` is the model's whole input, as it is.
+                list. One with the placeholder `<image>` or `<|video|>` is the model's whole input, as it is.
             text (*optional*): The library's name for `prompt`; chats may be given here too.
             batch_size (`int`, defaults to 1): Pictures answered together.
+            num_frames (`int`, *optional*): Frames of a video.
             kwargs: Options of `generate`, such as `max_new_tokens`, `num_beams` or `streamer`.
 
         Returns:
@@ -71,24 +76,32 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
-    def _sanitize_parameters(self, prompt=None, generate_kwargs=None, local_files_only=None, **options):
-        """Prompt, and all else for `generate`, which names what it does not know; `pipeline` leaves one flag over."""
-        return {} if prompt is None else {"prompt": prompt}, dict(**(generate_kwargs or {}), **options), {}
+    def _sanitize_parameters(
+        self, prompt=None, num_frames=None, generate_kwargs=None, local_files_only=None, **options
+    ):
+        """Prompt and frames, and all else for `generate`, which names what it does not know; `pipeline` leaves one."""
+        given = {"prompt": prompt, "num_frames": num_frames}
+        given = {name: value for name, value in given.items() if value is not None}
+        return given, dict(**(generate_kwargs or {}), **options), {}
 
-    def preprocess(self, inputs, prompt=PROMPT):
+    def preprocess(self, inputs, prompt=None, num_frames=None):
+        sampling = {} if num_frames is None else {"num_frames": num_frames}
         if not isinstance(inputs, Chat):
-            row = inputs if isinstance(inputs, dict) else {"image": inputs}
-            if "image" not in row:
-                raise ValueError(f"A row holds its picture under 'image', but one with {list(row)} was given.")
-            prompt = row.get("text", prompt)
-            if self.processor.image_token in prompt:
-                whole = self.processor(images=[row["image"]], text=[prompt], return_tensors="pt").to(dtype=self.dtype)
+            row = inputs if isinstance(inputs, dict) else as_row(inputs, self.model.config.vision_config.use_temporal)
+            kind = next((kind for kind in PROMPTS if kind in row), None)
+            if kind is None:
+                raise ValueError(f"A row holds its picture or video under 'image', but one with {list(row)} was given.")
+            prompt = row.get("text", prompt or PROMPTS[kind])
+            token = {"image": self.processor.image_token, "video": self.processor.video_token}[kind]
+            if token in prompt:
+                visuals = {f"{kind}s": [row[kind]]}
+                whole = self.processor(**visuals, text=[prompt], return_tensors="pt", **sampling).to(dtype=self.dtype)
                 whole["text"] = prompt
                 return whole
-            content = [{"type": "image", "image": row["image"]}, {"type": "text", "text": prompt}]
+            content = [{"type": kind, kind: row[kind]}, {"type": "text", "text": prompt}]
             messages: Any = [{"role": "user", "content": content}]
             inputs = Chat(messages)
-        return super().preprocess(inputs)
+        return super().preprocess(inputs, **({"processor_kwargs": sampling} if sampling else {}))
 
     def _forward(self, model_inputs, **options):
         """New tokens (rows, answers of a row, tokens)."""
@@ -110,6 +123,12 @@ def pair(images, prompts) -> list[dict]:
             f"{len(prompts)} prompts were given for {given}: give a list of as many pictures, or one prompt."
         )
     return [{"image": image, "text": prompt} for image, prompt in zip(images, prompts, strict=True)]
+
+
+def as_row(source, sees_videos: bool) -> dict[str, Any]:
+    """A row that shows a picture or a video, whichever it is."""
+    part = visual_part(source, sees_videos)
+    return {part["type"]: source}
 
 
 __all__ = ["MplugOwlImageToTextPipeline"]

@@ -1,4 +1,4 @@
-"""The processor of mPLUG-Owl: prompts with placeholders and pictures to the model's inputs."""
+"""The processor of mPLUG-Owl: prompts with placeholders, pictures and videos to the model's inputs."""
 
 import difflib
 import functools
@@ -16,11 +16,19 @@ from transformers.processing_utils import (
     ProcessingKwargs,
     ProcessorMixin,
     TextKwargs,
-    VideosKwargs,
 )
+from transformers.video_processing_utils import VideoProcessorMixin
 
 from .image_processing_mplug_owl import MplugOwlImageProcessor
-from .tokenization_mplug_owl import BOUNDARY, ESCAPE, IMAGE_TOKEN, VIDEO_TOKEN, prepare_tokenizer
+from .tokenization_mplug_owl import (
+    BOUNDARY,
+    ESCAPE,
+    IMAGE_TOKEN,
+    VIDEO_TOKEN,
+    MplugOwlTokenizer,
+    prepare_tokenizer,
+)
+from .video_processing_mplug_owl import MplugOwlVideoProcessor, MplugOwlVideosKwargs, videos_by_row
 
 
 SYSTEM_SENTENCE = (
@@ -89,6 +97,7 @@ for _name, _value in _LITERALS.items():
 
 
 class MplugOwlProcessorKwargs(ProcessingKwargs, total=False):
+    videos_kwargs: MplugOwlVideosKwargs
     _defaults = {"text_kwargs": {"padding": True}}
 
 
@@ -97,7 +106,7 @@ class MplugOwlProcessorKwargs(ProcessingKwargs, total=False):
 ARGUMENT_GROUPS = {
     "text_kwargs": TextKwargs,
     "images_kwargs": ImagesKwargs,
-    "videos_kwargs": VideosKwargs,
+    "videos_kwargs": MplugOwlVideosKwargs,
     "audio_kwargs": AudioKwargs,
     "common_kwargs": ProcessingKwargs,
 }
@@ -112,54 +121,76 @@ UNUSED = frozenset({"tools", "documents", "load_audio_from_video", "sanitize_con
 TEMPLATE_ARGUMENTS = CALL_ARGUMENTS.union(inspect.signature(ProcessorMixin.apply_chat_template).parameters) - UNUSED
 LONGEST = 2**20  # positions of a row
 PICTURE_SOURCES = ("image", "url", "path", "base64")
+VIDEO_SOURCES = ("video", "url", "path")
 
 
 class MplugOwlProcessor(ProcessorMixin):
     r"""
-    Turns prompts and pictures into the inputs of [`MplugOwlForConditionalGeneration`].
+    Turns prompts, pictures and videos into the inputs of [`MplugOwlForConditionalGeneration`].
 
-    In `text=` every `<image>` stands for one picture, in order; a chat goes through `apply_chat_template`, where a
-    typed `<image>` stays text. Rows are padded on the left.
+    In `text=` every `<image>` stands for one picture and every `<|video|>` for one video, in order; a chat goes through
+    `apply_chat_template`, where a typed placeholder stays text. Rows are padded on the left.
 
     Args:
         image_processor ([`MplugOwlImageProcessor`]): Prepares the pictures.
         tokenizer (`TokenizersBackend`): Of the language model; it is prepared as [`prepare_tokenizer`] says.
+        video_processor ([`MplugOwlVideoProcessor`], *optional*): Prepares the videos; by default as the pictures.
         chat_template (`str`, *optional*): A Jinja template in place of the original's prompts.
-        num_query_tokens (`int`, defaults to 64): Queries of the model's abstractor; a picture takes one position more.
+        num_query_tokens (`int`, defaults to 64): Queries of the model's abstractor; a picture or a video takes one
+            position more.
 
-    Calling it gives `input_ids` and `attention_mask` (rows, positions), and `pixel_values` (pictures, 3, height,
-    width) with the pictures of all rows one after the other.
+    Calling it gives `input_ids` and `attention_mask` (rows, positions), `pixel_values` (pictures, 3, height, width)
+    with the pictures of all rows one after the other, and `pixel_values_videos` (videos, frames, 3, height, width).
+    `num_frames`, `fps` or `timestamps` choose the frames: see [`MplugOwlVideoProcessor`].
 
     Raises:
-        ValueError: for pictures that do not match the placeholders in number, for unknown arguments, and for anything
-            that is no text or no picture.
+        ValueError: for pictures or videos that do not match the placeholders in number, for unknown arguments, and for
+            anything that is no text, picture or video.
     """
 
     valid_processor_kwargs = MplugOwlProcessorKwargs
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, num_query_tokens: int = 64):
+    def __init__(
+        self, image_processor=None, tokenizer=None, video_processor=None, chat_template=None, num_query_tokens: int = 64
+    ):
         tokenizer = prepare_tokenizer(tokenizer)
+        if video_processor is None:
+            names = ("size", "resample", "image_mean", "image_std")
+            video_processor = MplugOwlVideoProcessor(**{name: getattr(image_processor, name) for name in names})
         self.num_query_tokens = num_query_tokens
         self.auto_map = {"AutoProcessor": "processing_mplug_owl.MplugOwlProcessor"}
         self.image_token = IMAGE_TOKEN
         self.video_token = VIDEO_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.video_token_id = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template or CHAT_TEMPLATE)
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Reads the folder's settings; an original release has none, and may name an image processor that crops."""
+        """Reads the folder's settings; an original release has none."""
         settings, remaining = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "num_query_tokens" not in settings:
             config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
             settings["num_query_tokens"] = config.get("num_query_tokens", 64)
-            remaining["image_processor"] = MplugOwlImageProcessor.from_pretrained(
-                pretrained_model_name_or_path, **kwargs
-            )
         return settings, remaining
 
-    def prepare_inputs_layout(self, images=None, text: Any = None, **kwargs):
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        """The parts that a folder has; an original release has none for videos, and may name one that crops."""
+        if "video_processor" in (processor_dict or {}):
+            return super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
+        parts = (MplugOwlImageProcessor, MplugOwlTokenizer)
+        return [part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in parts]
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        """As in the library, which finds the class of video processors only where torchvision is installed."""
+        if argument_name != "video_processor":
+            return super().check_argument_for_proper_class(argument_name, argument)
+        if not isinstance(argument, VideoProcessorMixin):
+            raise TypeError(f"A video processor was expected, but {type(argument).__name__} was given.")
+        return VideoProcessorMixin
+
+    def prepare_inputs_layout(self, images=None, text: Any = None, videos=None, **kwargs):
         rows: Any = [text] if isinstance(text, str) else text
         is_text = isinstance(rows, (list, tuple)) and len(rows) > 0 and all(isinstance(row, str) for row in rows)
         if rows is not None and not is_text:
@@ -169,35 +200,23 @@ class MplugOwlProcessor(ProcessorMixin):
                 row.encode()
             except UnicodeEncodeError as error:
                 raise ValueError(f"`text` has half a character (a lone surrogate): {error}") from error
-        return super().prepare_inputs_layout(images=images, text=rows, **kwargs)
+        if videos is not None:
+            videos = videos_by_row(videos)
+        return super().prepare_inputs_layout(images=images, text=rows, videos=videos, **kwargs)
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        if videos is not None or audio is not None:
-            kind = "videos" if videos is not None else "audio"
-            raise ValueError(f"`{kind}` was given, but this processor prepares pictures and text.")
+        if audio is not None:
+            raise ValueError("`audio` was given, but this processor prepares pictures, videos and text.")
         groups = [(name, kwargs[name]) for name in ARGUMENT_GROUPS if name in kwargs]
         for name, group in groups:
             if not isinstance(group, dict):
                 raise ValueError(f"`{name}` is {group!r:.80}, but a dictionary of arguments was expected.")
         check_names(set(kwargs).union(*(group for _, group in groups)), CALL_ARGUMENTS)
-        if text is not None:
-            self._check_counts(images, text)
-            if any(self.video_token in row for row in text):
-                raise ValueError(f"The text has a placeholder {self.video_token}, but no videos were given.")
-        super().validate_inputs(images=images, text=text, **kwargs)
-
-    def _check_counts(self, images, text: list[str]) -> None:
-        """Every placeholder has its picture: in all rows together, and row by row where pictures come row by row."""
-        found = [row.count(self.image_token) for row in text]
-        pictures = images if isinstance(images, list) else [] if images is None else [images]
-        given = [len(row) if isinstance(row, list) else 1 for row in pictures]
-        if not any(isinstance(row, list) for row in pictures):
-            found, given = [sum(found)], [len(pictures)]
-        if found != given:
-            raise ValueError(
-                f"The number of {self.image_token} tokens in the prompts should be the same as the number of pictures, "
-                f"but there are {found} and {given}. Write one {self.image_token} for each picture, where it belongs."
-            )
+        if text is None:
+            super().validate_inputs(images=images, videos=videos)
+            return
+        for kind, token, given in (("pictures", self.image_token, images), ("videos", self.video_token, videos)):
+            check_counts(kind, token, text, given if isinstance(given, list) else [] if given is None else [given])
 
     def _merge_kwargs(self, *args, **kwargs):
         """As in the library, but a ValueError for arguments of another type, or in a group that has no such name."""
@@ -234,14 +253,38 @@ class MplugOwlProcessor(ProcessorMixin):
         except jinja2.TemplateError as error:
             raise ValueError(f"The chat does not fit the chat template: {error}") from error
 
+    def _process_videos(self, videos, **kwargs):
+        processed = self.video_processor(videos, **kwargs)
+        count = len(processed["pixel_values_videos"])
+        return processed, [self.replace_video_token(processed, number) for number in range(count)]
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return self.image_token * (self.num_query_tokens + 1)
 
-    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
-        if image_sizes is None:
-            return MultiModalData()
-        positions = [self.num_query_tokens + 1] * len(image_sizes)
-        return MultiModalData(num_image_tokens=positions, num_image_patches=[1] * len(image_sizes))
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
+        return self.video_token * (self.num_query_tokens + 1)
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
+        positions = self.num_query_tokens + 1
+        data = {}
+        if image_sizes is not None:
+            data = {"num_image_tokens": [positions] * len(image_sizes), "num_image_patches": [1] * len(image_sizes)}
+        if video_sizes is not None:
+            data["num_video_tokens"] = [positions] * len(video_sizes)
+        return MultiModalData(**data)
+
+
+def check_counts(kind: str, token: str, text: list[str], visuals: list) -> None:
+    """Every placeholder has its picture or video: in all rows together, and row by row where they come row by row."""
+    found = [row.count(token) for row in text]
+    given = [len(row) if isinstance(row, list) else 1 for row in visuals]
+    if not any(isinstance(row, list) for row in visuals):
+        found, given = [sum(found)], [len(visuals)]
+    if found != given:
+        raise ValueError(
+            f"The number of {token} tokens in the prompts should be the same as the number of {kind}, but there are "
+            f"{found} and {given}. Write one {token} for each of the {kind}, where it belongs."
+        )
 
 
 def check_names(names: set, known: frozenset[str]) -> None:
@@ -280,13 +323,14 @@ def _check_part(part, role: str) -> None:
     if kind in ("image", "video") or (kind == "image_url" and "image_url" in part):
         if role != "user":
             raise ValueError(f"A message of role {role} has a part of type {kind}: put it into a message of role user.")
-        sources = [name for name in PICTURE_SOURCES if name in part]
+        sources = [name for name in (VIDEO_SOURCES if kind == "video" else PICTURE_SOURCES) if name in part]
         if len(sources) > 1:
             raise ValueError(f"A part of type {kind} has {' and '.join(sources)}: give one of them.")
         return
     raise ValueError(
-        f"A part of a message is {part!r:.80}, but {{'type': 'text', 'text': ...}} or {{'type': 'image', 'path': ...}} "
-        f"(or one of {', '.join(PICTURE_SOURCES)} in place of path) was expected."
+        f"A part of a message is {part!r:.80}, but {{'type': 'text', 'text': ...}}, {{'type': 'image', 'path': ...}} "
+        f"(or one of {', '.join(PICTURE_SOURCES)} in place of path) or {{'type': 'video', 'path': ...}} (or one of "
+        f"{', '.join(VIDEO_SOURCES)}) was expected."
     )
 
 

@@ -40,7 +40,10 @@ class OwlArguments:
         default=None,
         metadata={"help": "Rows of an optimizer step on all devices together; sets gradient_accumulation_steps."},
     )
-    max_length: int = field(default=1024, metadata={"help": "Positions of a row, 65 for each picture included."})
+    max_length: int = field(
+        default=1024, metadata={"help": "Positions of a row, 65 for each picture or video included."}
+    )
+    num_frames: int | None = field(default=None, metadata={"help": "Frames of a video (default: the processor's)."})
     crop: list[float] = field(
         default_factory=lambda: [0.5, 1.0],
         metadata={"help": "Least and largest share of a picture in its random crop; 1 1 keeps pictures whole."},
@@ -58,7 +61,7 @@ class OwlArguments:
         default=None, metadata={"help": "eager, sdpa or flash_attention_2 (default: the library's choice)."}
     )
     watch: list[str] = field(
-        default_factory=list, metadata={"help": "Pictures that the model describes at every evaluation."}
+        default_factory=list, metadata={"help": "Pictures or videos that the model describes at every evaluation."}
     )
     watch_prompt: str | None = field(default=None, metadata={"help": "What is asked about them (default: nothing)."})
     peak_tflops: float | None = field(
@@ -71,6 +74,8 @@ class OwlArguments:
         if Path(self.model, "adapter_config.json").exists():
             raise ValueError(f"{self.model} is an adapter: merge it onto its base first (conversion/merge_adapter.py).")
         check_names([self.stage], STAGES, "a stage")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"`num_frames` is {self.num_frames}, but a number from 1 was expected.")
         check_names([self.quantize], ("none", "4bit"), "a quantisation")
         if self.quantize != "none" and not STAGES[self.stage].lora:
             raise ValueError(f"Weights in 4 bits cannot train: `quantize` needs a stage with LoRA, not {self.stage!r}.")

@@ -14,7 +14,7 @@ ASPECT = (3 / 4, 4 / 3)
 @dataclass(frozen=True)
 class Augmentation:
     """
-    A random part of a picture.
+    A random part of a picture, or the same part of all frames of a video.
 
     Args:
         crop (`tuple[float, float]`, defaults to `(0.5, 1.0)`): Least and largest share of the area, as the original
@@ -33,12 +33,13 @@ class Augmentation:
             )
 
     def __call__(
-        self, image: PIL.Image.Image, size: tuple[int, int], resample: int, random: np.random.Generator
-    ) -> PIL.Image.Image:
-        """The part, resized to `size` (width, height) by PIL's filter `resample`."""
-        box = None if self.crop == (1, 1) else self.box(image.width, image.height, random)
-        image = image.resize(size, resample, box)
-        return PIL.ImageOps.mirror(image) if self.flip and random.random() < 0.5 else image
+        self, frames: list[PIL.Image.Image], size: tuple[int, int], resample: int, random: np.random.Generator
+    ) -> list[PIL.Image.Image]:
+        """The part of each, resized to `size` (width, height) by PIL's filter `resample`."""
+        box = None if self.crop == (1, 1) else self.box(frames[0].width, frames[0].height, random)
+        resized = [frame.resize(size, resample, box) for frame in frames]
+        is_mirrored = self.flip and random.random() < 0.5
+        return [PIL.ImageOps.mirror(frame) for frame in resized] if is_mirrored else resized
 
     def box(self, width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
         """

@@ -1,4 +1,4 @@
-"""Conversations to batches: ids, pictures, and labels on the answers alone."""
+"""Conversations to batches: ids, pictures, videos, and labels on the answers alone."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -10,46 +10,53 @@ import PIL.Image
 import torch
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from ..mplug_owl.processing_mplug_owl import PICTURE_SOURCES, check_chats
+from ..mplug_owl.processing_mplug_owl import PICTURE_SOURCES, VIDEO_SOURCES, check_chats
+from ..mplug_owl.video_processing_mplug_owl import read_frames
 
 
 IGNORED = -100
 
 
-def pictures_of(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The parts of messages that are pictures."""
+def visuals_of(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The parts of messages that are pictures or videos, in their order."""
     for message in messages:
         if not isinstance(message["content"], str):
-            yield from (part for part in message["content"] if part["type"] == "image")
+            yield from (part for part in message["content"] if part["type"] in ("image", "video"))
 
 
 class ConversationCollator:
     """
     Turns conversations into a training batch. The loss falls on the answers and their EOS, in all turns, and on
-    nothing else: not on pictures, padding, questions or an "AI: " that a user typed.
+    nothing else: not on pictures, videos, padding, questions or an "AI: " that a user typed.
 
     Each answer is tokenized by itself, so that the ids before it equal those of the prompt. A conversation longer than
-    `max_length` is cut, never within a picture; a cut answer gets no EOS.
+    `max_length` is cut, never within a picture or video; a cut answer gets no EOS.
 
     Args:
         processor ([`MplugOwlProcessor`]): Of the model.
-        max_length (`int`, *optional*): Positions of a row, those of pictures included.
-        always_picture (`bool`, defaults to `False`): Whether a batch without pictures gets a blank one behind the end
-            of its shortest row. It changes neither loss nor gradients, but lets every process of a distributed run
-            pass the visual modules, without which collective operations would wait for ever.
+        max_length (`int`, *optional*): Positions of a row, those of pictures and videos included.
+        always (`str`, *optional*): "image" or "video": a batch without any gets a blank one behind the end of its
+            shortest row. It changes neither loss nor gradients, but lets every process of a distributed run pass the
+            visual modules, without which collective operations would wait for ever.
+        num_frames (`int`, *optional*): Frames of a video; by default as many as the processor takes.
 
-    Calling it with samples `{"messages": [...]}`, in the library's chat form with pictures by path, URL or as PIL
-    images, gives `input_ids`, `attention_mask` and `labels` (rows, positions), padded on the right, and `pixel_values`
-    (pictures, 3, height, width) if there are any.
+    Calling it with samples `{"messages": [...]}`, in the library's chat form with pictures and videos by path, URL or
+    as PIL images, gives `input_ids`, `attention_mask` and `labels` (rows, positions), padded on the right, and, if
+    there are any, `pixel_values` (pictures, 3, height, width) and `pixel_values_videos` (videos, frames, 3, height,
+    width).
 
     Raises:
         ValueError: for a sample without an answer that fits into `max_length`.
     """
 
-    def __init__(self, processor, max_length: int | None = None, always_picture: bool = False):
+    def __init__(
+        self, processor, max_length: int | None = None, always: str | None = None, num_frames: int | None = None
+    ):
         self.processor = processor
         self.max_length = max_length
-        self.always_picture = always_picture
+        self.always = always
+        self.num_frames = num_frames or processor.video_processor.num_frames
+        self.token_ids = {"image": processor.image_token_id, "video": processor.video_token_id}
         every_level = PIL.Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
         values = processor.image_processor(every_level, do_resize=False, return_tensors="pt")["pixel_values"]
         self.table = values[0, :, 0]  # (3, 256): what the image processor makes of each level of each colour
@@ -64,10 +71,11 @@ class ConversationCollator:
 
     def pad(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
-        The batch of rows that `encode` gave, with `pixel_levels` (pictures, 3, height, width) of 0 to 255 in place of
-        `pixel_values`: a quarter of the bytes from a worker to the device, where `with_pixels` does the rest.
+        The batch of rows that `encode` gave, with `pixel_levels` and `pixel_levels_videos` of 0 to 255 in place of
+        `pixel_values` and `pixel_values_videos`: a quarter of the bytes from a worker to the device, where
+        `with_pixels` does the rest.
         """
-        if self.always_picture and not any(row["pictures"] for row in rows):
+        if self.always is not None and not any(row[self.always] for row in rows):
             shortest = min(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
             rows = [self._with_blank(row) if number == shortest else row for number, row in enumerate(rows)]
         padding = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORED}
@@ -75,34 +83,44 @@ class ConversationCollator:
             name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
             for name, value in padding.items()
         }
-        pictures = [picture for row in rows for picture in row["pictures"]]
+        pictures = [picture for row in rows for picture in row["image"]]
+        frames = [frame for row in rows for video in row["video"] for frame in video]
         if pictures:
-            levels = np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2)
-            batch["pixel_levels"] = torch.from_numpy(np.ascontiguousarray(levels))
+            batch["pixel_levels"] = _levels(pictures)
+        if frames:
+            batch["pixel_levels_videos"] = _levels(frames).unflatten(0, (-1, self.num_frames))
         return batch
 
     def with_pixels(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch with `pixel_values`, value for value those of the image processor, on the device of its levels."""
+        """
+        The batch with `pixel_values` and `pixel_values_videos`, value for value those of the processor, on the device
+        of their levels.
+        """
         batch = dict(batch)
-        if "pixel_levels" in batch:
-            levels = batch.pop("pixel_levels").int()
-            table = self.table.to(levels.device)
-            batch["pixel_values"] = torch.stack([table[colour][levels[:, colour]] for colour in range(3)], dim=1)
+        for name in ("pixel_levels", "pixel_levels_videos"):
+            if name in batch:
+                levels = batch.pop(name).int()
+                table = self.table.to(levels.device)
+                values = torch.stack([table[colour][levels[..., colour, :, :]] for colour in range(3)], dim=-3)
+                batch[name.replace("levels", "values")] = values
         return batch
 
     def _with_blank(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row with a white picture behind its end, where nothing looks back at it and nothing is learned."""
+        """A row with a white picture or video behind its end, where nothing looks back at it and nothing is learned."""
+        assert self.always is not None
         positions = self.processor.num_query_tokens + 1
         size = self.processor.image_processor.size
-        blank = PIL.Image.new("RGB", (size["width"], size["height"]), "white")
-        new = {"input_ids": self.processor.image_token_id, "attention_mask": 1, "labels": IGNORED}
+        blank: Any = PIL.Image.new("RGB", (size["width"], size["height"]), "white")
+        if self.always == "video":
+            blank = [blank] * self.num_frames
+        new = {"input_ids": self.token_ids[self.always], "attention_mask": 1, "labels": IGNORED}
         longer = {name: torch.cat([row[name], row[name].new_full((positions,), value)]) for name, value in new.items()}
-        return longer | {"pictures": [blank]}
+        return row | longer | {self.always: [blank]}
 
     def encode(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """
-        One conversation: `input_ids`, `attention_mask` and `labels` (positions,), and `pictures`, a list of PIL images
-        of the model's size; labels are all -100 if no answer is left.
+        One conversation: `input_ids`, `attention_mask` and `labels` (positions,), `image`, a list of PIL images of the
+        model's size, and `video`, a list of lists of these; labels are all -100 if no answer is left.
         """
         check_chats(messages)
         text, is_answer = self._render(messages)
@@ -112,17 +130,21 @@ class ConversationCollator:
         encoding = backend.encode(text)
         single = np.array(encoding.ids)
         spoken = np.array([start < end and is_answer[start] for start, end in encoding.offsets], dtype=bool)
-        # Every picture's placeholder stands for all of its positions.
-        repeats = np.where(single == self.processor.image_token_id, self.processor.num_query_tokens + 1, 1)
-        ids, answers = (torch.from_numpy(np.repeat(values, repeats)) for values in (single, spoken))
-        length = self._cut(ids)
+        # The placeholder of a picture or video stands for all of its positions.
+        is_visual = np.isin(single, list(self.token_ids.values()))
+        repeats = np.where(is_visual, self.processor.num_query_tokens + 1, 1)
+        ids, answers, visual = (torch.from_numpy(np.repeat(values, repeats)) for values in (single, spoken, is_visual))
+        length = self._cut(visual)
         ids, answers = ids[:length], answers[:length]
-        kept = int((ids == self.processor.image_token_id).sum()) // (self.processor.num_query_tokens + 1)
+        kept = int(visual[:length].sum()) // (self.processor.num_query_tokens + 1)
+        seen: dict[str, list] = {"image": [], "video": []}
+        for part in itertools.islice(visuals_of(messages), kept):
+            seen[part["type"]].append(self._small(part))
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
             "labels": ids.masked_fill(~answers, IGNORED),
-            "pictures": [self._small(part) for part in itertools.islice(pictures_of(messages), kept)],
+            **seen,
         }
 
     def _render(self, messages: list[dict[str, Any]]) -> tuple[str, np.ndarray]:
@@ -142,19 +164,40 @@ class ConversationCollator:
             is_answer[start:end] = True
         return text, is_answer
 
-    def _small(self, part: dict[str, Any]) -> PIL.Image.Image:
-        """The picture of a part, already resized as the processor would do it: its other steps then work on less."""
-        source = next((part[name] for name in PICTURE_SOURCES if name in part), None)
-        if source is None:
-            raise ValueError(f"A picture has none of {', '.join(PICTURE_SOURCES)}: {part!r:.80}")
+    def _small(self, part: dict[str, Any]) -> PIL.Image.Image | list[PIL.Image.Image]:
+        """What a part shows, already resized as the processor would do it: its other steps then work on less."""
         processor = self.processor.image_processor
-        image = processor.fetch_images(source)
-        return image.resize((processor.size["width"], processor.size["height"]), processor.resample)
+        size = (processor.size["width"], processor.size["height"])
+        opened = self.open(part)
+        frames = opened if isinstance(opened, list) else [opened]
+        small = [frame if frame.size == size else frame.resize(size, processor.resample) for frame in frames]
+        return small if isinstance(opened, list) else small[0]
 
-    def _cut(self, ids: torch.Tensor) -> int:
-        """Positions to keep: `max_length`, or fewer so that the last picture is whole."""
-        if self.max_length is None or len(ids) <= self.max_length:
-            return len(ids)
-        is_picture = ids[: self.max_length] == self.processor.image_token_id
-        rest = int(is_picture.sum()) % (self.processor.num_query_tokens + 1)
-        return self.max_length if rest == 0 else int(is_picture.nonzero()[-rest])
+    def open(self, part: dict[str, Any]) -> PIL.Image.Image | list[PIL.Image.Image]:
+        """
+        The picture of a part, or the frames of a video.
+
+        Raises:
+            ValueError: if it cannot be read.
+        """
+        names = VIDEO_SOURCES if part["type"] == "video" else PICTURE_SOURCES
+        source = next((part[name] for name in names if name in part), None)
+        if source is None:
+            raise ValueError(f"A part of type {part['type']} has none of {', '.join(names)}: {part!r:.80}")
+        if part["type"] == "image":
+            return self.processor.image_processor.fetch_images(source)
+        return read_frames(source, num_frames=self.num_frames)[0]
+
+    def _cut(self, is_visual: torch.Tensor) -> int:
+        """Positions to keep: `max_length`, or fewer so that the last picture or video is whole."""
+        if self.max_length is None or len(is_visual) <= self.max_length:
+            return len(is_visual)
+        kept = is_visual[: self.max_length]
+        rest = int(kept.sum()) % (self.processor.num_query_tokens + 1)
+        return self.max_length if rest == 0 else int(kept.nonzero()[-rest])
+
+
+def _levels(pictures: list[PIL.Image.Image]) -> torch.Tensor:
+    """Levels of 0 to 255 of pictures of one size, (pictures, 3, height, width)."""
+    levels = np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(levels))

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..mplug_owl.image_processing_mplug_owl import open_picture
 from .augmentation import Augmentation
-from .collator import IGNORED, ConversationCollator, pictures_of
+from .collator import IGNORED, ConversationCollator, visuals_of
 from .names import check_names
-from .readers import Messages
+from .readers import NAMES, Messages
 from .sources import BadSampleError, Rows, Shards, Source
 
 
@@ -303,14 +302,16 @@ class _Slot:
 
     def _encode(self, draw: Draw) -> dict[str, torch.Tensor]:
         sample = draw.load()
-        messages = open_pictures(sample)
+        messages = open_visuals(sample, self.mixture.collator)
         if self.mixture.augmentation is not None:
             number = zlib.crc32(sample["source"].encode())
             random = np.random.default_rng([self.mixture.seed, draw.epoch, number])
             processor = self.mixture.collator.processor.image_processor
             size = (processor.size["width"], processor.size["height"])
-            for part in pictures_of(messages):
-                part["image"] = self.mixture.augmentation(part["image"], size, processor.resample, random)
+            for part in visuals_of(messages):
+                frames = part["video"] if part["type"] == "video" else [part["image"]]
+                frames = self.mixture.augmentation(frames, size, processor.resample, random)
+                part[part["type"]] = frames if part["type"] == "video" else frames[0]
         return encode(messages, sample["source"], self.mixture.collator)
 
 
@@ -328,30 +329,31 @@ def interleave(weights: dict[str, int]) -> list[str]:
     return pattern
 
 
-def open_pictures(sample: dict[str, Any]) -> Messages:
+def open_visuals(sample: dict[str, Any], collator: ConversationCollator) -> Messages:
     """
-    The sample's messages with PIL images in place of paths and URLs.
+    The sample's messages with PIL images in place of the paths and URLs of pictures, and lists of them for videos.
 
     Raises:
-        BadSampleError: for a picture that is missing or unreadable.
+        BadSampleError: for a picture or video that is missing or unreadable.
     """
     return [
         message
         if isinstance(message["content"], str)
-        else {**message, "content": [_opened(part, sample["source"]) for part in message["content"]]}
+        else {**message, "content": [_opened(part, sample["source"], collator) for part in message["content"]]}
         for message in sample["messages"]
     ]
 
 
-def _opened(part: dict[str, Any], source: str) -> dict[str, Any]:
-    if part["type"] != "image" or "image" in part:
+def _opened(part: dict[str, Any], source: str, collator: ConversationCollator) -> dict[str, Any]:
+    kind = part["type"]
+    if kind not in ("image", "video"):
         return part
-    where = part.get("path") or part.get("url") or ""
     try:
-        return {"type": "image", "image": open_picture(where)}
+        return {"type": kind, kind: collator.open(part)}
     except ValueError as error:
-        is_missing = "path" in part and not Path(where).exists()
-        raise BadSampleError("missing picture" if is_missing else "unreadable picture", source, error) from error
+        is_missing = "path" in part and not Path(part["path"]).exists()
+        reason = f"{'missing' if is_missing else 'unreadable'} {NAMES[kind]}"
+        raise BadSampleError(reason, source, error) from error
 
 
 def encode(messages: Messages, source: str, collator: ConversationCollator) -> dict[str, torch.Tensor]:

@@ -21,7 +21,8 @@ from .readers import READERS, Messages, caption
 
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-CAPTION_FORMATS = ("captions", "coco", "dataset", "webdataset")
+VIDEO_SUFFIXES = ("mp4", "webm", "avi", "mkv", "mov")
+CAPTION_FORMATS = ("captions", "webvid", "coco", "dataset", "webdataset")
 FORMATS = (*READERS, "coco", "dataset", "webdataset")
 
 
@@ -50,7 +51,7 @@ class Source:
         format (`str`): One of `FORMATS`.
         path (`str`): A file (.json, .jsonl, .csv); for "dataset" a repository on the Hub or a folder that
             `save_to_disk` wrote; for "webdataset" tar files or URLs, `{00000..00099}` standing for a hundred.
-        images (`str`, *optional*): The folder that pictures lie in; by default the file's own.
+        images (`str`, *optional*): The folder that pictures and videos lie in; by default the file's own.
         prompt (`str`, *optional*): A question before every caption; by default there is none.
         split (`str`, defaults to `"train"`): For "dataset".
         image_column (`str`, defaults to `"image"`): For "dataset".
@@ -138,7 +139,7 @@ class Rows:
 
 class Shards:
     """
-    Tar files as img2dataset writes them: `KEY.jpg` and `KEY.txt` one after the other.
+    Tar files as img2dataset and video2dataset write them: `KEY.jpg` or `KEY.mp4`, and `KEY.txt`, one after the other.
 
     Args:
         path (`str`): Files or URLs, with `{00000..00099}` for a hundred of them.
@@ -168,15 +169,19 @@ class Shards:
         if isinstance(files, BadSampleError):
             raise files
         name = f"{files['__url__']}, {files['__key__']}"
-        picture = next((files[suffix] for suffix in PICTURE_SUFFIXES if suffix in files), None)
+        suffix = next((suffix for suffix in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES) if suffix in files), None)
         column = self.source.text_column or "txt"
-        if picture is None or column not in files:
+        if suffix is None or column not in files:
             found = ", ".join(key for key in files if not key.startswith("__"))
             raise BadSampleError(
-                "malformed row", name, f"a picture and .{column} are needed, but there is only {found}"
+                "malformed row", name, f"a picture or video and .{column} are needed, but there is only {found}"
             )
         try:
-            messages = caption({"type": "image", "image": decode(picture)}, files[column].decode())
+            text = files[column].decode()
+            # A video is decoded later, where the number of its frames is known.
+            is_video = suffix in VIDEO_SUFFIXES
+            visual = {"video": files[suffix]} if is_video else {"image": decode(files[suffix])}
+            messages = caption({"type": "video" if is_video else "image", **visual}, text)
         except UnicodeDecodeError as error:
             raise BadSampleError("malformed row", name, error) from error
         except UnreadablePictureError as error:

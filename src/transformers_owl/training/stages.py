@@ -10,7 +10,11 @@ from torch import nn
 PARTS = {
     "vision": ("model.vision_model.",),
     "abstractor": ("model.abstractor.",),
-    "projection": ("model.abstractor.visual_fc.", "model.abstractor.vit_eos"),
+    "projection": (
+        "model.abstractor.visual_fc.",
+        "model.abstractor.temporal_visual_fc.",
+        "model.abstractor.vit_eos",
+    ),
     "language_model": ("model.language_model.", "model.embedding_norm.", "lm_head."),
 }
 # What LoRA adapts: queries and values, as the release did. The path keeps the vision model's layers out.

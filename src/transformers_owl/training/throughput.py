@@ -32,7 +32,7 @@ class TrainingFlops:
         self.queries = config.num_query_tokens
         self.patches = (self.vision.image_size // self.vision.patch_size) ** 2 + 1
         # Weights of each part, and those of them that train.
-        self.weights = {part: [0, 0] for part in ("vision", "keys and values", "abstractor", "text")}
+        self.weights = {part: [0, 0] for part in ("vision", "temporal", "keys and values", "abstractor", "text")}
         for name, module in model.named_modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)) and "original_module" not in name:
                 size = _size(module)
@@ -43,26 +43,27 @@ class TrainingFlops:
         self.passed = {"text"} if trains else set()
         if trains - {"text"}:
             self.passed |= {"keys and values", "abstractor"}
-        if "vision" in trains:
-            self.passed.add("vision")
+        if trains & {"vision", "temporal"}:
+            self.passed |= {"vision", "temporal"}
 
-    def __call__(self, lengths: list[int], pictures: int) -> float:
-        """Of a batch with rows of `lengths` positions, padding left out, and `pictures` in all rows together."""
+    def __call__(self, lengths: list[int], pictures: int, videos: int = 0, frames: int = 0) -> float:
+        """
+        Of a batch with rows of `lengths` positions, padding left out, `pictures` in all rows together, and `videos` of
+        `frames` each.
+        """
         vision, abstractor, text = self.vision, self.abstractor, self.text
-        seen = self.queries + self.patches
-        positions = {
-            "vision": pictures * self.patches,
-            "keys and values": pictures * seen,
-            "abstractor": pictures * self.queries,
-            "text": sum(lengths),
-        }
-        products = {
-            "vision": 4 * pictures * vision.num_hidden_layers * vision.hidden_size * self.patches**2,
-            "keys and values": 0,
-            "abstractor": 4 * pictures * abstractor.num_hidden_layers * abstractor.hidden_size * self.queries * seen,
-            # A causal row needs half of its square.
-            "text": 2 * text.num_hidden_layers * text.hidden_size * sum(length**2 for length in lengths),
-        }
+        positions = dict.fromkeys(self.weights, 0) | {"text": sum(lengths), "temporal": videos * frames * self.patches}
+        # A causal row needs half of its square.
+        squares = sum(length**2 for length in lengths)
+        products = dict.fromkeys(self.weights, 0) | {"text": 2 * text.num_hidden_layers * text.hidden_size * squares}
+        for count, queries, shown in ((pictures, self.queries, 1), (videos, 2 * self.queries, frames)):
+            patches = shown * self.patches
+            positions["vision"] += count * patches
+            positions["keys and values"] += count * (queries + patches)
+            positions["abstractor"] += count * queries
+            products["vision"] += 4 * count * vision.num_hidden_layers * vision.hidden_size * patches * self.patches
+            looks = count * queries * (queries + patches)
+            products["abstractor"] += 4 * abstractor.num_hidden_layers * abstractor.hidden_size * looks
         total = 0.0
         for part, (size, trained) in self.weights.items():
             forward = 2 * size * positions[part]
@@ -81,7 +82,7 @@ def _size(module: nn.Linear | nn.Conv2d) -> int:
 
 def _part(name: str) -> str:
     if "vision_model" in name:
-        return "vision"
+        return "temporal" if ".temporal." in name else "vision"
     if "abstractor" in name:
         return "keys and values" if name.endswith(("cross_attn.k_proj", "cross_attn.v_proj")) else "abstractor"
     return "text"

@@ -17,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import OwlArguments, parse_recipe
 from .collator import ConversationCollator
-from .mixture import Mixture, NoAnswerLeftError, RowGroup, encode, open_pictures
+from .mixture import Mixture, NoAnswerLeftError, RowGroup, encode, open_visuals
 from .sources import BadSampleError
 from .stages import prepare_stage
 from .throughput import peak_tflops
@@ -46,6 +46,8 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
     mixture = make_mixture(owl, args, processor)
     model = load_model(owl, args)
     print_table(model, console)
+    if args.world_size > 1:
+        mixture.collator.always = "video" if model.config.vision_config.use_temporal else "image"
     trainer = OwlTrainer(
         model,
         args,
@@ -90,7 +92,7 @@ def make_mixture(owl: OwlArguments, args: TrainingArguments, processor) -> Mixtu
     """The training data as the recipe says; sets `args.max_steps` from the epochs if it is not given."""
     mixture = Mixture(
         owl.groups(),
-        ConversationCollator(processor, owl.max_length, always_picture=args.world_size > 1),
+        ConversationCollator(processor, owl.max_length, num_frames=owl.num_frames),
         batch_size=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         seed=args.data_seed if args.data_seed is not None else args.seed,
@@ -117,7 +119,7 @@ def evaluation_samples(owl: OwlArguments, collator: ConversationCollator, consol
         for number in track(range(len(group.data)), f"Reading {name}", console=console, transient=True):
             try:
                 sample = group.data[number]
-                encode(open_pictures(sample), sample["source"], collator)
+                encode(open_visuals(sample, collator), sample["source"], collator)
                 samples.append(sample)
             except BadSampleError as error:
                 if owl.on_error == "stop" and not isinstance(error, NoAnswerLeftError):

@@ -83,9 +83,11 @@ class OwlTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._note(inputs.pop("report"))
-        tokens, pictures = int(inputs["attention_mask"].sum()), len(inputs.get("pixel_levels", ()))
-        flops = self._flops(inputs["attention_mask"].sum(1).tolist(), pictures)
-        self._counted += torch.tensor([tokens, pictures, flops], dtype=torch.float64)
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        pictures = len(inputs.get("pixel_levels", ()))
+        videos, frames = inputs["pixel_levels_videos"].shape[:2] if "pixel_levels_videos" in inputs else (0, 0)
+        flops = self._flops(lengths, pictures, videos, frames)
+        self._counted += torch.tensor([sum(lengths), pictures + videos * frames, flops], dtype=torch.float64)
         inputs = self.train_dataset.collator.with_pixels(self._prepare_inputs(inputs))
         loss = super().training_step(model, inputs, num_items_in_batch)
         is_logged = (self.state.global_step + 1) % self.state.logging_steps == 0

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from ..mplug_owl.video_processing_mplug_owl import visual_part
 from .stages import module_table
 
 
@@ -62,7 +63,7 @@ class FixedPictures(TrainerCallback):
 
     Args:
         processor ([`MplugOwlProcessor`]): Of the model.
-        pictures (`list[str]`): Paths or URLs.
+        pictures (`list[str]`): Paths or URLs, of videos too.
         prompt (`str`, *optional*): What is asked; by default nothing, as before a caption.
         max_new_tokens (`int`, defaults to 40): Longest answer.
     """
@@ -72,7 +73,7 @@ class FixedPictures(TrainerCallback):
         self.pictures = pictures
         self.max_new_tokens = max_new_tokens
         question = [] if prompt is None else [{"type": "text", "text": prompt}]
-        chats = [[{"role": "user", "content": [{"type": "image", "path": picture}, *question]}] for picture in pictures]
+        chats = [[{"role": "user", "content": [visual_part(picture), *question]}] for picture in pictures]
         self.inputs = processor.apply_chat_template(
             chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
