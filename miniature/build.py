@@ -112,8 +112,9 @@ def merge(folder: Path) -> None:
     """The adapter of stage 2 in the weights of stage 1, as a repository for the Hub."""
     folder.rmdir()
     script = ROOT / "conversion/merge_adapter.py"
-    options = ["--adapter", FOLDER / "instruct", "--base", FOLDER / "pretrain", "--output", folder]
-    subprocess.run([sys.executable, script, *options, "--dtype", "bfloat16"], check=True)
+    options = {"adapter": FOLDER / "instruct", "base": FOLDER / "pretrain", "output": folder, "dtype": "bfloat16"}
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    subprocess.run([sys.executable, str(script), *words], check=True)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def load(style: str, size: int, cache: Path) -> dict[str, np.ndarray]:
     if not file.exists():
         make = draw_webp if style == "fluent-3d" else draw_svg
         partial = file.with_name(f"partial-{file.name}")
-        np.savez_compressed(partial, **make(style, source, size))
+        drawn = make(style, source, size)
+        np.savez_compressed(partial, allow_pickle=False, **drawn)  # type: ignore[arg-type]
         partial.replace(file)
     with np.load(file) as drawings:
         return dict(drawings)

@@ -4,6 +4,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -39,7 +40,7 @@ IGNORED = -100
 
 
 def train_tokenizer(world: World, folder: Path) -> None:
-    """A SentencePiece model with LLaMA's settings; the prompt's first sentence, which says little, is one token more."""
+    """A SentencePiece model with LLaMA's settings, and one token more: the sentence that begins every prompt."""
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch, "text.txt")
         some = itertools.islice(documents(world, 0), 40_000)
@@ -105,13 +106,14 @@ class WordPredictor(nn.Module):
     def __init__(self, config: CLIPVisionConfig, processor: MplugOwlImageProcessor):
         super().__init__()
         self.vision = CLIPVisionModel(config)
+        self.vision.set_attn_implementation("eager")
         self.head = nn.Linear(2 * config.hidden_size, len(labels()))
         nn.init.constant_(self.head.bias, -4.0)
         self.register_buffer("mean", 255 * torch.tensor(processor.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(processor.image_std).view(3, 1, 1), persistent=False)
 
     def forward(self, picture: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        pixels = (picture.permute(0, 3, 1, 2) - self.mean) / self.std
+        pixels = (picture.permute(0, 3, 1, 2) - self.get_buffer("mean")) / self.get_buffer("std")
         seen = self.vision(pixels)
         patches = seen.last_hidden_state[:, 1:]
         logits = self.head(torch.cat([seen.pooler_output, patches.mean(1)], 1))
@@ -155,9 +157,9 @@ def train_language_model(world: World, tokenizer_folder: Path, scratch: Path, fo
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
-        attn_implementation="eager",
     )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model: Any = LlamaForCausalLM(config)
+    model.set_attn_implementation("eager")
     args = settings(
         scratch, max_steps=steps, per_device_train_batch_size=32, learning_rate=1e-3, warmup_steps=50, weight_decay=0.05
     )
@@ -171,7 +173,7 @@ def train_vision(world: World, scratch: Path, folder: Path, steps: int) -> None:
     set_seed(0)
     config = CLIPVisionConfig(
         hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4, image_size=SIZE,
-        patch_size=16, hidden_act="quick_gelu", attn_implementation="eager",
+        patch_size=16, hidden_act="quick_gelu",
     )  # fmt: skip
     processor = MplugOwlImageProcessor(size={"height": SIZE, "width": SIZE})
     model = WordPredictor(config, processor)

@@ -69,8 +69,8 @@ class Scene:
         """What there is to be seen, each as a short label."""
         facts = {f"scene {self.kind}", f"ground {self.ground}"}
         if self.kind == "writing":
-            places = "digit" if self.writing.isdigit() else "letter"
-            facts |= {f"{places} {place} {sign}" for place, sign in enumerate(self.writing)}
+            sort = "digit" if self.writing.isdigit() else "letter"
+            facts |= {f"{sort} {place} {sign}" for place, sign in enumerate(self.writing)}
             facts |= {f"says {self.writing}"}
         if self.kind in ("one", "many"):
             facts.add(f"count {len(self.items)}")

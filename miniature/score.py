@@ -54,12 +54,12 @@ class Answerer:
     """A model and its processor. Answers have no spaces around them."""
 
     def __init__(self, folder: str, device: str = "cpu"):
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).to(device)
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, device_map=device)
         self.processor = AutoProcessor.from_pretrained(folder)
 
     def __call__(self, questions: list[Question]) -> list[str]:
         """The answers to the last questions, given the model's own answers to those before."""
-        chats = [[] for _ in questions]
+        chats: list[list[dict]] = [[] for _ in questions]
         for turn in range(max(len(question.before) for question in questions) + 1):
             for chat, question in zip(chats, questions, strict=True):
                 asked = [*question.before, question.exchange.question]

@@ -1,0 +1,209 @@
+"""The miniature's data: packages are checked, scenes show what they say, answers are what pictures show."""
+
+import base64
+import hashlib
+import io
+import re
+import tarfile
+
+import drawings
+import numpy as np
+import packages
+import PIL.Image
+import pytest
+from drawings import STYLES, Drawings, things
+from scenes import DYES, GROUNDS, HELD_OUT_FONT, World, draw, rgb, world
+from talk import about, about_pair, caption, dialogue, notes, plural, text_only, verse
+from text import documents
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A world whose drawings are light and dark stripes, so that no package is needed."""
+    stripes = np.zeros((32, 32, 4), np.uint8)
+    stripes[..., 3] = 255
+    stripes[::4, :, :3] = 200
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawings, "load", lambda style, size, cache: {thing.name: stripes for thing in things()})
+        yield World(Drawings(STYLES, 32), shown=True)
+
+
+def scene(here, kind, seed=0):
+    return here.scene(np.random.default_rng(seed), kind)
+
+
+def package(tmp_path, data: bytes) -> packages.Package:
+    file = tmp_path / "registry" / "set-1.tgz"
+    file.parent.mkdir()
+    file.write_bytes(data)
+    digest = base64.b64encode(hashlib.sha512(data).digest()).decode()
+    return packages.Package(file.as_uri(), f"sha512-{digest}", "MIT", "somebody")
+
+
+def archive() -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as tar:
+        entry = tarfile.TarInfo("package/icons.json")
+        entry.size = 2
+        tar.addfile(entry, io.BytesIO(b"{}"))
+    return data.getvalue()
+
+
+def test_a_package_is_fetched_once_and_checked_every_time(tmp_path):
+    wanted, cache = package(tmp_path, archive()), tmp_path / "cache"
+    file = packages.fetch(wanted, cache)
+    assert packages.members(file, ".json") == {"package/icons.json": b"{}"}
+    (tmp_path / "registry" / "set-1.tgz").unlink()
+    assert packages.fetch(wanted, cache) == file
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(packages.PackageError, match=r"set-1\.tgz has the sha512 digest .* Delete it"):
+        packages.fetch(wanted, cache)
+
+
+def test_a_changed_or_missing_package_says_so_and_leaves_nothing(tmp_path):
+    wanted, cache = package(tmp_path, archive()), tmp_path / "cache"
+    (tmp_path / "registry" / "set-1.tgz").write_bytes(b"something else")
+    with pytest.raises(packages.PackageError, match="changed or cut off"):
+        packages.fetch(wanted, cache)
+    (tmp_path / "registry" / "set-1.tgz").unlink()
+    with pytest.raises(packages.PackageError, match=re.escape(f"put at {cache / 'set-1.tgz'}")):
+        packages.fetch(wanted, cache)
+    assert not cache.exists()
+
+
+def test_every_tenth_thing_is_held_back_and_its_kind_is_not():
+    hidden = [thing for thing in things() if not thing.shown]
+    assert len(hidden) >= len(things()) / 10
+    assert {thing.kind for thing in hidden} <= {thing.kind for thing in things() if thing.shown}
+    assert len({thing.name for thing in things()}) == len(things())
+
+
+def test_the_held_out_style_and_font_are_not_in_training(monkeypatch):
+    monkeypatch.setattr(drawings, "load", lambda style, size, cache: {})
+    assert drawings.HELD_OUT_STYLE not in STYLES and drawings.FOREIGN_STYLE not in STYLES
+    assert HELD_OUT_FONT not in world().fonts
+    assert world((drawings.HELD_OUT_STYLE,)).fonts == (HELD_OUT_FONT,)
+
+
+@pytest.mark.parametrize("kind", ["one", "two", "many", "writing"])
+def test_a_seed_gives_a_scene_and_a_picture(here, kind):
+    first, second = scene(here, kind, 3), scene(here, kind, 3)
+    assert first == second and scene(here, kind, 4) != first
+    assert draw(first, here.drawings).tobytes() == draw(second, here.drawings).tobytes()
+    assert all(item.thing.shown for item in first.items)
+
+
+def test_a_picture_has_the_ground_that_the_scene_names(here):
+    """The nearest of all grounds, in the corners, where nothing lies."""
+    for seed in range(60):
+        seen = scene(here, "writing", seed)
+        corner = np.asarray(draw(seen, here.drawings, 96), float)[:3, :3].mean((0, 1))
+        distances = {name: np.abs(np.array(rgb(colour)) - corner).sum() for name, colour in GROUNDS.items()}
+        assert min(distances, key=distances.get) == seen.ground
+
+
+def test_dyed_things_have_the_hue_of_their_dye_and_undyed_ones_none(here):
+    for seed in range(40):
+        item = (seen := scene(here, "one", seed)).items[0]
+        pixel = draw(seen, here.drawings).getpixel((round(96 * item.x), round(96 * item.y)))
+        hue, saturation, _ = PIL.Image.new("RGB", (1, 1), pixel).convert("HSV").getpixel((0, 0))
+        if item.dye:
+            turn = abs((hue * 360 / 255 - DYES[item.dye][0] + 180) % 360 - 180)
+            assert saturation > 60 and turn < 12
+        else:
+            assert saturation < 60 or seen.ground not in ("white", "grey", "black")
+
+
+def test_left_is_left_and_right_is_right(here):
+    for seed in range(20):
+        seen = scene(here, "two", seed)
+        assert seen.left.x < 0.5 < seen.right.x
+        answers = {e.question: e.answer for e in about(seen, np.random.default_rng(seed)) if e.ability == "left/right"}
+        assert answers["What is on the left?"] == seen.left.thing.name
+        assert answers["What is on the right?"] == seen.right.thing.name
+        (asked,) = answers.keys() - {"What is on the left?", "What is on the right?"}
+        named = {"left": seen.left, "right": seen.right}[answers[asked]].thing.name
+        assert asked == f"On which side is the {named}?"
+
+
+def test_second_turns_depend_on_the_first_answer(here):
+    """The same second question has another answer where the first one asked for the other side."""
+    for seed in range(30):
+        seen = scene(here, "two", seed)
+        found = [e for e in about(seen, np.random.default_rng(seed)) if e.follow_up is not None]
+        assert {e.answer for e in found} == {seen.left.thing.name, seen.right.thing.name}
+        for e in found:
+            item = seen.left if e.answer == seen.left.thing.name else seen.right
+            other = seen.right if item is seen.left else seen.left
+            if e.follow_up.question == "And what is on the other side?":
+                assert e.follow_up.answer == other.thing.name
+            if e.follow_up.question == "What kind of thing is it?":
+                assert e.follow_up.answer == item.thing.kind
+            if e.follow_up.question == "What colour is it?":
+                assert e.follow_up.answer == item.dye != ""
+
+
+def test_counts_captions_notes_and_verses_tell_the_scene(here):
+    for seed in range(20):
+        seen, random = scene(here, "many", seed), np.random.default_rng(seed)
+        count = ("no", "one", "two", "three", "four", "five", "six")[len(seen.items)]
+        assert {e.answer for e in about(seen, random) if e.ability == "count"} == {count}
+        for text in (caption(seen), notes(seen, random), verse(seen)):
+            assert seen.ground in text and seen.items[0].dye in text
+            assert seen.items[0].thing.name in text or plural(seen.items[0].thing.name) in text.lower()
+
+
+def test_yes_and_no_and_first_and_second_come_about_as_often(here):
+    random = np.random.default_rng(0)
+    answers = [
+        e.answer for _ in range(400) for e in about(here.scene(random, "one"), random) if "Is there" in e.question
+    ]
+    assert 0.4 < answers.count("yes") / len(answers) < 0.6
+    pairs = [about_pair(here, random) for _ in range(200)]
+    for (first, second), found in pairs:
+        assert found[1].answer == ("yes" if first.items[0].thing.kind == second.items[0].thing.kind else "no")
+        shown = (first, second)[found[0].answer == "the second"].items[0].thing.name
+        assert found[0].question.split()[-1] == f"{shown}?"
+    assert 0.4 < sum(found[1].answer == "yes" for _, found in pairs) / len(pairs) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "several"),
+    [("dog", "dogs"), ("mouse", "mice"), ("bus", "buses"), ("cherries", "cherries"), ("strawberry", "strawberries"),
+     ("key", "keys"), ("tomato", "tomatoes"), ("fish", "fish"), ("church", "churches")],
+)  # fmt: skip
+def test_plurals(name, several):
+    assert plural(name) == several
+
+
+def test_forms_are_met_by_the_right_answers_and_not_by_others(here):
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        for e in about(here.scene(random), random):
+            assert e.is_met_by(e.answer)
+            assert not e.is_met_by("It is a dog") and not e.is_met_by("")
+
+
+def test_text_for_the_language_model_has_captions_in_chats_alone(here):
+    """What stage 2 is to teach, it has not read: no question stands in a chat."""
+    texts = documents(here, 0)
+    for _ in range(300):
+        document = next(texts)
+        whole = " ".join(given + learned for given, learned in document)
+        if "Human:" in whole:
+            assert whole.count("Human:") == 1 and len(document) == 1 and "?" not in whole
+        assert document[-1][1]
+
+
+def test_dialogues_ask_every_ability_once(here):
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        abilities = [e.ability for e in dialogue(here.scene(random), random)]
+        assert len(abilities) == len(set(abilities)) >= 3
+
+
+def test_sums_of_text_only_questions_are_right():
+    for seed in range(50):
+        for e in text_only(np.random.default_rng(seed)):
+            if found := re.fullmatch(r"What is (\d) plus (\d)\?", e.question):
+                assert int(e.answer) == int(found[1]) + int(found[2])
