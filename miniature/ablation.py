@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from score import Answerer, score
 
-from build import FOLDER, ROOT
+from build import FOLDER, HERE
 from transformers_owl.evaluation.paper import NEEDED, TABLE_2
 from transformers_owl.training.train import train
 
@@ -92,7 +92,7 @@ def run(cell: Cell, seed: int) -> dict:
 def stage(recipe: str, name: str, model: Path, output: Path, steps: int, seed: int, groups: tuple[str, ...]) -> Path:
     """Trains after a recipe of the miniature with other values; does nothing if that was done."""
     if not (output / "trainer_state.json").exists():
-        file = ROOT / f"configs/miniature-{recipe}.yaml"
+        file = HERE / f"{recipe}.yaml"
         data = yaml.safe_load(file.read_text())["data"]
         values = {
             "stage": name, "model": model, "output_dir": output, "max_steps": steps, "seed": seed,

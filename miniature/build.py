@@ -28,7 +28,7 @@ from transformers_owl.training import build_owl
 from transformers_owl.training.train import train
 
 
-ROOT = Path(__file__).parent.parent
+HERE = Path(__file__).parent
 FOLDER = Path("build/miniature")
 QUERIES, ABSTRACTOR_LAYERS = 16, 2
 STEPS = {"language_model": 350, "vision": 1600, "pretrain": 1900, "instruct": 1000}
@@ -76,13 +76,13 @@ def make(folder: Path, work: Callable[[Path], None]) -> None:
 
 
 def run_stage(name: str, folder: Path, steps: int) -> None:
-    """A stage by the package's own training, after the recipe `configs/miniature-NAME.yaml`."""
+    """A stage by the package's own training, after the recipe `NAME.yaml`."""
     finished = folder / "trainer_state.json"
     if finished.exists():
         return
     Console(stderr=True).rule(name)
     start = time.monotonic()
-    train(ROOT / f"configs/miniature-{name}.yaml", ["--max_steps", str(steps)])
+    train(HERE / f"{name}.yaml", ["--max_steps", str(steps)])
     note_time(name, time.monotonic() - start)
 
 
@@ -111,7 +111,7 @@ def build_fresh(folder: Path) -> None:
 def merge(folder: Path) -> None:
     """The adapter of stage 2 in the weights of stage 1, as a repository for the Hub."""
     folder.rmdir()
-    script = ROOT / "conversion/merge_adapter.py"
+    script = HERE.parent / "conversion/merge_adapter.py"
     options = {"adapter": FOLDER / "instruct", "base": FOLDER / "pretrain", "output": folder, "dtype": "bfloat16"}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     subprocess.run([sys.executable, str(script), *words], check=True)

@@ -122,6 +122,7 @@ def test_the_saved_folder_holds_the_hub_folder_flat(saved):
         "modeling_mplug_owl.py",
         "pipeline_mplug_owl.py",
         "processing_mplug_owl.py",
+        "video_processing_mplug_owl.py",
         "tokenization_mplug_owl.py",
         "weights_mplug_owl.py",
     }

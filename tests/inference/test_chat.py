@@ -150,7 +150,7 @@ def test_beams_read_anew_and_the_cache_goes_on_behind_them(model, llama_processo
     chat.ask("And this?", [pictures[1]], num_beams=3, max_new_tokens=6)
     last = chat.ids[0].tolist()[::-1].index(llama_processor.image_token_id)
     question = llama_processor.tokenizer("\nHuman: And this?\nAI: ", add_special_tokens=False)["input_ids"]
-    ids, pixels = chat.ids[:, : chat.ids.shape[1] - last + len(question)], torch.cat(chat.pixel_values)
+    ids, pixels = chat.ids[:, : chat.ids.shape[1] - last + len(question)], torch.stack(chat.pixels["pixel_values"])
     assert ids[0, -len(question) :].tolist() == question
     assert (ids[:, : before.shape[1]] == before).all()
     whole = model.generate(input_ids=ids, pixel_values=pixels, num_beams=3, max_new_tokens=6)

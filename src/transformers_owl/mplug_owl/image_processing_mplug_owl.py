@@ -60,7 +60,7 @@ class MplugOwlImageProcessor(PilBackend):
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
         """Reads the folder's settings; those of an original release from the model's configuration (`image_size`)."""
         settings, remaining = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
-        return release_settings(settings, pretrained_model_name_or_path, cls.size, **kwargs), remaining
+        return release_settings(settings, pretrained_model_name_or_path, cls.size, kwargs), remaining
 
     def preprocess(self, images, *args, **kwargs):
         """As in the library, but a ValueError for arguments of another name or type."""
@@ -137,12 +137,12 @@ class MplugOwlImageProcessor(PilBackend):
         )
 
 
-def release_settings(settings: dict[str, Any], folder, size: dict[str, int], **kwargs) -> dict[str, Any]:
+def release_settings(settings: dict[str, Any], folder, default: dict[str, int], kwargs: dict) -> dict[str, Any]:
     """Settings of our own as they are; of an original release those that took effect, with the model's `image_size`."""
     if "auto_map" in settings:
         return settings
     config, _ = PreTrainedConfig.get_config_dict(folder, **kwargs)
-    side = config.get("vision_config", {}).get("image_size", size["height"])
+    side = config.get("vision_config", {}).get("image_size", default["height"])
     kept = {name: settings[name] for name in ("image_mean", "image_std") if name in settings}
     return kept | {"size": {"height": side, "width": side}}
 

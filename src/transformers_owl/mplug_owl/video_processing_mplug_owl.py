@@ -77,7 +77,7 @@ class MplugOwlVideoProcessor(VideoProcessorMixin, MplugOwlImageProcessor):
     def get_video_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
         """Reads the folder's settings; those of an original release from the model's configuration (`image_size`)."""
         settings, remaining = super().get_video_processor_dict(pretrained_model_name_or_path, **kwargs)
-        return release_settings(settings, pretrained_model_name_or_path, cls.size, **kwargs), remaining
+        return release_settings(settings, pretrained_model_name_or_path, cls.size, kwargs), remaining
 
     def preprocess(
         self, videos, num_frames=None, fps=None, timestamps=None, do_sample_frames=None, video_metadata=None,
