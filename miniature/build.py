@@ -31,7 +31,7 @@ from transformers_owl.training.train import train
 HERE = Path(__file__).parent
 FOLDER = Path("build/miniature")
 QUERIES, ABSTRACTOR_LAYERS = 16, 2
-STEPS = {"language_model": 350, "vision": 1600, "pretrain": 1900, "instruct": 1000}
+STEPS = {"language_model": 1500, "vision": 1600, "pretrain": 1875, "instruct": 1000}
 SCENES = {"captions": 120_000, "dialogues": 30_000, "pairs": 8_000, "text": 12_000}
 SEED = 0
 
