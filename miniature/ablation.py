@@ -2,7 +2,7 @@
 
 python miniature/ablation.py
 
-It needs what `miniature/build.py` leaves in build/miniature. Every cell is trained and scored once; a run that was
+It needs what `miniature/make.py` leaves in build/miniature. Every cell is trained and scored once; a run that was
 interrupted goes on with the next one. The table is printed and lies in build/miniature/ablation with the plot.
 """
 
@@ -15,12 +15,12 @@ from typing import Annotated
 import numpy as np
 import typer
 import yaml
+from make import FOLDER, HERE
 from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 from score import Answerer, score
 
-from build import FOLDER, HERE
 from transformers_owl.evaluation.paper import NEEDED, TABLE_2
 from transformers_owl.training.train import train
 

@@ -190,3 +190,29 @@ def test_scores_and_features_of_videos(model, llama_processor, clips, pictures):
     assert features.patches.shape[:2] == (2, 4)
     with pytest.raises(ValueError, match="given together"):
         extract_features(model, llama_processor, [clips[0], pictures[0]])
+
+
+def test_the_chat_in_the_terminal_takes_videos(checkpoint, model, llama_processor, clips, tmp_path):
+    saved = tmp_path / "talk.json"
+    typed = f"/image {clips[0]}\nWhat happens?\nSo?\n/save {saved}\n"
+    result = CliRunner().invoke(app, ["chat", "--model", checkpoint, "--max-new-tokens", "4"], input=typed)
+    assert result.exit_code == 0, result.output
+    assert f"{clips[0]}: a video, of which 4 frames are seen" in result.stdout
+    chat = Chat(model, llama_processor)
+    answers = [chat.ask("What happens?", [clips[0]], max_new_tokens=4), chat.ask("So?", max_new_tokens=4)]
+    assert all(f"Owl: {answer}" in result.stdout for answer in answers)
+    messages = json.loads(saved.read_text())
+    assert messages[0]["content"][0] == {"type": "video", "path": str(clips[0])}
+    assert "pixel_values_videos" in llama_processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+
+
+def test_the_chat_in_the_terminal_says_what_is_wrong_with_a_video_and_goes_on(checkpoint, llama, clips, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"nothing")
+    for model, file, fault in ((llama.checkpoint, clips[0], "sees pictures alone"), (checkpoint, broken, "broken.mp4")):
+        typed = f"/image {file}\nHello?\n"
+        result = CliRunner().invoke(app, ["chat", "--model", model, "--max-new-tokens", "4"], input=typed)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.count("Error:") == 1 and fault in result.stdout and "Owl: " in result.stdout

@@ -15,11 +15,12 @@ import typer
 
 from ..inference import Chat
 from ..mplug_owl.image_processing_mplug_owl import open_picture
+from ..mplug_owl.video_processing_mplug_owl import visual_part
 from .loading import memory_advice
 
 
 HELP = {
-    "/image": "PATH or URL ...: pictures for the next question",
+    "/image": "PATH or URL ...: pictures or videos for the next question",
     "/clear": "a new conversation",
     "/system": "SENTENCE: another system sentence, and a new conversation",
     "/save": "FILE: write the conversation as JSON",
@@ -45,6 +46,7 @@ class TerminalChat:
         self.processor = processor
         self.options = options
         self.system = system
+        self.sees_videos = model.config.vision_config.use_temporal
         self.commands: dict[str, Callable[[str], None]] = {
             "/image": self.add_pictures,
             "/clear": self.clear,
@@ -56,7 +58,7 @@ class TerminalChat:
 
     def _begin(self) -> None:
         self.chat = Chat(self.model, self.processor, self.system)
-        self.waiting: list[tuple[str, PIL.Image.Image]] = []
+        self.waiting: list[tuple[str, PIL.Image.Image | str]] = []
         self.sources: list[str] = []
 
     def run(self, pictures: list[str]) -> None:
@@ -107,11 +109,21 @@ class TerminalChat:
 
     def add_pictures(self, rest: str) -> None:
         for source in shlex.split(rest):
-            picture = open_picture(source)
-            self.waiting.append((source, picture))
-            _note(f"{source}: {picture.width} x {picture.height} pixels, for the next question.")
+            if visual_part(source, self.sees_videos)["type"] == "video":
+                self.add_video(source)
+            else:
+                picture = open_picture(source)
+                self.waiting.append((source, picture))
+                _note(f"{source}: {picture.width} x {picture.height} pixels, for the next question.")
         if not self.waiting:
             _note("No picture yet: /image PATH gives one.")
+
+    def add_video(self, source: str) -> None:
+        if not self.sees_videos:
+            raise ValueError(f"{source} is a video, but this model sees pictures alone: take a video release.")
+        frames = len(self.processor.video_processor([source])["pixel_values_videos"][0])
+        self.waiting.append((source, source))
+        _note(f"{source}: a video, of which {frames} frames are seen, for the next question.")
 
     def clear(self, _: str) -> None:
         self._begin()
@@ -137,11 +149,11 @@ class TerminalChat:
         sources = iter(self.sources)
 
         def named(part: dict) -> dict:
-            if part["type"] != "image":
+            if part["type"] == "text":
                 return part
             source = next(sources)
             kind = "url" if source.startswith(("http://", "https://")) else "path"
-            return {"type": "image", kind: source if kind == "url" else os.path.abspath(source)}
+            return {"type": part["type"], kind: source if kind == "url" else os.path.abspath(source)}
 
         return [
             {**message, "content": [named(part) for part in message["content"]]}

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..inference import Chat, draw_attention, picture_attention
 from ..mplug_owl.image_processing_mplug_owl import open_picture
+from ..mplug_owl.video_processing_mplug_owl import visual_part
 from .loading import generation_options, memory_advice
 
 
@@ -58,6 +59,7 @@ class OwlDesk:
     def __init__(self, model, processor):
         self.model = model
         self.processor = processor
+        self.sees_videos = model.config.vision_config.use_temporal
         self.lock = Lock()
 
     def answer(
@@ -67,11 +69,11 @@ class OwlDesk:
         with _shown():
             if not message["text"].strip():
                 raise ValueError("There is no question: write one to go with the picture.")
-            earlier = read_history(history)
+            earlier = read_history(history, self.sees_videos)
             # Uploads come as paths, examples as gradio's descriptions of files.
             files = [file["path"] if isinstance(file, dict) else file for file in message["files"]]
-            pictures = [read_upload(path) for path in files]
-            _check_number(len(pictures) + len(_pictures(earlier)))
+            pictures = [read_upload(path, self.sees_videos) for path in files]
+            _check_number(len(pictures) + len(_shown_parts(earlier)))
             options = generation_options(int(length), temperature, top_p, int(num_beams))
             with self.lock, memory_advice(ADVICE):
                 written = ""
@@ -84,46 +86,52 @@ class OwlDesk:
     def look(self, history: list[dict], word: str) -> list[tuple[PIL.Image.Image, str]] | None:
         """Heat maps over the pictures of the conversation, for its last answer; none where that fails."""
         with _shown():
-            messages = read_history(history)
+            messages = read_history(history, self.sees_videos)
             if not messages:
                 raise ValueError("There is no answer yet: ask about a picture first.")
+            pictures = _shown_parts(messages)
+            if any(part["type"] == "video" for part in pictures):
+                raise ValueError("Maps are drawn over pictures, but the conversation has a video.")
             with self.lock, memory_advice(ADVICE):
                 found = picture_attention(self.model, self.processor, messages, word.strip() or None)
             return [
-                (draw_attention(picture, attention.patches), f"{attention.positions.sum():.0%} of the attention")
-                for picture, attention in zip(_pictures(messages), found, strict=True)
+                (draw_attention(part["image"], attention.patches), f"{attention.positions.sum():.0%} of the attention")
+                for part, attention in zip(pictures, found, strict=True)
             ]
         return None
 
 
-def read_history(history: list[dict]) -> list[dict[str, Any]]:
+def read_history(history: list[dict], sees_videos: bool) -> list[dict[str, Any]]:
     """The page's messages as the processor takes them; a question that got no answer is left out."""
     messages: list[dict[str, Any]] = []
     for asked, answered in pairwise(history):
         if (asked["role"], answered["role"]) == ("user", "assistant"):
             answer = "".join(part["text"] for part in answered["content"])
-            messages.append({"role": "user", "content": [_read_part(part) for part in asked["content"]]})
+            messages.append({"role": "user", "content": [_read_part(part, sees_videos) for part in asked["content"]]})
             messages.append({"role": "assistant", "content": answer})
     return messages
 
 
-def _read_part(part: dict) -> dict[str, Any]:
+def _read_part(part: dict, sees_videos: bool) -> dict[str, Any]:
     if part["type"] == "file":
-        return {"type": "image", "image": read_upload(part["file"]["path"])}
+        return visual_part(read_upload(part["file"]["path"], sees_videos), sees_videos)
     return {"type": "text", "text": part["text"]}
 
 
-def read_upload(path: str) -> PIL.Image.Image:
-    """An uploaded picture. As a `Path` it is a file, never a URL."""
+def read_upload(path: str, sees_videos: bool) -> PIL.Image.Image | Path:
+    """An uploaded picture, or the path of a video. As a `Path` it is a file, never a URL."""
+    if sees_videos and visual_part(Path(path), sees_videos)["type"] == "video":
+        return Path(path)
     try:
         return open_picture(Path(path))
     except ValueError as error:
         raise ValueError(f"{Path(path).name} cannot be read as a picture: give a whole PNG, JPEG or WebP.") from error
 
 
-def _pictures(messages: list[dict[str, Any]]) -> list[PIL.Image.Image]:
+def _shown_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pictures and videos of a conversation."""
     parts = [part for message in messages if message["role"] == "user" for part in message["content"]]
-    return [part["image"] for part in parts if part["type"] == "image"]
+    return [part for part in parts if part["type"] != "text"]
 
 
 def _check_number(number: int) -> None:
@@ -186,8 +194,8 @@ def build_page(desk: OwlDesk, name: str) -> gr.Blocks:
                 placeholder="Add a picture and ask about it.",
             ),
             textbox=gr.MultimodalTextbox(
-                file_count="multiple", file_types=["image"], placeholder="Ask about a picture", autofocus=True,
-                submit_btn=True, stop_btn=True, max_lines=6,
+                file_count="multiple", file_types=["image", "video"] if desk.sees_videos else ["image"],
+                placeholder="Ask about a picture", autofocus=True, submit_btn=True, stop_btn=True, max_lines=6,
             ),
             additional_inputs=_settings(),
             additional_inputs_accordion=gr.Accordion("Settings", open=False, render=False),

@@ -1,6 +1,6 @@
 """Makes the miniature Owl from nothing but packages of registries, by the two stages of the paper.
 
-python miniature/build.py
+python miniature/make.py
 
 Everything lies in build/miniature. A run that was interrupted goes on where it stopped. On two CPU cores it takes less
 than 100 minutes; `--scale 4` trains four times as long, where there is a GPU.
