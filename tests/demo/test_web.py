@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 import time
 import urllib.error
@@ -10,8 +11,13 @@ from pathlib import Path
 
 import pytest
 from browser import NEEDS_CHROMIUM, chromium, free_port
+from clips import write_clip
+from conftest import GoldenCase
+from typer.testing import CliRunner
 
 from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl.cli import app
+from transformers_owl.inference import Chat
 
 
 pytestmark = NEEDS_CHROMIUM
@@ -226,6 +232,47 @@ def test_failures_are_told_and_do_not_stay(browser, site, tmp_path):
     assert str(Path(os.environ["GRADIO_TEMP_DIR"])) not in view.inner_text("body")
     ask(view, " ", CAT)
     view.get_by_text("There is no question").wait_for()
+
+
+def test_too_many_pictures_are_refused_and_the_chat_goes_on(browser, site):
+    view = enter(browser, site)
+    set_length(view, 16)
+    ask(view, "What are these?", *[CAT] * 17)
+    view.get_by_text("The conversation has 17 pictures, 16 at most").wait_for()
+
+
+def test_a_port_in_use_is_told_before_the_model_is_loaded():
+    pytest.importorskip("gradio")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(app, ["web", "--model", "no-such-model", "--port", str(port)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: 127.0.0.1:{port} cannot be served at")
+    assert "choose another --port" in result.stderr
+
+
+def test_a_video_goes_up_and_is_answered_about_over_two_turns(browser, llama_processor, tmp_path):
+    from transformers_owl.demo.web import serving
+
+    clip = write_clip(tmp_path / "clip.mp4", "libx264")
+    owl = MplugOwlForConditionalGeneration.from_pretrained(GoldenCase("video-llama").checkpoint)
+    chat = Chat(owl, llama_processor)
+    content = [{"type": "video", "path": clip}, {"type": "text", "text": "What happens?"}]
+    first = chat.ask("What happens?", [clip], max_new_tokens=16)
+    history = [{"role": "user", "content": content}, {"role": "assistant", "content": first}]
+    second = Chat(owl, llama_processor, history=history).ask("So?", max_new_tokens=16)
+    port = free_port()
+    with serving(owl, llama_processor, "a tiny owl", "127.0.0.1", port):
+        view = enter(browser, f"http://127.0.0.1:{port}")
+        set_length(view, 16)
+        view.locator("input[type=file]").first.set_input_files([clip])
+        view.locator(".thumbnails .thumbnail-item, .thumbnails video").first.wait_for()
+        ask(view, "What happens?")
+        assert same(wait_for_answers(view, 1)[0], first)
+        ask(view, "So?")
+        assert same(wait_for_answers(view, 2)[1], second)
 
 
 @pytest.mark.parametrize("settings", [{"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 844}}])
