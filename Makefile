@@ -28,7 +28,7 @@ test-oldest: $(OLDEST_VENV)/installed
 	$(OLDEST_VENV)/bin/python $(PYTEST)
 
 test-slow: $(VENV)/installed
-	$(VENV)/bin/pip install -q -e ".[eval]" "playwright>=1.65"
+	$(VENV)/bin/pip install -q -e ".[eval,miniature]" "playwright>=1.65"
 	$(VENV)/bin/pip install -q --no-deps $(GRADIO)
 	$(VENV)/bin/python -m pytest -m slow
 
