@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -110,6 +111,21 @@ def test_full_memory_says_what_to_lower():
         torch.empty(10**16)
     with pytest.raises(RuntimeError, match="shape"), memory_advice("Ask less."):
         torch.empty(4).view(3)
+
+
+def test_a_ctrl_c_before_the_first_word_stops_the_answer_too(llama_model, llama_processor, monkeypatch, capsys):
+    options = {"max_new_tokens": 400, "suppress_tokens": [*llama_model.generation_config.suppress_tokens, 2]}
+    terminal = TerminalChat(llama_model, llama_processor, options)
+    stream = terminal.chat.stream
+
+    def interrupted(*args, **options):
+        signal.raise_signal(signal.SIGINT)
+        yield from stream(*args, **options)
+
+    monkeypatch.setattr(terminal.chat, "stream", interrupted)
+    terminal.follow("Tell me everything.")
+    assert "Stopped." in capsys.readouterr().out
+    assert terminal.chat.ids.shape[1] < 400
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal of POSIX")

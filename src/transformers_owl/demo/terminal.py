@@ -94,12 +94,14 @@ class TerminalChat:
         return self.commands[name](rest.strip())
 
     def ask(self, question: str) -> None:
-        typer.secho("Owl: ", fg=typer.colors.GREEN, bold=True, nl=False)
         pictures = [picture for _, picture in self.waiting]
         try:
             with memory_advice(ADVICE), _interrupts(self.chat.stop) as stopped:
+                typer.secho("Owl: ", fg=typer.colors.GREEN, bold=True, nl=False)
                 for piece in self.chat.stream(question, pictures, **self.options):
                     print(piece, end="", flush=True)
+                    if stopped:  # also by a Ctrl-C that came before the answer had begun
+                        self.chat.stop()
         finally:
             print()
         if stopped:
