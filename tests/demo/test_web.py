@@ -75,7 +75,10 @@ def ask(view, question, *pictures, press="Enter"):
 
 def set_length(view, tokens):
     view.get_by_text("Settings").click()
-    view.get_by_label("number input for Longest answer").fill(str(tokens))
+    box = view.get_by_label("number input for Longest answer")
+    box.fill(str(tokens))
+    box.press("Tab")
+    view.wait_for_timeout(500)  # until the page has taken it
     view.get_by_text("Settings").click()
 
 
@@ -226,7 +229,7 @@ def test_failures_are_told_and_do_not_stay(browser, site, tmp_path):
     ask(view, "What is it?", bad)
     view.get_by_text("bad.png cannot be read as a picture").wait_for()
     view.locator(".submit-button").wait_for()
-    view.wait_for_timeout(2000)  # until the page has emptied its box for the next question
+    view.wait_for_timeout(4000)  # until the page has emptied its box for the next question
     ask(view, "Then what is this?", CAT)
     assert wait_for_answers(view, 1)[0]
     assert str(Path(os.environ["GRADIO_TEMP_DIR"])) not in view.inner_text("body")
@@ -251,28 +254,6 @@ def test_a_port_in_use_is_told_before_the_model_is_loaded():
     assert result.exit_code == 1
     assert result.stderr.startswith(f"Error: 127.0.0.1:{port} cannot be served at")
     assert "choose another --port" in result.stderr
-
-
-def test_a_video_goes_up_and_is_answered_about_over_two_turns(browser, llama_processor, tmp_path):
-    from transformers_owl.demo.web import serving
-
-    clip = write_clip(tmp_path / "clip.mp4", "libx264")
-    owl = MplugOwlForConditionalGeneration.from_pretrained(GoldenCase("video-llama").checkpoint)
-    chat = Chat(owl, llama_processor)
-    content = [{"type": "video", "path": clip}, {"type": "text", "text": "What happens?"}]
-    first = chat.ask("What happens?", [clip], max_new_tokens=16)
-    history = [{"role": "user", "content": content}, {"role": "assistant", "content": first}]
-    second = Chat(owl, llama_processor, history=history).ask("So?", max_new_tokens=16)
-    port = free_port()
-    with serving(owl, llama_processor, "a tiny owl", "127.0.0.1", port):
-        view = enter(browser, f"http://127.0.0.1:{port}")
-        set_length(view, 16)
-        view.locator("input[type=file]").first.set_input_files([clip])
-        view.locator(".thumbnails .thumbnail-item, .thumbnails video").first.wait_for()
-        ask(view, "What happens?")
-        assert same(wait_for_answers(view, 1)[0], first)
-        ask(view, "So?")
-        assert same(wait_for_answers(view, 2)[1], second)
 
 
 @pytest.mark.parametrize("settings", [{"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 844}}])
@@ -404,3 +385,25 @@ def test_uploads_are_limited_and_go_with_the_page(model, llama_processor):
             upload(bytes(21 * 10**6))
         assert refused.value.code == 413
     assert not Path(path).exists()
+
+
+def test_a_video_goes_up_and_is_answered_about_over_two_turns(browser, llama_processor, tmp_path):
+    from transformers_owl.demo.web import serving
+
+    clip = write_clip(tmp_path / "clip.mp4", "libx264")
+    owl = MplugOwlForConditionalGeneration.from_pretrained(GoldenCase("video-llama").checkpoint)
+    chat = Chat(owl, llama_processor)
+    content = [{"type": "video", "path": clip}, {"type": "text", "text": "What happens?"}]
+    first = chat.ask("What happens?", [clip], max_new_tokens=16)
+    history = [{"role": "user", "content": content}, {"role": "assistant", "content": first}]
+    second = Chat(owl, llama_processor, history=history).ask("So?", max_new_tokens=16)
+    port = free_port()
+    with serving(owl, llama_processor, "a tiny owl", "127.0.0.1", port):
+        view = enter(browser, f"http://127.0.0.1:{port}")
+        set_length(view, 16)
+        view.locator("input[type=file]").first.set_input_files([clip])
+        view.locator(".thumbnails .thumbnail-item, .thumbnails video").first.wait_for()
+        ask(view, "What happens?")
+        assert same(wait_for_answers(view, 1)[0], first)
+        ask(view, "So?")
+        assert same(wait_for_answers(view, 2)[1], second)
