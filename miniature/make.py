@@ -2,8 +2,8 @@
 
 python miniature/make.py
 
-Everything lies in build/miniature. A run that was interrupted goes on where it stopped. `--scale 4` trains four times as
-long.
+Everything lies in build/miniature. A run that was interrupted goes on where it stopped. `--scale 4` trains four times
+as long.
 """
 
 import json
