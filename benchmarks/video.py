@@ -9,37 +9,13 @@ compares the encoding of our videos with that of as many pictures. `--tiny` trie
 """
 
 import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from side_by_side import TEXT, VISION, Report, alternate, around, decode_seconds, ready, seconds
 from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
 from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration
-
-
-TEXT = {
-    "vocab_size": 32000,
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "max_position_embeddings": 8192,
-}
-VISION = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 14,
-}
-TEXT_TOKENS = 60
-NEW_TOKENS = 16
 
 
 def build(dtype: torch.dtype, is_tiny: bool) -> dict[str, torch.nn.Module]:
@@ -58,33 +34,13 @@ def build(dtype: torch.dtype, is_tiny: bool) -> dict[str, torch.nn.Module]:
         video_token_index=31999,
     )
     models = {"owl": MplugOwlForConditionalGeneration(owl), "llava": VideoLlavaForConditionalGeneration(llava)}
-    for model in models.values():
-        model.generation_config.update(eos_token_id=None, pad_token_id=0, suppress_tokens=None, max_new_tokens=None)
-    return {name: model.to(dtype).eval() for name, model in models.items()}
+    return ready(models, dtype)
 
 
-def prompt(batch: int, positions: int, token_id: int, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+def prompt(model, positions: int, videos: torch.Tensor) -> dict[str, torch.Tensor]:
     """One video and 60 tokens of text a row."""
-    text = torch.randint(3, 31000, (batch, TEXT_TOKENS))
-    video = torch.full((batch, positions), token_id)
-    return {"input_ids": torch.cat([text[:, :30], video, text[:, 30:]], dim=1), "pixel_values_videos": pixels}
-
-
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def alternate(pairs: int, ours: Callable[[], float], theirs: Callable[[], float]) -> dict[str, float]:
-    """Medians in milliseconds, and the median of the ratios, after one unmeasured run each."""
-    ours(), theirs()
-    times = [(ours(), theirs()) for _ in range(pairs)]
-    return {
-        "ours_ms": statistics.median(a for a, _ in times) * 1e3,
-        "other_ms": statistics.median(b for _, b in times) * 1e3,
-        "ratio": statistics.median(a / b for a, b in times),
-    }
+    ids = around(torch.full((len(videos), positions), model.config.video_token_id))
+    return {"input_ids": ids, "pixel_values_videos": videos}
 
 
 @torch.no_grad()
@@ -94,8 +50,8 @@ def compare(models, batch: int, frames: int, pairs: int) -> dict[str, dict[str, 
     videos = torch.randn(batch, frames, 3, 224, 224, dtype=owl.dtype)
     patches = (VISION["image_size"] // VISION["patch_size"]) ** 2 + 1
     prompts = {
-        "owl": prompt(batch, owl.config.num_query_tokens + 1, owl.config.video_token_id, videos),
-        "llava": prompt(batch, frames * patches, llava.config.video_token_id, videos),
+        "owl": prompt(owl, owl.config.num_query_tokens + 1, videos),
+        "llava": prompt(llava, frames * patches, videos),
     }
 
     def encode(name: str) -> float:
@@ -105,14 +61,7 @@ def compare(models, batch: int, frames: int, pairs: int) -> dict[str, dict[str, 
         return seconds(lambda: models[name].generate(**prompts[name], max_new_tokens=1))
 
     def decode(name: str) -> float:
-        cache = models[name](**prompts[name], use_cache=True, logits_to_keep=1).past_key_values
-        token = torch.full((batch, 1), 5)
-
-        def steps() -> None:
-            for _ in range(NEW_TOKENS):
-                models[name](input_ids=token, past_key_values=cache, use_cache=True)
-
-        return seconds(steps) / NEW_TOKENS
+        return decode_seconds(models[name], prompts[name])
 
     measured = {"encode": encode, "first token": first_token, "decode, a token": decode}
     rows = {
@@ -134,17 +83,14 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="two layers of width 64")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rows = []
-    print(f"{'':34}{'owl ms':>10}{'other ms':>10}{'ratio':>8}")
+    report = Report()
     for dtype in arguments.dtype:
         models = build(getattr(torch, dtype), arguments.tiny)
         for batch in arguments.batch:
             for name, row in compare(models, batch, arguments.frames, arguments.pairs).items():
-                label = f"{name}, batch {batch}"
-                print(f"{label:34}{row['ours_ms']:10.1f}{row['other_ms']:10.1f}{row['ratio']:8.2f}  {dtype}")
-                rows.append({"name": name, "batch": batch, "dtype": dtype, "frames": arguments.frames, **row})
+                report.add(name, batch, dtype, {"frames": arguments.frames, **row})
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=1) + "\n")
+        report.write(arguments.json)
 
 
 if __name__ == "__main__":

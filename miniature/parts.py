@@ -11,7 +11,7 @@ import sentencepiece
 import torch
 from drawings import things
 from scenes import DYES, GROUNDS, LAYOUTS, MOST, SIZE, WORDS, World, draw
-from talk import USES
+from talk import KINDS
 from text import documents
 from tokenizers import AddedToken
 from torch import nn
@@ -127,8 +127,8 @@ def labels() -> dict[str, int]:
     names = [thing.name for thing in things()]
     seen = [*(f"scene {kind}" for kind in LAYOUTS), *(f"ground {ground}" for ground in GROUNDS)]
     seen += [f"count {count}" for count in range(1, MOST + 1)]
-    seen += [f"{place} {what}" for place in ("left", "right", "all") for what in (*names, *USES, *sorted(colours))]
-    seen += [*names, *USES]
+    seen += [f"{place} {what}" for place in ("left", "right", "all") for what in (*names, *KINDS, *sorted(colours))]
+    seen += [*names, *KINDS]
     seen += [f"digit {place} {digit}" for place in range(2) for digit in range(10)]
     seen += sorted({f"letter {place} {letter}" for word in WORDS for place, letter in enumerate(word)})
     seen += [f"says {text}" for text in (*map(str, range(100)), *WORDS)]

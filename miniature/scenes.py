@@ -27,7 +27,7 @@ GROUNDS = {
 WORDS = tuple(thing.name for thing in things() if len(thing.name) <= 6)
 FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono-Bold.ttf", "STIXGeneralBol.ttf")
 HELD_OUT_FONT = "DejaVuSerif-Bold.ttf"
-KINDS = {"one": 0.32, "two": 0.3, "many": 0.18, "writing": 0.2}
+SHARES = {"one": 0.32, "two": 0.3, "many": 0.18, "writing": 0.2}
 MOST = 6  # things of a group
 
 
@@ -104,8 +104,8 @@ class World:
         object.__setattr__(self, "things", chosen)
 
     def scene(self, random: np.random.Generator, kind: str | None = None) -> Scene:
-        """A scene at random, of the given kind or of one drawn after `KINDS`."""
-        kind = kind or pick(random, tuple(KINDS), tuple(KINDS.values()))
+        """A scene at random, of the given kind or of one drawn after `SHARES`."""
+        kind = kind or pick(random, tuple(SHARES), tuple(SHARES.values()))
         ground = pick(random, tuple(GROUNDS))
         items, writing = LAYOUTS[kind](self, random, ground)
         return Scene(

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scenes import World, draw, world
+from scipy import stats
 from talk import Exchange, about, about_pair, text_only
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -139,9 +140,8 @@ def marks(answerer: Answerer, asked: list[Question]) -> np.ndarray:
 
 def interval(right: np.ndarray) -> tuple[float, float]:
     """The bootstrap's 95 % interval of the mean."""
-    draws = np.random.default_rng(0).integers(len(right), size=(RESAMPLES, len(right)))
-    low, high = np.quantile(right[draws].mean(1), (0.025, 0.975))
-    return float(low), float(high)
+    found = stats.bootstrap((right,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def table(split: str, results: dict[str, dict]) -> Table:

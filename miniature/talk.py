@@ -234,11 +234,11 @@ def about(scene: Scene, random: np.random.Generator) -> list[Exchange]:
 def about_pair(world: World, random: np.random.Generator) -> tuple[list[Scene], list[Exchange]]:
     """Two scenes of one thing each, and what may be asked about both."""
     alike = random.random() < 0.5
-    scenes = [world.scene(random, "one"), world.scene(random, "one")]
-    while len({scene.items[0].thing for scene in scenes}) == 1 or alike != (
-        len({scene.items[0].thing.kind for scene in scenes}) == 1
-    ):
-        scenes[1] = world.scene(random, "one")
+    while True:
+        scenes = [world.scene(random, "one") for _ in range(2)]
+        first, second = (scene.items[0].thing for scene in scenes)
+        if first != second and alike == (first.kind == second.kind):
+            break
     place = random.integers(2)
     thing = scenes[place].items[0].thing
     ordinal = ("first", "second")

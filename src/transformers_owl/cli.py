@@ -22,39 +22,6 @@ def main() -> None:
     pass
 
 
-@app.command()
-def caption(
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Files or URLs of pictures and videos.")],
-    model: Annotated[str, typer.Option(help="Folder or Hub repository; one of the original release works as it is.")],
-    prompt: Annotated[str, typer.Option(help="What to ask about every picture.")] = "Describe the picture.",
-    output: Annotated[Path | None, typer.Option(help="Also write the answers to this JSON Lines file.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered together.")] = 8,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer (default: the model's).")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, mps or cpu (default: the best there is).")] = None,
-    dtype: Annotated[str, typer.Option(help="Type of the weights, such as bfloat16.")] = "auto",
-    num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video (default: the model's, 4).")] = None,
-) -> None:
-    """Ask one question about pictures or videos and print the answers."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    import transformers_owl  # noqa: F401  (registers the Auto classes)
-
-    from .demo.caption import Captioner
-    from .demo.caption import caption as answers
-
-    try:
-        captioner = Captioner(model, device, dtype, num_frames)
-        with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
-            task = progress.add_task("answering", total=len(set(pictures)))
-            for picture, answer in answers(captioner, pictures, prompt, output, batch_size, max_new_tokens):
-                print(f"{picture}: {answer}")
-                progress.advance(task)
-    except (ImportError, MemoryError, OSError, ValueError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
-
-
 OwlEval = Annotated[Path | None, typer.Option("--owleval", help="OwlEval's folder: questions.jsonl and cases/.")]
 Vicuna = Annotated[Path | None, typer.Option("--vicuna", help="Text-only questions in Vicuna's format.")]
 AnswerFiles = Annotated[list[Path], typer.Argument(metavar="ANSWERS...", help="One file for each system.")]
@@ -69,6 +36,36 @@ TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that the model's f
 Owl = Annotated[str, typer.Option(help="Folder or Hub repository; one of the original release works as it is.")]
 Pictures = Annotated[list[str] | None, typer.Argument(metavar="[PICTURE]...", help="Picture files or URLs.")]
 Longest = Annotated[int | None, typer.Option(min=1, help="Longest answer (default: the model's).")]
+
+
+@app.command()
+def caption(
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Files or URLs of pictures and videos.")],
+    model: Owl,
+    prompt: Annotated[str, typer.Option(help="What to ask about every picture.")] = "Describe the picture.",
+    output: Annotated[Path | None, typer.Option(help="Also write the answers to this JSON Lines file.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered together.")] = 8,
+    max_new_tokens: Longest = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video (default: the model's, 4).")] = None,
+) -> None:
+    """Ask one question about pictures or videos and print the answers."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    import transformers_owl  # noqa: F401  (registers the Auto classes)
+
+    from .demo.caption import Captioner
+    from .demo.caption import caption as answers
+
+    with _errors():
+        captioner = Captioner(model, device, dtype, num_frames)
+        with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
+            task = progress.add_task("answering", total=len(set(pictures)))
+            for picture, answer in answers(captioner, pictures, prompt, output, batch_size, max_new_tokens):
+                print(f"{picture}: {answer}")
+                progress.advance(task)
 
 
 @app.command()
@@ -283,7 +280,7 @@ def _errors(needs: str = "What evaluation needs is listed in docs/evaluation.md.
     except ModuleNotFoundError as error:
         typer.echo(f"Error: {error}. {needs}", err=True)
         raise typer.Exit(1) from error
-    except (MemoryError, OSError, ValueError) as error:
+    except (ImportError, MemoryError, OSError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
 

@@ -79,7 +79,7 @@ class TerminalChat:
             except KeyboardInterrupt:
                 print()
                 _note("/quit or Ctrl-D leaves.")
-            except (MemoryError, OSError, ValueError) as error:
+            except (ImportError, MemoryError, OSError, ValueError) as error:
                 _note(f"Error: {error}", typer.colors.RED)
 
     def follow(self, line: str) -> None:

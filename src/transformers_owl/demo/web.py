@@ -144,7 +144,7 @@ def _shown() -> Iterator[None]:
     """What a user can get wrong is shown on the page. A `gr.Error` would leave it waiting for the end of the answer."""
     try:
         yield
-    except (MemoryError, ValueError) as error:
+    except (ImportError, MemoryError, ValueError) as error:
         gr.Warning(str(error), title="No answer")
 
 

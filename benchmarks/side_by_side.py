@@ -1,0 +1,88 @@
+"""What benchmarks beside the library's models share: sizes, alternating runs, rows of a table and of a JSON file."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+TEXT = {
+    "vocab_size": 32000,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "max_position_embeddings": 8192,
+}
+VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+}
+TEXT_TOKENS = 60
+NEW_TOKENS = 16
+
+
+def ready(models: dict[str, torch.nn.Module], dtype: torch.dtype) -> dict[str, torch.nn.Module]:
+    """The models in a type, writing as many tokens as they are asked for."""
+    for model in models.values():
+        model.generation_config.update(eos_token_id=None, pad_token_id=0, suppress_tokens=None, max_new_tokens=None)
+    return {name: model.to(dtype).eval() for name, model in models.items()}
+
+
+def around(visual: torch.Tensor) -> torch.Tensor:
+    """Ids with 60 tokens of text a row, half of them on either side of the visual ones (rows, positions)."""
+    text = torch.randint(3, 31000, (len(visual), TEXT_TOKENS))
+    return torch.cat([text[:, :30], visual, text[:, 30:]], dim=1)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def decode_seconds(model, prompt: dict[str, torch.Tensor]) -> float:
+    """Of a token behind a prompt, mean of some."""
+    cache = model(**prompt, use_cache=True, logits_to_keep=1).past_key_values
+    token = torch.full((len(prompt["input_ids"]), 1), 5)
+
+    def steps() -> None:
+        for _ in range(NEW_TOKENS):
+            model(input_ids=token, past_key_values=cache, use_cache=True)
+
+    return seconds(steps) / NEW_TOKENS
+
+
+def alternate(pairs: int, ours: Callable[[], float], theirs: Callable[[], float]) -> dict[str, float]:
+    """Medians in milliseconds, and the median of the ratios, after one unmeasured run each."""
+    ours(), theirs()
+    times = [(ours(), theirs()) for _ in range(pairs)]
+    return {
+        "ours_ms": statistics.median(a for a, _ in times) * 1e3,
+        "other_ms": statistics.median(b for _, b in times) * 1e3,
+        "ratio": statistics.median(a / b for a, b in times),
+    }
+
+
+class Report:
+    """Prints rows as they come and keeps them."""
+
+    def __init__(self):
+        self.rows: list[dict] = []
+        print(f"{'':34}{'owl ms':>10}{'other ms':>10}{'ratio':>8}")
+
+    def add(self, name: str, batch: int, dtype: str, row: dict[str, float]) -> None:
+        label = f"{name}, batch {batch}"
+        print(f"{label:34}{row['ours_ms']:10.1f}{row['other_ms']:10.1f}{row['ratio']:8.2f}  {dtype}", flush=True)
+        self.rows.append({"name": name, "batch": batch, "dtype": dtype, **row})
+
+    def write(self, file: Path) -> None:
+        file.write_text(json.dumps({"threads": torch.get_num_threads(), "rows": self.rows}, indent=1) + "\n")
