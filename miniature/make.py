@@ -31,7 +31,7 @@ from transformers_owl.training.train import train
 HERE = Path(__file__).parent
 FOLDER = Path("build/miniature")
 QUERIES, ABSTRACTOR_LAYERS = 16, 2
-STEPS = {"language_model": 1500, "vision": 1600, "pretrain": 1875, "instruct": 1000}
+STEPS = {"language_model": 1500, "vision": 4300, "pretrain": 1875, "instruct": 700}
 SCENES = {"captions": 120_000, "dialogues": 30_000, "pairs": 8_000, "text": 12_000}
 SEED = 0
 
@@ -72,7 +72,7 @@ def make(folder: Path, work: Callable[[Path], None]) -> None:
     unfinished.mkdir(parents=True)
     work(unfinished)
     unfinished.rename(folder)
-    note_time(folder.name, time.monotonic() - start)
+    note_time(folder, time.monotonic() - start)
 
 
 def run_stage(name: str, folder: Path, steps: int) -> None:
@@ -83,14 +83,14 @@ def run_stage(name: str, folder: Path, steps: int) -> None:
     Console(stderr=True).rule(name)
     start = time.monotonic()
     train(HERE / f"{name}.yaml", ["--max_steps", str(steps)])
-    note_time(name, time.monotonic() - start)
+    note_time(folder, time.monotonic() - start)
 
 
-def note_time(name: str, seconds: float) -> None:
-    """Adds to `times.json`. Of a step that was interrupted it is the time since it went on."""
-    file = FOLDER / "times.json"
+def note_time(folder: Path, seconds: float) -> None:
+    """Adds to `times.json` beside the folder. Of a step that was interrupted it is the time since it went on."""
+    file = folder.with_name("times.json")
     times = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps({**times, name: round(seconds, 1)}, indent=2) + "\n")
+    file.write_text(json.dumps({**times, folder.name: round(seconds, 1)}, indent=2) + "\n")
 
 
 def build_fresh(folder: Path) -> None:

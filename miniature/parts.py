@@ -1,8 +1,12 @@
 """What stage 1 starts from: a tokenizer, a language model trained on text, and a vision model trained on words."""
 
+import dataclasses
 import itertools
+import string
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import numpy as np
 import sentencepiece
 import torch
 from drawings import things
-from scenes import DYES, GROUNDS, LAYOUTS, MOST, SIZE, WORDS, World, draw
+from scenes import DYED, DYES, GROUNDS, LAYOUTS, MOST, SIZE, WORDS, Item, Scene, World, draw
 from talk import KINDS
 from text import documents
 from tokenizers import AddedToken
@@ -35,6 +39,7 @@ from transformers_owl.mplug_owl.tokenization_mplug_owl import prepare_tokenizer
 
 
 VOCABULARY = 2048
+PATCH = 16
 LINE_END = "|"
 IGNORED = -100
 
@@ -83,62 +88,143 @@ def pad(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
 
 
-class Seen(IterableDataset):
-    """Pictures with the labels of what they show."""
+@dataclass(frozen=True)
+class Lesson:
+    """
+    What the vision model is shown for some of its steps.
 
-    def __init__(self, world: World, processor: MplugOwlImageProcessor, labels: dict[str, int], seed: int):
-        self.world, self.processor, self.labels, self.seed = world, processor, labels, seed
+    Args:
+        name (`str`): Of its folder of checkpoints.
+        kind (`str`, *optional*): Of the scenes; by default all kinds that a world has.
+        edge (`int`): Of the pictures in pixels.
+        dyed (`float`): Share of things in another colour than their own.
+        rows (`int`): Pictures a step.
+        share (`float`): Of all steps.
+        schedule (`str`): Of the learning rate.
+    """
+
+    name: str
+    kind: str | None
+    edge: int
+    dyed: float
+    rows: int
+    share: float
+    schedule: str
+
+
+# A close-up has a quarter of a scene's patches, and lies at any place of it.
+LESSONS = (
+    Lesson("close", "close", SIZE // 2, 0.0, 256, 0.14, "constant_with_warmup"),
+    Lesson("dyed", "close", SIZE // 2, DYED, 256, 0.37, "constant_with_warmup"),
+    Lesson("scenes", None, SIZE, DYED, 96, 0.49, "cosine"),
+)
+NAMES, COLOURS = tuple(thing.name for thing in things()), ("", *DYES)
+SIGNS = ("", *string.digits, *string.ascii_lowercase)
+# What there is to be said of a picture, and of a patch that shows a thing.
+OF_PICTURE: dict[str, tuple] = {
+    "scene": tuple(LAYOUTS), "ground": tuple(GROUNDS), "count": tuple(range(1, MOST + 1)), "name": NAMES,
+    "colour": COLOURS, "left": NAMES, "right": NAMES, "left colour": COLOURS, "right colour": COLOURS,
+    **{f"sign {place}": SIGNS for place in range(max(map(len, WORDS)))},
+}  # fmt: skip
+SIDES = ("left", "right")
+OF_PATCH: dict[str, tuple] = {"name": NAMES, "kind": KINDS, "colour": COLOURS, "side": SIDES}
+
+
+def words_of_picture(scene: Scene) -> dict[str, Any]:
+    """What a caption would say, by the question that it answers."""
+    words: dict[str, Any] = {"scene": scene.kind, "ground": scene.ground}
+    if scene.kind in ("one", "many", "close") and scene.items:
+        words |= {"name": scene.left.thing.name, "colour": scene.left.dye, "count": len(scene.items)}
+    if scene.kind == "two":
+        for side, item in zip(SIDES, (scene.left, scene.right), strict=True):
+            words |= {side: item.thing.name, f"{side} colour": item.dye}
+    if scene.writing:
+        signs = [question for question in OF_PICTURE if question.startswith("sign")]
+        words |= dict(zip_longest(signs, scene.writing, fillvalue=""))
+    return words
+
+
+def words_of_patch(item: Item | None, column: int) -> dict[str, Any]:
+    """The abstractor has no positions of its own: it tells left from right by what the patches say of it."""
+    if item is None:
+        return {}
+    side = SIDES[2 * column // (SIZE // PATCH)]
+    return {"name": item.thing.name, "kind": item.thing.kind, "colour": item.dye, "side": side}
+
+
+def numbers(questions: dict[str, tuple], words: dict[str, Any]) -> list[int]:
+    return [said.index(words[name]) if name in words else IGNORED for name, said in questions.items()]
+
+
+class Seen(IterableDataset):
+    """
+    Pictures with the words of what they show: `picture` of shape `(edge, edge, 3)`, `places` of its patches among the
+    vision model's positions, `of_picture` and `of_patches`, numbers of words.
+    """
+
+    def __init__(self, world: World, lesson: Lesson, seed: int):
+        self.world, self.lesson, self.seed = dataclasses.replace(world, dyed=lesson.dyed), lesson, seed
 
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        side, sides = self.lesson.edge // PATCH, SIZE // PATCH
+        middles = [(place + 0.5) / side for place in range(side)]
         for number in itertools.count(first, step):
-            scene = self.world.scene(np.random.default_rng([self.seed, number]))
-            picture = np.asarray(draw(scene, self.world.drawings, self.processor.size["height"]))
-            found = torch.zeros(len(self.labels))
-            found[[self.labels[fact] for fact in scene.facts()]] = 1
-            yield {"picture": torch.from_numpy(picture.copy()), "labels": found}
+            random = np.random.default_rng([self.seed, number])
+            scene = self.world.scene(random, self.lesson.kind)
+            row, column = random.integers(sides - side + 1, size=2)
+            columns = np.arange(column, column + side)
+            places = np.arange(row, row + side)[:, None] * sides + columns
+            patches = [numbers(OF_PATCH, words_of_patch(scene.at(x, y), at))
+                       for y in middles for at, x in zip(columns, middles, strict=True)]  # fmt: skip
+            yield {
+                "picture": np.array(draw(scene, self.world.drawings, self.lesson.edge)),
+                "places": 1 + places.ravel(),
+                "of_picture": np.array(numbers(OF_PICTURE, words_of_picture(scene))),
+                "of_patches": np.array(patches),
+            }
 
 
 class WordPredictor(nn.Module):
-    """A CLIP vision model that says which labels a picture has: the stand-in for training with captions' words."""
+    """A CLIP vision model that says which words go with a picture and its patches: the stand-in for CLIP's training."""
 
     def __init__(self, config: CLIPVisionConfig, processor: MplugOwlImageProcessor):
         super().__init__()
         self.vision = CLIPVisionModel(config)
         self.vision.set_attn_implementation("eager")
-        self.head = nn.Linear(2 * config.hidden_size, len(labels()))
-        nn.init.constant_(self.head.bias, -4.0)
+        width = config.hidden_size
+        self.of_picture = nn.ModuleList(nn.Linear(2 * width, len(said)) for said in OF_PICTURE.values())
+        self.of_patch = nn.ModuleList(nn.Linear(width, len(said)) for said in OF_PATCH.values())
         self.register_buffer("mean", 255 * torch.tensor(processor.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(processor.image_std).view(3, 1, 1), persistent=False)
 
-    def forward(self, picture: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, picture: torch.Tensor, places: torch.Tensor, of_picture: torch.Tensor, of_patches: torch.Tensor):
+        patches, summary = self.see(picture, places)
+        said = [(head(summary), of_picture[:, place]) for place, head in enumerate(self.of_picture)]
+        said += [(head(patches).flatten(0, 1), of_patches[..., place].flatten())
+                 for place, head in enumerate(self.of_patch)]  # fmt: skip
+        # A mean over the rows that have such a word; the sum is divided by hand, as none may have one.
+        losses = [nn.functional.cross_entropy(logits.float(), words, ignore_index=IGNORED, reduction="sum")
+                  / (words != IGNORED).sum().clamp(min=1) for logits, words in said]  # fmt: skip
+        return {"loss": torch.stack(losses).sum(), "logits": [logits for logits, _ in said]}
+
+    def see(self, picture: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(rows, patches, width)` and `(rows, 2 * width)` of pictures that cover some of the positions."""
         pixels = (picture.permute(0, 3, 1, 2) - self.get_buffer("mean")) / self.get_buffer("std")
-        seen = self.vision(pixels)
-        patches = seen.last_hidden_state[:, 1:]
-        logits = self.head(torch.cat([seen.pooler_output, patches.mean(1)], 1))
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(labels)
-        return {"loss": loss, "logits": logits}
-
-
-def labels() -> dict[str, int]:
-    """A number for every label that a scene may have."""
-    colours = {*DYES, "undyed"}
-    names = [thing.name for thing in things()]
-    seen = [*(f"scene {kind}" for kind in LAYOUTS), *(f"ground {ground}" for ground in GROUNDS)]
-    seen += [f"count {count}" for count in range(1, MOST + 1)]
-    seen += [f"{place} {what}" for place in ("left", "right", "all") for what in (*names, *KINDS, *sorted(colours))]
-    seen += [*names, *KINDS]
-    seen += [f"digit {place} {digit}" for place in range(2) for digit in range(10)]
-    seen += sorted({f"letter {place} {letter}" for word in WORDS for place, letter in enumerate(word)})
-    seen += [f"says {text}" for text in (*map(str, range(100)), *WORDS)]
-    return {label: number for number, label in enumerate(seen)}
+        embeddings = self.vision.embeddings
+        patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2) + embeddings.position_embedding(places)
+        first = embeddings.class_embedding + embeddings.position_embedding.weight[0]
+        tokens = torch.cat([first.expand(len(picture), 1, -1), patches], 1)
+        tokens = self.vision.encoder(inputs_embeds=self.vision.pre_layrnorm(tokens)).last_hidden_state
+        patches = tokens[:, 1:]
+        return patches, torch.cat([self.vision.post_layernorm(tokens[:, 0]), patches.mean(1)], 1)
 
 
 def settings(folder: Path, **values) -> TrainingArguments:
     """Settings that both parts share."""
     return TrainingArguments(
-        output_dir=str(folder), lr_scheduler_type="cosine", adam_beta2=0.98, max_grad_norm=1.0, bf16=True, use_cpu=True,
+        output_dir=str(folder), adam_beta2=0.98, max_grad_norm=1.0, bf16=True, use_cpu=True,
         logging_steps=20, save_steps=200, save_total_limit=1, report_to="none", remove_unused_columns=False,
         dataloader_num_workers=1, disable_tqdm=None, seed=0, **values,
     )  # fmt: skip
@@ -161,8 +247,9 @@ def train_language_model(world: World, tokenizer_folder: Path, scratch: Path, fo
     model: Any = LlamaForCausalLM(config)
     model.set_attn_implementation("eager")
     args = settings(
-        scratch, max_steps=steps, per_device_train_batch_size=32, learning_rate=1e-3, warmup_steps=50, weight_decay=0.05
-    )
+        scratch, max_steps=steps, per_device_train_batch_size=32, learning_rate=1e-3, warmup_steps=50,
+        lr_scheduler_type="cosine", weight_decay=0.05,
+    )  # fmt: skip
     fit(model, Text(world, tokenizer, seed=1), args, pad)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -173,14 +260,15 @@ def train_vision(world: World, scratch: Path, folder: Path, steps: int) -> None:
     set_seed(0)
     config = CLIPVisionConfig(
         hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4, image_size=SIZE,
-        patch_size=16, hidden_act="quick_gelu",
+        patch_size=PATCH, hidden_act="quick_gelu",
     )  # fmt: skip
     processor = MplugOwlImageProcessor(size={"height": SIZE, "width": SIZE})
     model = WordPredictor(config, processor)
-    args = settings(
-        scratch, max_steps=steps, per_device_train_batch_size=128, learning_rate=1e-3, warmup_steps=100,
-        weight_decay=0.05,
-    )  # fmt: skip
-    fit(model, Seen(world, processor, labels(), seed=2), args)
+    for seed, lesson in enumerate(LESSONS, 2):
+        args = settings(
+            scratch / lesson.name, max_steps=max(1, round(lesson.share * steps)), learning_rate=1e-3, warmup_steps=50,
+            per_device_train_batch_size=lesson.rows, lr_scheduler_type=lesson.schedule, weight_decay=0.05,
+        )  # fmt: skip
+        fit(model, Seen(world, lesson, seed), args)
     model.vision.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -5,6 +5,7 @@ import functools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -27,8 +28,10 @@ GROUNDS = {
 WORDS = tuple(thing.name for thing in things() if len(thing.name) <= 6)
 FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono-Bold.ttf", "STIXGeneralBol.ttf")
 HELD_OUT_FONT = "DejaVuSerif-Bold.ttf"
-SHARES = {"one": 0.32, "two": 0.3, "many": 0.18, "writing": 0.2}
+SHARES = {"one": 0.28, "two": 0.38, "many": 0.18, "writing": 0.16}
 MOST = 6  # things of a group
+DYED = 0.3
+TURN = 12  # at most, to either side, in degrees
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """One thing, two side by side, a group of 1 to 6 of a kind, or writing (with or without a thing above it)."""
+    """
+    One thing, two side by side, a group of 1 to 6 of a kind, or writing (with or without a thing above it); or, close
+    up, a thing or a piece of writing.
+    """
 
     kind: str
     ground: str
-    items: tuple[Item, ...]
+    items: tuple[Item, ...] = ()
     writing: str = ""
+    height: float = 0.42  # of the writing, as a share of the picture's
+    middle: tuple[float, float] = (0.5, 0.5)  # of the writing
     font: str = FONTS[0]
     shade: tuple[float, float, float] = (0.0, 1.0, 1.0)  # of the ground: turn of hue, factors of saturation and value
     pattern: str = "plain"
@@ -65,20 +73,9 @@ class Scene:
     def right(self) -> Item:
         return max(self.items, key=lambda item: item.x)
 
-    def facts(self) -> set[str]:
-        """What there is to be seen, each as a short label."""
-        facts = {f"scene {self.kind}", f"ground {self.ground}"}
-        if self.kind == "writing":
-            sort = "digit" if self.writing.isdigit() else "letter"
-            facts |= {f"{sort} {place} {sign}" for place, sign in enumerate(self.writing)}
-            facts |= {f"says {self.writing}"}
-        if self.kind in ("one", "many"):
-            facts.add(f"count {len(self.items)}")
-        places = ("left", "right") if self.kind == "two" else ("all",) * len(self.items)
-        for place, item in zip(places, sorted(self.items, key=lambda item: item.x), strict=True):
-            facts |= {f"{place} {item.thing.name}", f"{place} {item.thing.kind}", f"{place} {item.dye or 'undyed'}"}
-            facts |= {item.thing.name, item.thing.kind}
-        return facts
+    def at(self, x: float, y: float) -> Item | None:
+        """The item whose round holds a point."""
+        return next((item for item in self.items if math.hypot(x - item.x, y - item.y) < item.size / 2), None)
 
 
 @dataclass(frozen=True)
@@ -91,11 +88,13 @@ class World:
         shown (`bool`, *optional*): Whether it has the things that training shows, or those that it holds back; by
             default both.
         fonts (`tuple[str, ...]`): Of the writing.
+        dyed (`float`): Share of things in another colour than their own.
     """
 
     drawings: Drawings
     shown: bool | None = None
     fonts: tuple[str, ...] = FONTS
+    dyed: float = DYED
     things: tuple[Thing, ...] = field(init=False)
 
     def __post_init__(self):
@@ -107,41 +106,39 @@ class World:
         """A scene at random, of the given kind or of one drawn after `SHARES`."""
         kind = kind or pick(random, tuple(SHARES), tuple(SHARES.values()))
         ground = pick(random, tuple(GROUNDS))
-        items, writing = LAYOUTS[kind](self, random, ground)
         return Scene(
             kind,
             ground,
-            items,
-            writing,
-            pick(random, self.fonts),
-            (random.uniform(-6, 6), random.uniform(0.85, 1.0), random.uniform(0.9, 1.0)),
-            pick(random, ("plain", "shaded", "stripes", "dots"), (0.4, 0.3, 0.15, 0.15)),
+            **LAYOUTS[kind](self, random, ground),
+            font=pick(random, self.fonts),
+            shade=(random.uniform(-6, 6), random.uniform(0.85, 1.0), random.uniform(0.9, 1.0)),
+            pattern=pick(random, ("plain", "shaded", "stripes", "dots"), (0.4, 0.3, 0.15, 0.15)),
         )
 
     def item(self, random, ground: str, x: float, y: float, size: float, thing: Thing | None = None) -> Item:
         thing = thing or pick(random, self.things)
-        dye = pick(random, tuple(d for d in DYES if d != ground)) if random.random() < 0.45 else ""
+        dye = pick(random, tuple(d for d in DYES if d != ground)) if random.random() < self.dyed else ""
         style = pick(random, self.drawings.styles[thing.name])
-        return Item(thing, style, dye, x, y, size, random.uniform(-18, 18), random.random() < 0.5)
+        return Item(thing, style, dye, x, y, size, random.uniform(-TURN, TURN), random.random() < 0.5)
 
 
-def one(world: World, random: np.random.Generator, ground: str) -> tuple[tuple[Item, ...], str]:
+def one(world: World, random: np.random.Generator, ground: str) -> dict[str, Any]:
     size = random.uniform(0.45, 0.9)
     slack = (1 - size) / 2
     x, y = 0.5 + random.uniform(-slack, slack), 0.5 + random.uniform(-slack, slack)
-    return (world.item(random, ground, x, y, size),), ""
+    return {"items": (world.item(random, ground, x, y, size),)}
 
 
-def two(world: World, random: np.random.Generator, ground: str) -> tuple[tuple[Item, ...], str]:
+def two(world: World, random: np.random.Generator, ground: str) -> dict[str, Any]:
     chosen = random.permutation(len(world.things))[:2]
     items = []
     for thing, middle in zip(chosen, (0.26, 0.74), strict=True):
         x, y = middle + random.uniform(-0.03, 0.03), random.uniform(0.28, 0.72)
-        items.append(world.item(random, ground, x, y, random.uniform(0.38, 0.48), world.things[thing]))
-    return tuple(items), ""
+        items.append(world.item(random, ground, x, y, random.uniform(0.42, 0.5), world.things[thing]))
+    return {"items": tuple(items)}
 
 
-def many(world: World, random: np.random.Generator, ground: str) -> tuple[tuple[Item, ...], str]:
+def many(world: World, random: np.random.Generator, ground: str) -> dict[str, Any]:
     """Copies of one item in cells of a grid of two rows and three columns."""
     cells = random.permutation(MOST)[: random.integers(1, MOST + 1)]
     first = world.item(random, ground, 0, 0, 0)
@@ -149,17 +146,32 @@ def many(world: World, random: np.random.Generator, ground: str) -> tuple[tuple[
     for cell in cells:
         x = (cell % 3 + 0.5) / 3 + random.uniform(-0.02, 0.02)
         y = (cell // 3 + 0.5) / 2 + random.uniform(-0.08, 0.08)
-        size, angle = random.uniform(0.26, 0.31), random.uniform(-18, 18)
+        size, angle = random.uniform(0.27, 0.32), random.uniform(-TURN, TURN)
         items.append(Item(first.thing, first.style, first.dye, x, y, size, angle, first.mirrored))
-    return tuple(items), ""
+    return {"items": tuple(items)}
 
 
-def writing(world: World, random: np.random.Generator, ground: str) -> tuple[tuple[Item, ...], str]:
+def writing(world: World, random: np.random.Generator, ground: str) -> dict[str, Any]:
     text = str(random.integers(100)) if random.random() < 0.5 else pick(random, WORDS)
-    return (world.item(random, ground, 0.5, 0.3, random.uniform(0.4, 0.55)),) if random.random() < 0.4 else (), text
+    if random.random() < 0.6:
+        return {"writing": text}
+    item = world.item(random, ground, 0.5, 0.3, random.uniform(0.4, 0.55))
+    return {"items": (item,), "writing": text, "height": 0.3, "middle": (0.5, 0.78)}
 
 
-LAYOUTS = {"one": one, "two": two, "many": many, "writing": writing}
+def close(world: World, random: np.random.Generator, ground: str) -> dict[str, Any]:
+    """A thing, or up to three signs of a writing, as they would be in a part of another scene."""
+    size = random.uniform(0.6, 1.0)
+    slack = (1 - size) / 2
+    place = 0.5 + random.uniform(-slack, slack), 0.5 + random.uniform(-slack, slack)
+    if random.random() < 0.7:
+        return {"items": (world.item(random, ground, *place, size),)}
+    text = writing(world, random, ground)["writing"]
+    first = random.integers(max(1, len(text) - 2))
+    return {"writing": text[first : first + 3], "height": 0.85 * size, "middle": place}
+
+
+LAYOUTS = {"one": one, "two": two, "many": many, "writing": writing, "close": close}
 
 
 def pick(random: np.random.Generator, choices, weights=None):
@@ -180,7 +192,7 @@ def draw(scene: Scene, drawings: Drawings, size: int = SIZE) -> PIL.Image.Image:
         if item.dye:
             stamp = dyed(stamp, item.dye)
         stamp = stamp.resize((edge, edge), PIL.Image.Resampling.BICUBIC, reducing_gap=2.0)
-        stamp = stamp.rotate(item.angle, PIL.Image.Resampling.BICUBIC, expand=True)
+        stamp = stamp.rotate(item.angle, PIL.Image.Resampling.BILINEAR, expand=True)
         corner = round(item.x * size - stamp.width / 2), round(item.y * size - stamp.height / 2)
         picture.paste(stamp, corner, stamp)
     if scene.writing:
@@ -239,15 +251,15 @@ def font(name: str, size: int) -> PIL.ImageFont.FreeTypeFont:
 
 
 def draw_writing(picture: PIL.Image.Image, scene: Scene) -> None:
-    """Dark on a light ground, light on a dark one, as wide as the picture allows."""
-    size = picture.width
-    height = math.floor(size * (0.3 if scene.items else 0.42))
+    """Dark on a light ground, light on a dark one; smaller where the picture is too narrow for it."""
+    size, (x, y) = picture.width, scene.middle
+    height = math.floor(size * scene.height)
     letters = font(scene.font, height)
+    room = 2 * (min(x, 1 - x) - 0.04) * size
     width = letters.getlength(scene.writing)
-    letters = letters if width <= 0.92 * size else font(scene.font, math.floor(height * 0.92 * size / width))
+    letters = letters if width <= room else font(scene.font, math.floor(height * room / width))
     ink = "black" if sum(rgb(GROUNDS[scene.ground])) > 330 else "white"
-    middle = (size / 2, size * (0.78 if scene.items else 0.5))
-    PIL.ImageDraw.Draw(picture).text(middle, scene.writing, fill=ink, font=letters, anchor="mm")
+    PIL.ImageDraw.Draw(picture).text((x * size, y * size), scene.writing, fill=ink, font=letters, anchor="mm")
 
 
 def world(styles: tuple[str, ...] = STYLES, shown: bool | None = True, size: int = SIZE, **options) -> World:

@@ -12,6 +12,8 @@ from transformers_owl.mplug_owl.processing_mplug_owl import SYSTEM_SENTENCE
 
 Document = list[tuple[str, str]]  # what is given, and what is to be learned after it; in turn
 
+QUESTIONS = 8  # of a scene, at most, without those that follow on them
+
 
 def documents(world: World, seed: int) -> Iterator[Document]:
     """
@@ -33,7 +35,7 @@ def questioned(world: World, random: np.random.Generator) -> Document:
     scene = world.scene(random)
     found = about(scene, random)
     document = [(f"{notes(scene, random)}.", "")]
-    for place in random.permutation(len(found))[:3]:
+    for place in random.permutation(len(found))[:QUESTIONS]:
         exchange = found[place]
         document.append((exchange.question, exchange.answer))
         if exchange.follow_up is not None:
@@ -44,11 +46,11 @@ def questioned(world: World, random: np.random.Generator) -> Document:
 def compared(world: World, random: np.random.Generator) -> Document:
     scenes, found = about_pair(world, random)
     document = [(f"{notes(scene, random)}.", "") for scene in scenes]
-    return document + [(found[place].question, found[place].answer) for place in random.permutation(len(found))[:3]]
+    return document + [(found[place].question, found[place].answer) for place in random.permutation(len(found))]
 
 
 def asked(world: World, random: np.random.Generator) -> Document:
-    return [(exchange.question, exchange.answer) for exchange in text_only(random)[:3]]
+    return [(exchange.question, exchange.answer) for exchange in text_only(random)]
 
 
 def known(world: World, random: np.random.Generator) -> Document:
@@ -64,4 +66,4 @@ def known(world: World, random: np.random.Generator) -> Document:
 
 
 WRITERS = (captioned, questioned, compared, asked, known)
-WEIGHTS = (0.4, 0.4, 0.1, 0.06, 0.04)
+WEIGHTS = (0.25, 0.45, 0.18, 0.08, 0.04)

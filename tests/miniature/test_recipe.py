@@ -1,8 +1,10 @@
 """The miniature's data: packages are checked, scenes show what they say, answers are what pictures show."""
 
 import base64
+import dataclasses
 import hashlib
 import io
+import itertools
 import re
 import tarfile
 
@@ -11,10 +13,15 @@ import numpy as np
 import packages
 import PIL.Image
 import pytest
+import torch
 from drawings import STYLES, Drawings, things
-from scenes import DYES, GROUNDS, HELD_OUT_FONT, World, draw, world
+from parts import IGNORED, LESSONS, OF_PATCH, OF_PICTURE, PATCH, SIGNS, Seen, WordPredictor
+from scenes import DYES, GROUNDS, HELD_OUT_FONT, SIZE, World, draw, world
 from talk import about, about_pair, caption, dialogue, notes, plural, text_only, verse
 from text import documents
+from transformers import CLIPVisionConfig
+
+from transformers_owl import MplugOwlImageProcessor
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +224,53 @@ def test_sums_of_text_only_questions_are_right():
         for e in text_only(np.random.default_rng(seed)):
             if found := re.fullmatch(r"What is (\d) plus (\d)\?", e.question):
                 assert int(e.answer) == int(found[1]) + int(found[2])
+
+
+def test_words_of_a_picture_and_its_patches_tell_the_scene(here):
+    """Close up, the patches lie where their places say, and a thing's patches say the thing and its colour."""
+    for lesson in LESSONS:
+        seen = Seen(here, lesson, seed=1)
+        for number, row in enumerate(itertools.islice(seen, 20)):
+            scene = dataclasses.replace(here, dyed=lesson.dyed).scene(np.random.default_rng([1, number]), lesson.kind)
+            asked = dict(zip(OF_PICTURE, row["of_picture"], strict=True))
+            assert OF_PICTURE["ground"][asked["ground"]] == scene.ground
+            assert OF_PICTURE["scene"][asked["scene"]] == scene.kind
+            signs = [SIGNS[asked[name]] for name in OF_PICTURE if name.startswith("sign") and asked[name] != IGNORED]
+            assert "".join(signs) == scene.writing
+            if scene.items and scene.kind in ("one", "many", "close"):
+                assert OF_PICTURE["name"][asked["name"]] == scene.items[0].thing.name
+                assert OF_PICTURE["count"][asked["count"]] == len(scene.items)
+            else:
+                assert asked["name"] == asked["count"] == IGNORED
+            things_said = {OF_PATCH["name"][name] for name, *_ in row["of_patches"] if name != IGNORED}
+            assert things_said == {item.thing.name for item in scene.items}
+            colours_said = {OF_PATCH["colour"][colour] for _, _, colour, _ in row["of_patches"] if colour != IGNORED}
+            assert colours_said == {item.dye for item in scene.items}
+            if scene.kind == "two":
+                said = {
+                    OF_PATCH["side"][side]: OF_PATCH["name"][name]
+                    for name, _, _, side in row["of_patches"]
+                    if name >= 0
+                }
+                assert said == {"left": scene.left.thing.name, "right": scene.right.thing.name}
+                assert {side: OF_PICTURE[side][asked[side]] for side in said} == said
+            if lesson.dyed == 0:
+                assert colours_said <= {""}
+            rows, columns = np.divmod(row["places"].reshape(lesson.edge // PATCH, -1) - 1, SIZE // PATCH)
+            assert np.ptp(rows) == np.ptp(columns) == lesson.edge // PATCH - 1
+
+
+def test_the_word_predictor_sees_what_the_vision_model_sees(here):
+    """It puts a CLIP vision model together anew, so that a close-up can lie anywhere; whole, both are the same."""
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE,
+        patch_size=PATCH,
+    )  # fmt: skip
+    predictor = WordPredictor(config, MplugOwlImageProcessor(size={"height": SIZE, "width": SIZE})).eval()
+    row = next(iter(Seen(here, LESSONS[-1], seed=3)))
+    picture, places = torch.from_numpy(row["picture"])[None], torch.from_numpy(row["places"])[None]
+    patches, summary = predictor.see(picture, places)
+    seen = predictor.vision((picture.permute(0, 3, 1, 2) - predictor.mean) / predictor.std)
+    torch.testing.assert_close(patches, seen.last_hidden_state[:, 1:])
+    torch.testing.assert_close(summary[:, :32], seen.pooler_output)
