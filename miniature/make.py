@@ -31,7 +31,7 @@ from transformers_owl.training.train import train
 HERE = Path(__file__).parent
 FOLDER = Path("build/miniature")
 QUERIES, ABSTRACTOR_LAYERS = 16, 2
-STEPS = {"language_model": 1500, "vision": 4300, "pretrain": 1875, "instruct": 700}
+STEPS = {"language_model": 1500, "vision": 3500, "pretrain": 1875, "instruct": 700}
 SCENES = {"captions": 120_000, "dialogues": 30_000, "pairs": 8_000, "text": 12_000}
 SEED = 0
 
