@@ -1,12 +1,10 @@
 """What stage 1 starts from: a tokenizer, a language model trained on text, and a vision model trained on words."""
 
-import dataclasses
 import itertools
 import string
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +138,7 @@ def words_of_picture(scene: Scene) -> dict[str, Any]:
             words |= {side: item.thing.name, f"{side} colour": item.dye}
     if scene.writing:
         signs = [question for question in OF_PICTURE if question.startswith("sign")]
-        words |= dict(zip_longest(signs, scene.writing, fillvalue=""))
+        words |= dict(itertools.zip_longest(signs, scene.writing, fillvalue=""))
     return words
 
 
@@ -163,7 +161,7 @@ class Seen(IterableDataset):
     """
 
     def __init__(self, world: World, lesson: Lesson, seed: int):
-        self.world, self.lesson, self.seed = dataclasses.replace(world, dyed=lesson.dyed), lesson, seed
+        self.world, self.lesson, self.seed = replace(world, dyed=lesson.dyed), lesson, seed
 
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()

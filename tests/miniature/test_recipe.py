@@ -18,7 +18,7 @@ from drawings import STYLES, Drawings, things
 from parts import IGNORED, LESSONS, OF_PATCH, OF_PICTURE, PATCH, SIGNS, Seen, WordPredictor
 from scenes import DYES, GROUNDS, HELD_OUT_FONT, SIZE, World, draw, world
 from talk import about, about_pair, caption, dialogue, notes, plural, text_only, verse
-from text import documents
+from text import checked, documents
 from transformers import CLIPVisionConfig
 
 from transformers_owl import MplugOwlImageProcessor
@@ -210,6 +210,20 @@ def test_text_for_the_language_model_has_captions_in_chats_alone(here):
         if "Human:" in whole:
             assert whole.count("Human:") == 1 and len(document) == 1 and "?" not in whole
         assert document[-1][1]
+
+
+def test_yes_stands_where_the_thing_is_in_the_notes_and_no_elsewhere(here):
+    random, answers = np.random.default_rng(0), []
+    for _ in range(100):
+        (noted, _), *asked = checked(here, random)
+        for question, answer in asked:
+            name = re.fullmatch(r"Is there (?:an? )?(.+) in the picture\?", question)[1]
+            answers.append(answer)
+            if re.search(rf"\b{name}\b", re.sub(r"(word|number) \w+", "", noted)):
+                assert answer == "yes"
+            else:
+                assert answer == "no"
+    assert 0.35 < answers.count("yes") / len(answers) < 0.6
 
 
 def test_dialogues_ask_every_ability_once(here):
