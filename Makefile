@@ -37,6 +37,7 @@ bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/inference.py
 	$(VENV)/bin/python benchmarks/video.py
 	$(VENV)/bin/python benchmarks/training.py
+	$(VENV)/bin/python benchmarks/packing.py
 	$(VENV)/bin/python benchmarks/memory.py
 	$(VENV)/bin/python benchmarks/conversion.py --folder build/bench
 

@@ -43,6 +43,9 @@ class OwlArguments:
     max_length: int = field(
         default=1024, metadata={"help": "Positions of a row, 65 for each picture or video included."}
     )
+    packing: bool = field(
+        default=False, metadata={"help": "Conversations end to end in rows of max_length, none seeing another."}
+    )
     num_frames: int | None = field(default=None, metadata={"help": "Frames of a video (default: the processor's)."})
     crop: list[float] = field(
         default_factory=lambda: [0.5, 1.0],

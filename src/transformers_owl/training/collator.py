@@ -12,6 +12,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..mplug_owl.processing_mplug_owl import PICTURE_SOURCES, VIDEO_SOURCES, check_chats
 from ..mplug_owl.video_processing_mplug_owl import read_frames
+from .packing import pack
 
 
 IGNORED = -100
@@ -39,22 +40,30 @@ class ConversationCollator:
             shortest row. It changes neither loss nor gradients, but lets every process of a distributed run pass the
             visual modules, without which collective operations would wait for ever.
         num_frames (`int`, *optional*): Frames of a video; by default as many as the processor takes.
+        packed_length (`int`, *optional*): Puts conversations end to end into rows of so many positions, see
+            [`pack`]; the batch then has `position_ids` in place of `attention_mask`.
 
     Calling it with samples `{"messages": [...]}`, in the library's chat form with pictures and videos by path, URL or
-    as PIL images, gives `input_ids`, `attention_mask` and `labels` (rows, positions), padded on the right, and, if
-    there are any, `pixel_values` (pictures, 3, height, width) and `pixel_values_videos` (videos, frames, 3, height,
-    width).
+    as PIL images, gives `input_ids`, `attention_mask` and `labels` (rows, positions), padded on the right,
+    `use_cache`, which is False, and, if there are any, `pixel_values` (pictures, 3, height, width) and
+    `pixel_values_videos` (videos, frames, 3, height, width).
 
     Raises:
         ValueError: for a sample without an answer that fits into `max_length`.
     """
 
     def __init__(
-        self, processor, max_length: int | None = None, always: str | None = None, num_frames: int | None = None
+        self,
+        processor,
+        max_length: int | None = None,
+        always: str | None = None,
+        num_frames: int | None = None,
+        packed_length: int | None = None,
     ):
         self.processor = processor
         self.max_length = max_length
         self.always = always
+        self.packed_length = packed_length
         self.num_frames = num_frames or processor.video_processor.num_frames
         self.token_ids = {"image": processor.image_token_id, "video": processor.video_token_id}
         every_level = PIL.Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
@@ -69,7 +78,7 @@ class ConversationCollator:
                 raise ValueError(f"No answer fits into max_length={self.max_length}: {start}")
         return self.with_pixels(self.pad(rows))
 
-    def pad(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def pad(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """
         The batch of rows that `encode` gave, with `pixel_levels` and `pixel_levels_videos` of 0 to 255 in place of
         `pixel_values` and `pixel_values_videos`: a quarter of the bytes from a worker to the device, where
@@ -78,11 +87,17 @@ class ConversationCollator:
         if self.always is not None and not any(row[self.always] for row in rows):
             shortest = min(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
             rows = [self._with_blank(row) if number == shortest else row for number, row in enumerate(rows)]
-        padding = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORED}
-        batch = {
+        padding = {"input_ids": self.processor.tokenizer.pad_token_id, "labels": IGNORED}
+        if self.packed_length is None:
+            padding["attention_mask"] = 0
+        else:
+            rows = pack(rows, self.packed_length, IGNORED)
+            padding["position_ids"] = 0
+        batch: dict[str, Any] = {
             name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
             for name, value in padding.items()
         }
+        batch["use_cache"] = False  # the language model would copy its keys and values, and then not look for borders
         pictures = [picture for row in rows for picture in row["image"]]
         frames = [frame for row in rows for video in row["video"] for frame in video]
         if pictures:

@@ -282,7 +282,12 @@ class _Slot:
     def batch(self, names: list[str]) -> dict[str, Any]:
         left_out: list[dict[str, str]] = []
         rows = [self._row(name, left_out) for name in names]
-        report = {"worker": self.worker, "positions": dict(self.positions), "skipped": left_out}
+        report = {
+            "worker": self.worker,
+            "positions": dict(self.positions),
+            "skipped": left_out,
+            "lengths": [len(row["input_ids"]) for row in rows],
+        }
         return {**self.mixture.collator.pad(rows), "report": report}
 
     def _row(self, name: str, left_out: list[dict[str, str]]) -> dict[str, torch.Tensor]:

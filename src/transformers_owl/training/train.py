@@ -1,5 +1,6 @@
 """The command `train`: read the recipe, load the model, choose what trains, train, save."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from .arguments import OwlArguments, parse_recipe
 from .collator import ConversationCollator
 from .mixture import Mixture, NoAnswerLeftError, RowGroup, encode, open_visuals
+from .packing import check_packing
 from .sources import BadSampleError
 from .stages import prepare_stage
 from .throughput import peak_tflops
@@ -45,6 +47,8 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
     processor: Any = AutoProcessor.from_pretrained(owl.model)
     mixture = make_mixture(owl, args, processor)
     model = load_model(owl, args)
+    if owl.packing:
+        check_packing(model)
     print_table(model, console)
     if args.world_size > 1:
         mixture.collator.always = "video" if model.config.vision_config.use_temporal else "image"
@@ -90,9 +94,12 @@ def load_model(owl: OwlArguments, args: TrainingArguments):
 
 def make_mixture(owl: OwlArguments, args: TrainingArguments, processor) -> Mixture:
     """The training data as the recipe says; sets `args.max_steps` from the epochs if it is not given."""
+    # Flash attention tells packed conversations apart in batches of one row, at no cost for its length.
+    one_row = "flash" in (owl.attn_implementation or "")
+    packed_length = None if not owl.packing else sys.maxsize if one_row else owl.max_length
     mixture = Mixture(
         owl.groups(),
-        ConversationCollator(processor, owl.max_length, num_frames=owl.num_frames),
+        ConversationCollator(processor, owl.max_length, num_frames=owl.num_frames, packed_length=packed_length),
         batch_size=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         seed=args.data_seed if args.data_seed is not None else args.seed,

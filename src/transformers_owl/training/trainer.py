@@ -82,8 +82,9 @@ class OwlTrainer(Trainer):
         return super().get_batch_samples(*args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        self._note(inputs.pop("report"))
-        lengths = inputs["attention_mask"].sum(1).tolist()
+        report = inputs.pop("report")
+        self._note(report)
+        lengths = report["lengths"]
         pictures = len(inputs.get("pixel_levels", ()))
         videos, frames = inputs["pixel_levels_videos"].shape[:2] if "pixel_levels_videos" in inputs else (0, 0)
         flops = self._flops(lengths, pictures, videos, frames)
