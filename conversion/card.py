@@ -27,17 +27,18 @@ def releases() -> list[str]:
     return sorted(path.stem for path in CARDS.glob("mplug-owl-*.yaml"))
 
 
-def render(model: str, repository: str, made: str = "", base_model: list[str] | None = None) -> str:
+def render(model: str, repository: str, made: str = "", base_model: list[str] | None = None, **more: str) -> str:
     """
-    The card of a release, or, for any other name, one that leaves its maker to say what it is for.
+    The card of a model with a file of data, or, for any other name, one that leaves its maker to say what it is for.
 
     Args:
-        model (`str`): A name of [`releases`], or another one.
+        model (`str`): A name of [`releases`], "miniature-owl", or another one.
         repository (`str`): What `from_pretrained` is given in the card.
         made (`str`, *optional*): How the files were made, in a sentence.
         base_model (`list[str]`, *optional*): Repositories that it was made from, in place of those in the data.
+        more (`str`): `results` and `credits`, as Markdown.
     """
-    data = read(model if model in releases() else "own-model")
+    data = read(model if (CARDS / f"{model}.yaml").exists() else "own-model")
     metadata = {**METADATA, **data.pop("metadata"), **({"base_model": base_model} if base_model else {})}
     return str(
         ModelCard.from_template(
@@ -49,6 +50,7 @@ def render(model: str, repository: str, made: str = "", base_model: list[str] | 
             made=made,
             paper=read("paper"),
             **data,
+            **more,
         )
     )
 

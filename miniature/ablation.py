@@ -16,6 +16,7 @@ import numpy as np
 import typer
 import yaml
 from make import FOLDER, HERE
+from parts import bfloat16_is_fast
 from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
@@ -96,6 +97,7 @@ def stage(recipe: str, name: str, model: Path, output: Path, steps: int, seed: i
         data = yaml.safe_load(file.read_text())["data"]
         values = {
             "stage": name, "model": model, "output_dir": output, "max_steps": steps, "seed": seed,
+            "bf16": bfloat16_is_fast(),
             "data": json.dumps({group: data[group] for group in groups}),
         }  # fmt: skip
         train(file, [word for key, value in values.items() for word in (f"--{key}", str(value))])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from rich.progress import track
-from scenes import SIZE, World, draw, world
+from scenes import SIZE, Scene, World, draw, world
 from talk import Exchange, about_pair, caption, dialogue, sentence, text_only
 
 
@@ -33,7 +33,7 @@ def write_shard(job: tuple[Path, int, int]) -> None:
     with tarfile.open(file, "w") as tar:
         for number in range(first, last):
             scene = WORLD.scene(np.random.default_rng([CAPTIONS, number]))
-            for suffix, data in (("png", png(draw(scene, WORLD.drawings))), ("txt", sentence(caption(scene)).encode())):
+            for suffix, data in (("png", png(shown(scene, number))), ("txt", sentence(caption(scene)).encode())):
                 entry = tarfile.TarInfo(f"{number:09d}.{suffix}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
@@ -63,7 +63,7 @@ def draw_conversations(job: tuple[Path, int, int, int]) -> list[dict]:
             exchanges = dialogue(scenes[0], random)
         names = [f"pictures/{kind}-{number}-{place}.png" for place in range(len(scenes))]
         for name, scene in zip(names, scenes, strict=True):
-            (folder / name).write_bytes(png(draw(scene, WORLD.drawings)))
+            (folder / name).write_bytes(png(shown(scene, number)))
         rows.append(messages(names, exchanges))
     return rows
 
@@ -81,6 +81,13 @@ def messages(pictures: list[str], exchanges: list[Exchange]) -> dict[str, Any]:
 def write_rows(file: Path, rows: Iterator[dict]) -> None:
     with file.open("w", encoding="utf-8") as opened:
         opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def shown(scene: Scene, number: int) -> PIL.Image.Image:
+    """The picture of a scene; every second one is drawn larger and then resized, as photographs are."""
+    if number % 2:
+        return draw(scene, WORLD.drawings)
+    return draw(scene, WORLD.drawings, 2 * SIZE).resize((SIZE, SIZE), PIL.Image.Resampling.BICUBIC)
 
 
 def png(picture: PIL.Image.Image) -> bytes:

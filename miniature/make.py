@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 from data import write_captions, write_conversations
-from parts import train_language_model, train_tokenizer, train_vision
+from parts import bfloat16_is_fast, train_language_model, train_tokenizer, train_vision
 from rich.console import Console
 from scenes import world
 from transformers import AutoTokenizer, CLIPVisionModel, LlamaForCausalLM, set_seed
@@ -31,7 +31,7 @@ from transformers_owl.training.train import train
 HERE = Path(__file__).parent
 FOLDER = Path("build/miniature")
 QUERIES, ABSTRACTOR_LAYERS = 16, 2
-STEPS = {"language_model": 1500, "vision": 3500, "pretrain": 1875, "instruct": 700}
+STEPS = {"language_model": 1500, "vision": 2600, "pretrain": 1600, "instruct": 700}
 SCENES = {"captions": 120_000, "dialogues": 30_000, "pairs": 8_000, "text": 12_000}
 SEED = 0
 
@@ -82,7 +82,7 @@ def run_stage(name: str, folder: Path, steps: int) -> None:
         return
     Console(stderr=True).rule(name)
     start = time.monotonic()
-    train(HERE / f"{name}.yaml", ["--max_steps", str(steps)])
+    train(HERE / f"{name}.yaml", ["--max_steps", str(steps), "--bf16", str(bfloat16_is_fast())])
     note_time(folder, time.monotonic() - start)
 
 

@@ -1,8 +1,10 @@
 """What stage 1 starts from: a tokenizer, a language model trained on text, and a vision model trained on words."""
 
+import functools
 import itertools
 import string
 import tempfile
+import timeit
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +39,7 @@ from transformers_owl.mplug_owl.tokenization_mplug_owl import prepare_tokenizer
 
 
 VOCABULARY = 2048
+ROWS = 32  # of a step of the language model
 PATCH = 16
 LINE_END = "|"
 IGNORED = -100
@@ -68,6 +71,14 @@ class Text(IterableDataset):
         self.world, self.tokenizer, self.seed = world, tokenizer, seed
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
+        """Rows of a step are of about one length: four steps' are sorted together."""
+        random, rows = np.random.default_rng(self.seed), self.rows()
+        while True:
+            some = sorted(itertools.islice(rows, 4 * ROWS), key=lambda row: len(row["input_ids"]))
+            for step in random.permutation(4):
+                yield from some[step * ROWS : (step + 1) * ROWS]
+
+    def rows(self) -> Iterator[dict[str, list[int]]]:
         for document in documents(self.world, self.seed):
             ids, labels = [self.tokenizer.bos_token_id], [IGNORED]
             for given, learned in document:
@@ -219,10 +230,21 @@ class WordPredictor(nn.Module):
         return patches, torch.cat([self.vision.post_layernorm(tokens[:, 0]), patches.mean(1)], 1)
 
 
+@functools.cache
+def bfloat16_is_fast() -> bool:
+    """Whether this processor multiplies matrices of bfloat16 faster than those of float32."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        matrix = torch.ones(1024, 1024, dtype=dtype)
+        return min(timeit.repeat(lambda: matrix @ matrix, number=3, repeat=3))
+
+    return seconds(torch.bfloat16) < seconds(torch.float32)
+
+
 def settings(folder: Path, **values) -> TrainingArguments:
-    """Settings that both parts share."""
+    """Settings that all parts share."""
     return TrainingArguments(
-        output_dir=str(folder), adam_beta2=0.98, max_grad_norm=1.0, bf16=True, use_cpu=True,
+        output_dir=str(folder), adam_beta2=0.98, max_grad_norm=1.0, bf16=bfloat16_is_fast(), use_cpu=True,
         logging_steps=20, save_steps=200, save_total_limit=1, report_to="none", remove_unused_columns=False,
         dataloader_num_workers=1, disable_tqdm=None, seed=0, **values,
     )  # fmt: skip
@@ -239,13 +261,13 @@ def train_language_model(world: World, tokenizer_folder: Path, scratch: Path, fo
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     set_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config)
     model.set_attn_implementation("eager")
     args = settings(
-        scratch, max_steps=steps, per_device_train_batch_size=32, learning_rate=1e-3, warmup_steps=50,
+        scratch, max_steps=steps, per_device_train_batch_size=ROWS, learning_rate=1e-3, warmup_steps=50,
         lr_scheduler_type="cosine", weight_decay=0.05,
     )  # fmt: skip
     fit(model, Text(world, tokenizer, seed=1), args, pad)

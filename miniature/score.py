@@ -4,6 +4,8 @@ python miniature/score.py build/miniature/miniature-owl --output build/miniature
 """
 
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,8 +171,9 @@ def main(
         results[name] = score(answerer, name, tuple(ability or ABILITIES), count)
         Console().print(table(name, results[name]))
     if output is not None:
+        command = shlex.join(["python", *sys.argv])
         partial = output.with_name(f"{output.name}.partial")
-        partial.write_text(json.dumps({"model": model, "questions": count, "splits": results}, indent=2) + "\n")
+        partial.write_text(json.dumps({"command": command, "questions": count, "splits": results}, indent=2) + "\n")
         partial.replace(output)
 
 

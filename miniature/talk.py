@@ -239,17 +239,16 @@ def about_pair(world: World, random: np.random.Generator) -> tuple[list[Scene], 
         first, second = (scene.items[0].thing for scene in scenes)
         if first != second and alike == (first.kind == second.kind):
             break
-    place = random.integers(2)
-    thing = scenes[place].items[0].thing
-    ordinal = ("first", "second")
-    return scenes, [
-        Exchange("two pictures", f"Which picture shows {article(thing.name)}?", f"the {ordinal[place]}"),
-        Exchange("two pictures", "Do both pictures show the same kind of thing?", yes(alike)),
-        Exchange("two pictures", f"What is in the {ordinal[place]} picture?", thing.name),
-        Exchange(
-            "two pictures", f"What colour is the background of the {ordinal[place]} picture?", scenes[place].ground
-        ),
-    ]
+    found = [Exchange("two pictures", "Do both pictures show the same kind of thing?", yes(alike))]
+    for scene, ordinal in zip(scenes, ("first", "second"), strict=True):
+        name = scene.items[0].thing.name
+        background = f"What colour is the background of the {ordinal} picture?"
+        found += [
+            Exchange("two pictures", f"Which picture shows {article(name)}?", f"the {ordinal}"),
+            Exchange("two pictures", f"What is in the {ordinal} picture?", name),
+            Exchange("two pictures", background, scene.ground),
+        ]
+    return scenes, found
 
 
 def text_only(random: np.random.Generator) -> list[Exchange]:

@@ -71,7 +71,6 @@ def test_a_failed_run_leaves_no_output(caption, tmp_path):
     [
         (["no-such.png"], 1, "no-such.png' cannot be read"),
         ([CAT, "--promt", "x"], 2, "--prompt"),
-        ([], 2, "Missing argument"),
         ([CAT, "--batch-size", "0"], 2, "batch-size"),
     ],
 )

@@ -9,7 +9,7 @@ import transformers_owl
 
 
 PACKAGE = Path(transformers_owl.__file__).parent
-FILES = sorted(PACKAGE.rglob("*.py"))
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if not path.is_symlink())
 SCRIPTS = sorted((Path(__file__).parent.parent / "conversion").glob("*.py"))
 HUB_FILES = sorted((PACKAGE / "mplug_owl").glob("*.py"))
 # What a Hub file may import: the standard library, transformers and what transformers itself needs, siblings, and PyAV

@@ -1,6 +1,7 @@
 """mPLUG-Owl (arXiv 2304.14178) for today's Hugging Face libraries. Importing it registers the Auto classes."""
 
 import sys
+from pathlib import Path
 
 from transformers import (
     AutoConfig,
@@ -38,6 +39,7 @@ from .mplug_owl.video_processing_mplug_owl import MplugOwlVideoProcessor
 
 
 __version__ = VERSION
+MINIATURE = str(Path(__file__).with_name("miniature"))  # the folder of a small model that comes with this package
 
 AutoConfig.register(MplugOwlConfig.model_type, MplugOwlConfig)
 AutoConfig.register(MplugOwlUnderscoreConfig.model_type, MplugOwlUnderscoreConfig)
@@ -61,6 +63,7 @@ for names in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_L
         names[config_class.model_type] = MplugOwlForConditionalGeneration.__name__
 
 __all__ = [
+    "MINIATURE",
     "MplugOwlConfig",
     "MplugOwlForConditionalGeneration",
     "MplugOwlImageProcessor",

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from . import MINIATURE
+
 
 app = typer.Typer(
     help="mPLUG-Owl: a language model that sees.",
@@ -33,15 +35,24 @@ Dtype = Annotated[str, typer.Option(help="Type of the weights, such as bfloat16.
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that the model's folder brings.")]
 
 
-Owl = Annotated[str, typer.Option(help="Folder or Hub repository; one of the original release works as it is.")]
+Owl = Annotated[
+    str,
+    typer.Option(
+        help="Folder or Hub repository; one of the original release works as it is.",
+        show_default="the miniature that comes with this package",
+    ),
+]
 Pictures = Annotated[list[str] | None, typer.Argument(metavar="[PICTURE]...", help="Picture files or URLs.")]
 Longest = Annotated[int | None, typer.Option(min=1, help="Longest answer (default: the model's).")]
 
 
 @app.command()
 def caption(
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Files or URLs of pictures and videos.")],
-    model: Owl,
+    pictures: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PICTURE]...", help="Files or URLs of pictures and videos (default: five drawings)."),
+    ] = None,
+    model: Owl = MINIATURE,
     prompt: Annotated[str, typer.Option(help="What to ask about every picture.")] = "Describe the picture.",
     output: Annotated[Path | None, typer.Option(help="Also write the answers to this JSON Lines file.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered together.")] = 8,
@@ -56,9 +67,10 @@ def caption(
 
     import transformers_owl  # noqa: F401  (registers the Auto classes)
 
-    from .demo.caption import Captioner
+    from .demo.caption import SAMPLES, Captioner
     from .demo.caption import caption as answers
 
+    pictures = pictures or SAMPLES
     with _errors():
         captioner = Captioner(model, device, dtype, num_frames)
         with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
@@ -70,8 +82,8 @@ def caption(
 
 @app.command()
 def chat(
-    model: Owl,
     pictures: Pictures = None,
+    model: Owl = MINIATURE,
     system: Annotated[str | None, typer.Option(help="Another system sentence than the original's.")] = None,
     max_new_tokens: Longest = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; higher is more varied.")] = 0,
@@ -92,7 +104,7 @@ def chat(
 
 @app.command()
 def web(
-    model: Owl,
+    model: Owl = MINIATURE,
     host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to serve at.")] = 7860,
     device: Device = None,
@@ -114,8 +126,8 @@ def web(
 @app.command()
 def look(
     pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Picture files or URLs.")],
-    model: Owl,
     output: Annotated[Path, typer.Option(help="PNG file to write; for several pictures NAME-1.png, NAME-2.png, ...")],
+    model: Owl = MINIATURE,
     prompt: Annotated[str, typer.Option(help="What to ask about the pictures.")] = "Describe the picture.",
     word: Annotated[str | None, typer.Option(help="A word of the answer (default: the whole answer).")] = None,
     max_new_tokens: Longest = None,

@@ -162,7 +162,7 @@ def test_leaving_the_page_ends_the_generation(browser, site, model):
 def test_retry_undo_clear_and_examples(browser, site):
     view = enter(browser, site)
     set_length(view, 16)
-    view.get_by_text("Tell a story in which these two meet.").click()
+    view.get_by_text("Which picture shows an elephant?").click()
     (first,) = wait_for_answers(view, 1)
     assert view.locator(".message.user img").count() == 2
     view.locator("button[aria-label=Retry]").click()
@@ -171,7 +171,7 @@ def test_retry_undo_clear_and_examples(browser, site):
     view.locator("button[aria-label=Undo]").click()
     view.locator(".message.user").first.wait_for(state="detached")
     box = view.get_by_label("Multimedia input field")
-    assert box.locator("textarea").input_value() == "Tell a story in which these two meet."
+    assert box.locator("textarea").input_value() == "Which picture shows an elephant?"
     assert box.locator("img").count() == 2
 
 

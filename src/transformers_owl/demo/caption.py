@@ -8,6 +8,9 @@ from ..mplug_owl.video_processing_mplug_owl import visual_part
 from .loading import load, memory_advice
 
 
+SAMPLES = sorted(str(path) for path in Path(__file__).parent.glob("pictures/*.png"))
+
+
 class Captioner:
     """
     A model that answers one question about many pictures and videos.

@@ -27,14 +27,12 @@ MAX_FILE_SIZE = "20mb"
 MAX_PICTURES = 16  # of one conversation
 PICTURES = Path(__file__).parent / "pictures"
 EXAMPLES: list[Any] = [
-    [{"text": "What is unusual about this animal's eyes?", "files": [str(PICTURES / "cat.jpg")]}],
-    [{"text": "What is this person's job, and how can you tell?", "files": [str(PICTURES / "astronaut.jpg")]}],
-    [
-        {
-            "text": "Tell a story in which these two meet.",
-            "files": [str(PICTURES / "cat.jpg"), str(PICTURES / "astronaut.jpg")],
-        }
-    ],
+    [{"text": question, "files": [str(PICTURES / f"{name}.png") for name in names]}]
+    for question, *names in (
+        ("What is on the left?", "cow-and-bell"),
+        ("How many things are there?", "helicopters"),
+        ("Which picture shows an elephant?", "sunflower", "elephant"),
+    )
 ]
 ADVICE = "Lower the number of beams or the longest answer in the settings, or start anew with fewer pictures."
 STYLE = """

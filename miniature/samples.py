@@ -1,0 +1,32 @@
+"""Draws the scenes of examples/pictures that the package comes with; none of them is in training.
+
+python miniature/samples.py
+"""
+
+from pathlib import Path
+
+import numpy as np
+from drawings import Drawings
+from scenes import FONTS, SIZE, World, draw
+
+
+FOLDER = Path(__file__).parent.parent / "examples/pictures"
+STYLES = ("noto", "fluent-flat", "fluent-3d")  # under the MIT and Apache licences
+SAMPLES = 31  # the first number of a seed: training, conversations and score have others
+# By name: the kind of the scene, and the second number of its seed.
+SCENES = {
+    "cow-and-bell": ("two", 0), "elephant": ("one", 5), "helicopters": ("many", 3), "number": ("writing", 6),
+    "sunflower": ("one", 2),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Drawn twice as large as the model sees them, for people."""
+    world = World(Drawings(STYLES, 2 * SIZE), shown=True, fonts=FONTS)
+    for name, (kind, number) in SCENES.items():
+        scene = world.scene(np.random.default_rng([SAMPLES, number]), kind)
+        draw(scene, world.drawings, 2 * SIZE).save(FOLDER / f"{name}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

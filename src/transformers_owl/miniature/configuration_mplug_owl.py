@@ -1,0 +1,1 @@
+../mplug_owl/configuration_mplug_owl.py

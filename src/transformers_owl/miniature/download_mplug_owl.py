@@ -1,0 +1,1 @@
+../mplug_owl/download_mplug_owl.py

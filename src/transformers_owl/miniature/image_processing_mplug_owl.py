@@ -1,0 +1,1 @@
+../mplug_owl/image_processing_mplug_owl.py

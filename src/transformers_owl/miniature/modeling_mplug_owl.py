@@ -1,0 +1,1 @@
+../mplug_owl/modeling_mplug_owl.py

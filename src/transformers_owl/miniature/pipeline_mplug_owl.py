@@ -1,0 +1,1 @@
+../mplug_owl/pipeline_mplug_owl.py

@@ -1,0 +1,1 @@
+../mplug_owl/processing_mplug_owl.py

@@ -1,0 +1,1 @@
+../mplug_owl/tokenization_mplug_owl.py

@@ -1,0 +1,1 @@
+../mplug_owl/video_processing_mplug_owl.py

@@ -1,0 +1,1 @@
+../mplug_owl/weights_mplug_owl.py

@@ -1,0 +1,167 @@
+"""The model that comes with the package sees: what it says of pictures, over turns, in batches, after fine-tuning."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from typer.testing import CliRunner
+
+from transformers_owl import MINIATURE
+from transformers_owl.cli import app
+from transformers_owl.inference import Chat
+from transformers_owl.training.train import train
+
+
+ROOT = Path(__file__).parent.parent
+PICTURES = ROOT / "examples/pictures"
+CAPTIONS = {
+    "cow-and-bell": "A cow on the left and a brown bell on the right on a yellow background.",
+    "elephant": "An elephant on a pink background.",
+    "helicopters": "Two helicopters on a red background.",
+    "number": "The number 47 on a pink background.",
+    "sunflower": "A sunflower on a black background.",
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForImageTextToText.from_pretrained(MINIATURE)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(MINIATURE)
+
+
+def drawing(name: str) -> str:
+    return str(PICTURES / f"{name}.png")
+
+
+def ask(model, processor, *questions, pictures=()) -> list[str]:
+    """The answers of a chat that begins with pictures."""
+    chat = Chat(model, processor)
+    shown = [PIL.Image.open(picture).convert("RGB") if isinstance(picture, str) else picture for picture in pictures]
+    return [chat.ask(question, [] if number else shown) for number, question in enumerate(questions)]
+
+
+def test_the_command_describes_its_drawings_without_a_model_named():
+    result = CliRunner().invoke(app, ["caption"])
+    assert result.exit_code == 0, result.output
+    said = dict(line.split(": ", 1) for line in result.stdout.splitlines())
+    assert {Path(path).stem: answer for path, answer in said.items()} == CAPTIONS
+
+
+def test_answers_change_with_the_picture(model, processor):
+    for question, answers in {
+        "What is this?": {"elephant": "elephant", "sunflower": "sunflower", "helicopters": "helicopter"},
+        "What colour is the background?": {"elephant": "pink", "sunflower": "black", "helicopters": "red"},
+        "How many things are there?": {"elephant": "one", "helicopters": "two"},
+        "What kind of thing is it?": {"elephant": "animal", "sunflower": "plant"},
+        "Was ist das?": {"elephant": "Elefant", "sunflower": "Sonnenblume"},
+    }.items():
+        for name, answer in answers.items():
+            assert ask(model, processor, question, pictures=[drawing(name)]) == [answer], (name, question)
+
+
+def test_second_answers_depend_on_the_first(model, processor):
+    for side, first, kind, use in (
+        ("left", "cow", "animal", "feed it"), ("right", "bell", "instrument", "play music on it"),
+    ):  # fmt: skip
+        for question, second in (("What kind of thing is it?", kind), ("What can you do with it?", use)):
+            said = ask(model, processor, f"What is on the {side}?", question, pictures=[drawing("cow-and-bell")])
+            assert said == [first, second]
+
+
+def test_a_batch_answers_as_each_row_alone(model, processor):
+    questions = [
+        ("What number is written?", ["number"]), ("What is 3 plus 4?", []), ("What is on the left?", ["cow-and-bell"]),
+        ("Which picture shows an elephant?", ["sunflower", "elephant"]), ("Describe the picture.", ["helicopters"]),
+    ]  # fmt: skip
+    chats = [
+        [
+            {
+                "role": "user",
+                "content": [
+                    *({"type": "image", "path": drawing(name)} for name in names), {"type": "text", "text": question}
+                ],
+            }
+        ]
+        for question, names in questions
+    ]  # fmt: skip
+    inputs = processor.apply_chat_template(
+        chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    written = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+    together = processor.batch_decode(written, skip_special_tokens=True)
+    alone = [
+        ask(model, processor, question, pictures=[drawing(name) for name in names])[0] for question, names in questions
+    ]
+    assert together == alone
+    assert together[0] == "47"
+
+
+def crops(name: str, count: int) -> list[PIL.Image.Image]:
+    """Parts of a photograph, each the whole but for a margin of its own."""
+    whole = PIL.Image.open(PICTURES / name).convert("RGB")
+    margins = [(7 * number % 40, 11 * number % 30) for number in range(count)]
+    return [whole.crop((x, y, whole.width - 2 * y, whole.height - x)) for x, y in margins]
+
+
+def test_ten_examples_teach_it_two_photographs(model, processor, tmp_path):
+    """LoRA on five parts of each; it knows another part, which it did not before, and has not lost its drawings."""
+    rows = []
+    for name, answer in (("cat.jpg", "a cat"), ("astronaut.jpg", "a person")):
+        *shown, held_back = crops(name, 6)
+        for number, crop in enumerate(shown):
+            file = tmp_path / f"{number}-{name}"
+            crop.save(file)
+            content = [{"type": "image", "path": str(file)}, {"type": "text", "text": "Who is that?"}]
+            rows.append({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]})
+        assert ask(model, processor, "Who is that?", pictures=[held_back]) != [answer]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"format": "messages", "path": str(tmp_path / "rows.jsonl")}
+    options = {
+        "model": MINIATURE, "data": json.dumps({"new": {"sources": [source]}}), "output_dir": tmp_path / "tuned",
+        "max_steps": 50, "per_device_train_batch_size": 10, "learning_rate": 2e-3, "save_strategy": "no",
+        "report_to": "none", "use_cpu": True,
+    }  # fmt: skip
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    train(None, [*words, "--crop", "1", "1"])
+    fresh = AutoModelForImageTextToText.from_pretrained(MINIATURE, dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(fresh, tmp_path / "tuned").merge_and_unload()
+    for name, answer in (("cat.jpg", "a cat"), ("astronaut.jpg", "a person")):
+        assert ask(tuned, processor, "Who is that?", pictures=[crops(name, 6)[-1]]) == [answer]
+    assert ask(tuned, processor, "What is on the left?", pictures=[drawing("cow-and-bell")]) == ["cow"]
+
+
+def test_the_folder_is_a_whole_repository(tmp_path):
+    """At most 32 MB, with a card; it works where the package is not, by the code that it brings."""
+    folder = Path(MINIATURE)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 32e6
+    assert "| left/right |" in (folder / "README.md").read_text()
+    code = {path.name for path in folder.glob("*.py")}
+    assert all((folder / name).read_text() == (folder.parent / "mplug_owl" / name).read_text() for name in code)
+    script = (
+        "import sys; from transformers import AutoModel, AutoProcessor\n"
+        f"model = AutoModel.from_pretrained({MINIATURE!r}, trust_remote_code=True)\n"
+        f"processor = AutoProcessor.from_pretrained({MINIATURE!r}, trust_remote_code=True)\n"
+        "text = processor.apply_chat_template([{'role': 'user', 'content': [{'type': 'image'}, "
+        "{'type': 'text', 'text': 'What number is written?'}]}], add_generation_prompt=True)\n"
+        f"inputs = processor(text=[text], images=[{drawing('number')!r}], return_tensors='pt')\n"
+        "written = model.generate(**inputs)[0, inputs['input_ids'].shape[1]:]\n"
+        "print(processor.decode(written, skip_special_tokens=True))\n"
+        "assert 'transformers_owl' not in sys.modules\n"
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "47"
