@@ -57,7 +57,7 @@ def test_labels_are_answers_and_their_eos(trained, llama_processor):
     expected = ConversationCollator(llama_processor)(samples)
     assert expected.keys() <= batch.keys()
     for name, value in expected.items():
-        assert torch.equal(batch[name], value), name
+        assert torch.equal(torch.as_tensor(batch[name]), torch.as_tensor(value)), name
 
 
 def test_the_adapter_loads_back(trained, llama):
