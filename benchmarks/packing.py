@@ -2,18 +2,16 @@
 
 python benchmarks/packing.py [--pairs 7] [--json FILE]
 
-The conversations have answers of 5 to 200 words, evenly spread; a quarter of them have a picture. Runs alternate; a row
-gives medians and the median ratio of the pairs.
+The conversations have answers of 5 to 200 words, evenly spread; a quarter of them have a picture. Packed rows stand
+under "owl", padded ones under "other". Runs alternate; a row gives medians and the median ratio of the pairs.
 """
 
 import argparse
-import json
-import statistics
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from side_by_side import seconds
+from side_by_side import Report, alternate, seconds
 from training import CHECKPOINT, ROOT, build
 
 from transformers_owl import MplugOwlProcessor
@@ -36,8 +34,10 @@ def conversations() -> list[dict]:
     return found
 
 
-def passes(model, batch: dict) -> float:
-    return seconds(lambda: model(**batch).loss.backward())
+def compare(stage: str, batches: list[dict], pairs: int) -> dict[str, float]:
+    model = build(stage).train()
+    packed, padded = (lambda batch=batch: seconds(lambda: model(**batch).loss.backward()) for batch in batches)
+    return alternate(pairs, packed, padded)
 
 
 def main() -> None:
@@ -47,20 +47,15 @@ def main() -> None:
     options = parser.parse_args()
     processor = MplugOwlProcessor.from_pretrained(str(CHECKPOINT))
     processor.image_processor.size = {"height": 224, "width": 224}
-    samples, results = conversations(), {}
-    padded = ConversationCollator(processor)(samples)
-    packed = ConversationCollator(processor, packed_length=LENGTH)(samples)
+    samples = conversations()
+    batches = [ConversationCollator(processor, packed_length=length)(samples) for length in (LENGTH, None)]
+    packed, padded = (batch["input_ids"].numel() for batch in batches)
+    print(f"positions: {packed} packed, {padded} padded")
+    report = Report()
     for stage in ("pretrain", "instruct"):
-        model = build(stage).train()
-        pairs = [[passes(model, packed), passes(model, padded)] for _ in range(options.pairs + 1)]
-        results[stage] = pairs[1:]
-    print(f"positions: {packed['input_ids'].numel()} packed, {padded['input_ids'].numel()} padded")
-    print(f"{'seconds':12}{'packed':>10}{'padded':>10}{'ratio':>8}")
-    for name, pairs in results.items():
-        ours, other = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
-        print(f"{name:12}{ours:10.2f}{other:10.2f}{statistics.median(o / p for o, p in pairs):8.2f}")
+        report.add(stage, CONVERSATIONS, "float32", compare(stage, batches, options.pairs))
     if options.json is not None:
-        options.json.write_text(json.dumps(results, indent=1))
+        report.write(options.json)
 
 
 if __name__ == "__main__":
