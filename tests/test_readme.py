@@ -88,7 +88,10 @@ def test_blocks_of_demo_and_gallery_run(small, llama, capsys):
         exec(compile(small(block), "gallery.md", "exec"), names)
         names["model"].generation_config.max_new_tokens = 3
     assert len(names["chat"].messages) == 8
-    assert len(capsys.readouterr().out.splitlines()) >= 14
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) >= 20
+    answers = re.findall(r"^print\(tell\(.*\)  # (.+)$", (ROOT / "docs/gallery.md").read_text(), re.MULTILINE)
+    assert len(answers) == 6 and [line for line in printed if line in answers] == answers
     lines = [
         line
         for page in ("demo", "gallery")
