@@ -119,7 +119,9 @@ def web(
 
         check_port(host, port)
         owl, processor = load(model, device, dtype)
-        with serving(owl, processor, model, host, port) as page:
+        # The page does not say where on this machine a folder lies.
+        name = Path(model).resolve().name if Path(model).is_dir() else model
+        with serving(owl, processor, name, host, port) as page:
             page.block_thread()
 
 

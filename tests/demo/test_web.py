@@ -1,8 +1,11 @@
 """The page in Chromium: pictures go up, answers stream and stop, and nothing but uploads is read or kept."""
 
+import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -15,7 +18,7 @@ from clips import write_clip
 from conftest import GoldenCase
 from typer.testing import CliRunner
 
-from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl import MINIATURE, MplugOwlForConditionalGeneration
 from transformers_owl.cli import app
 from transformers_owl.inference import Chat
 
@@ -196,11 +199,11 @@ def test_where_it_looked(browser, site):
     view = enter(browser, site)
     set_length(view, 16)
     view.get_by_text("Where it looked").click()
-    view.get_by_role("button", name="Show").click()
+    view.get_by_role("button", name="Show", exact=True).click()
     view.get_by_text("There is no answer yet").wait_for()
     ask(view, "What are these?", CAT, ASTRONAUT)
     wait_for_answers(view, 1)
-    view.get_by_role("button", name="Show").click()
+    view.get_by_role("button", name="Show", exact=True).click()
     view.get_by_text("% of the attention").nth(1).wait_for()
     view.wait_for_function("[...document.querySelectorAll('.grid-wrap img')].every((map) => map.naturalWidth)")
     sizes = view.evaluate(
@@ -208,7 +211,7 @@ def test_where_it_looked(browser, site):
     )
     assert sizes == [[451, 300], [512, 512]]
     view.get_by_label("A word of the last answer").fill("xylophone")
-    view.get_by_role("button", name="Show").click()
+    view.get_by_role("button", name="Show", exact=True).click()
     view.get_by_text("The answer has no 'xylophone'").wait_for()
     ask(view, "And now?")
     view.get_by_text("% of the attention").first.wait_for(state="detached")
@@ -221,6 +224,25 @@ def test_two_people_are_answered_one_after_the_other(browser, site):
     for view in views:
         ask(view, "Who is first?")
     assert all(wait_for_answers(view, 1)[0] for view in views)
+
+
+def test_the_page_names_the_model_and_not_its_place(browser):
+    port = free_port()
+    command = [sys.executable, "-c", "from transformers_owl.cli import app; app()", "web", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            view = browser.new_page()
+            for _ in range(120):
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    break
+                time.sleep(0.5)
+            view.goto(f"http://127.0.0.1:{port}")
+            view.get_by_text("It can be wrong with confidence").wait_for()
+            assert "miniature" in view.inner_text(".title")
+            assert MINIATURE not in view.content()
+        finally:
+            process.terminate()
 
 
 def test_failures_are_told_and_do_not_stay(browser, site, tmp_path):
