@@ -10,51 +10,53 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+from events import clip, mp4
 from rich.progress import track
 from scenes import SIZE, Scene, World, draw, world
-from talk import Exchange, about_pair, caption, dialogue, sentence, text_only
+from talk import Exchange, about_clip, about_pair, caption, dialogue, sentence, text_only
 
 
 SHARDS = 24
 WORKERS = 2
 # The first number of a seed: no two kinds of data share scenes.
-CAPTIONS, DIALOGUES, PAIRS, TEXT = 11, 12, 13, 14
+CAPTIONS, DIALOGUES, PAIRS, TEXT, CLIPS = 11, 12, 13, 14, 15
 
 
-def write_captions(folder: Path, scenes: int) -> None:
+def write_captions(folder: Path, scenes: int, seed: int) -> None:
     """`SHARDS` tar files in img2dataset's layout."""
     borders = [scenes * number // SHARDS for number in range(SHARDS + 1)]
-    shards = [(folder / f"{number:05d}.tar", *borders[number : number + 2]) for number in range(SHARDS)]
+    shards = [(folder / f"{number:05d}.tar", *borders[number : number + 2], seed) for number in range(SHARDS)]
     in_processes(write_shard, shards, "Drawing pictures with captions")
 
 
-def write_shard(job: tuple[Path, int, int]) -> None:
-    file, first, last = job
+def write_shard(job: tuple[Path, int, int, int]) -> None:
+    file, first, last, seed = job
     with tarfile.open(file, "w") as tar:
         for number in range(first, last):
-            scene = WORLD.scene(np.random.default_rng([CAPTIONS, number]))
+            scene = WORLD.scene(np.random.default_rng([CAPTIONS, number, seed]))
             for suffix, data in (("png", png(shown(scene, number))), ("txt", sentence(caption(scene)).encode())):
                 entry = tarfile.TarInfo(f"{number:09d}.{suffix}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
 
 
-def write_conversations(folder: Path, scenes: int, pairs: int, text: int) -> None:
+def write_conversations(folder: Path, scenes: int, pairs: int, text: int, seed: int) -> None:
     """`multimodal.jsonl`, `text.jsonl` and the pictures."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    blocks = [(folder, kind, first, min(first + 1000, last)) for kind, last in ((DIALOGUES, scenes), (PAIRS, pairs))
+    kinds = ((DIALOGUES, scenes), (PAIRS, pairs))
+    blocks = [(folder, kind, first, min(first + 1000, last), seed) for kind, last in kinds
               for first in range(0, last, 1000)]  # fmt: skip
     rows = in_processes(draw_conversations, blocks, "Drawing conversations")
     write_rows(folder / "multimodal.jsonl", (row for block in rows for row in block))
-    randoms = (np.random.default_rng([TEXT, number]) for number in range(text))
+    randoms = (np.random.default_rng([TEXT, number, seed]) for number in range(text))
     write_rows(folder / "text.jsonl", (messages([], text_only(random)[:3]) for random in randoms))
 
 
-def draw_conversations(job: tuple[Path, int, int, int]) -> list[dict]:
-    folder, kind, first, last = job
+def draw_conversations(job: tuple[Path, int, int, int, int]) -> list[dict]:
+    folder, kind, first, last, seed = job
     rows = []
     for number in range(first, last):
-        random = np.random.default_rng([kind, number])
+        random = np.random.default_rng([kind, number, seed])
         if kind == PAIRS:
             scenes, found = about_pair(WORLD, random)
             exchanges = [found[place] for place in random.permutation(len(found))[:3]]
@@ -68,11 +70,34 @@ def draw_conversations(job: tuple[Path, int, int, int]) -> list[dict]:
     return rows
 
 
-def messages(pictures: list[str], exchanges: list[Exchange]) -> dict[str, Any]:
-    """A row of the library's chat form: pictures first, then questions and answers in turn."""
+def write_clips(folder: Path, clips: int, seed: int) -> None:
+    """`clips.jsonl` and the files of the videos."""
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    blocks = [(folder, first, min(first + 1000, clips), seed) for first in range(0, clips, 1000)]
+    rows = in_processes(draw_clips, blocks, "Drawing videos")
+    write_rows(folder / "clips.jsonl", (row for block in rows for row in block))
+
+
+def draw_clips(job: tuple[Path, int, int, int]) -> list[dict]:
+    folder, first, last, seed = job
+    rows = []
+    for number in range(first, last):
+        random = np.random.default_rng([CLIPS, number, seed])
+        shown = clip(WORLD, random)
+        name = f"clips/{number}.mp4"
+        (folder / name).write_bytes(mp4(shown.frames(WORLD.drawings)))
+        first_of_all, *others = about_clip(shown, random)
+        also = [others[place] for place in random.permutation(len(others))[:1]]
+        exchanges = [first_of_all, *also] if random.random() < 0.5 else [*also, first_of_all]
+        rows.append(messages([name], exchanges, "video"))
+    return rows
+
+
+def messages(pictures: list[str], exchanges: list[Exchange], kind: str = "image") -> dict[str, Any]:
+    """A row of the library's chat form: pictures or videos first, then questions and answers in turn."""
     turns: list[dict[str, Any]] = []
     for exchange in exchanges:
-        seen = [] if turns else [{"type": "image", "path": name} for name in pictures]
+        seen = [] if turns else [{"type": kind, "path": name} for name in pictures]
         turns.append({"role": "user", "content": [*seen, {"type": "text", "text": exchange.question}]})
         turns.append({"role": "assistant", "content": exchange.answer})
     return {"messages": turns}

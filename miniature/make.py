@@ -3,7 +3,7 @@
 python miniature/make.py
 
 Everything lies in build/miniature. A run that was interrupted goes on where it stopped. `--scale 4` trains four times
-as long.
+as long; `--start FOLDER --seed 1` trains an earlier miniature further, on new scenes.
 """
 
 import json
@@ -13,17 +13,26 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
-from data import write_captions, write_conversations
+from data import write_captions, write_clips, write_conversations
+from events import MOMENTS
 from parts import bfloat16_is_fast, train_language_model, train_tokenizer, train_vision
 from rich.console import Console
 from scenes import world
-from transformers import AutoTokenizer, CLIPVisionModel, LlamaForCausalLM, set_seed
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPVisionModel,
+    LlamaForCausalLM,
+    set_seed,
+)
 
 import transformers_owl  # noqa: F401  (registers the Auto classes)
-from transformers_owl import MplugOwlImageProcessor, MplugOwlProcessor
+from transformers_owl import MplugOwlImageProcessor, MplugOwlProcessor, MplugOwlVideoProcessor
 from transformers_owl.training import build_owl
 from transformers_owl.training.train import train
 
@@ -31,34 +40,41 @@ from transformers_owl.training.train import train
 HERE = Path(__file__).parent
 FOLDER = Path("build/miniature")
 QUERIES, ABSTRACTOR_LAYERS = 16, 2
-STEPS = {"language_model": 1500, "vision": 2600, "pretrain": 1600, "instruct": 700}
-SCENES = {"captions": 120_000, "dialogues": 30_000, "pairs": 8_000, "text": 12_000}
-SEED = 0
+STEPS = {"language_model": 1500, "vision": 2600, "pretrain": 1600, "instruct": 700, "video": 400}
+FURTHER = {"language_model": 1200, "vision": 1300, "pretrain": 900, "instruct": 600, "video": 400}
+SCENES = {"captions": 120_000, "dialogues": 30_000, "pairs": 8_000, "text": 12_000, "clips": 9_600}
 
 
 def main(
     scale: Annotated[float, typer.Option(min=0.001, help="Factor on steps and data.")] = 1.0,
+    start: Annotated[str | None, typer.Option(help="An earlier miniature, to be trained further.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of scenes and new weights.")] = 0,
 ) -> None:
     """Make the miniature Owl, or go on making it."""
-    steps = {name: max(2, round(count * scale)) for name, count in STEPS.items()}
+    earlier: Any = start and AutoModelForImageTextToText.from_pretrained(start, dtype="float32")
+    steps = {name: max(2, round(count * scale)) for name, count in (FURTHER if start else STEPS).items()}
     scenes = {name: max(64, round(count * scale)) for name, count in SCENES.items()}
     every, shown = world(shown=None), world()
     part = FOLDER.joinpath
-    make(part("tokenizer"), lambda to: train_tokenizer(every, to))
+    words, scratch = part("tokenizer"), part("scratch")
+    make(words, lambda to: take_tokenizer(start, to) if start else train_tokenizer(every, to))
     make(
         part("language_model"),
-        lambda to: train_language_model(every, part("tokenizer"), part("scratch/text"), to, steps["language_model"]),
+        lambda to: train_language_model(every, words, scratch / "text", to, steps["language_model"], seed, earlier),
     )
-    make(part("vision"), lambda to: train_vision(shown, part("scratch/vision"), to, steps["vision"]))
-    make(part("captions"), lambda to: write_captions(to, scenes["captions"]))
+    make(part("vision"), lambda to: train_vision(shown, scratch / "vision", to, steps["vision"], seed, earlier))
+    make(part("captions"), lambda to: write_captions(to, scenes["captions"], seed))
     make(
         part("conversations"),
-        lambda to: write_conversations(to, scenes["dialogues"], scenes["pairs"], scenes["text"]),
+        lambda to: write_conversations(to, scenes["dialogues"], scenes["pairs"], scenes["text"], seed),
     )
-    make(part("fresh"), build_fresh)
+    make(part("fresh"), lambda to: build_fresh(to, seed, earlier))
     run_stage("pretrain", part("pretrain"), steps["pretrain"])
     run_stage("instruct", part("instruct"), steps["instruct"])
-    make(part("miniature-owl"), merge)
+    make(part("merged"), merge)
+    make(part("clips"), lambda to: write_clips(to, scenes["clips"], seed))
+    run_stage("video", part("video"), steps["video"])
+    make(part("miniature-owl"), finish)
 
 
 def make(folder: Path, work: Callable[[Path], None]) -> None:
@@ -93,28 +109,49 @@ def note_time(folder: Path, seconds: float) -> None:
     file.write_text(json.dumps({**times, folder.name: round(seconds, 1)}, indent=2) + "\n")
 
 
-def build_fresh(folder: Path) -> None:
-    """Where stage 1 starts."""
-    set_seed(SEED)
+def take_tokenizer(start: str, folder: Path) -> None:
+    AutoTokenizer.from_pretrained(start).save_pretrained(folder)
+
+
+def build_fresh(folder: Path, seed: int, earlier: Any) -> None:
+    """Where stage 1 starts: with a new abstractor, or with that of an earlier miniature."""
+    set_seed(seed)
     vision = CLIPVisionModel.from_pretrained(FOLDER / "vision")
     language_model = LlamaForCausalLM.from_pretrained(FOLDER / "language_model", dtype="float32")
+    pictures = MplugOwlImageProcessor.from_pretrained(FOLDER / "vision")
     processor = MplugOwlProcessor(
-        MplugOwlImageProcessor.from_pretrained(FOLDER / "vision"),
+        pictures,
         AutoTokenizer.from_pretrained(FOLDER / "tokenizer"),
+        MplugOwlVideoProcessor(size=pictures.size, num_frames=MOMENTS),
         num_query_tokens=QUERIES,
     )
     ids = {"image_token_id": processor.image_token_id, "video_token_id": processor.video_token_id}
-    build_owl(vision, language_model, QUERIES, ABSTRACTOR_LAYERS, **ids).save_pretrained(folder)
+    model: Any = build_owl(vision, language_model, QUERIES, ABSTRACTOR_LAYERS, use_temporal=True, **ids)
+    if earlier is not None:
+        model.load_state_dict(new_weights(earlier), strict=False)
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
+def new_weights(owl: Any) -> dict[str, torch.Tensor]:
+    """What does not come from the vision model and the language model: the abstractor, and the layers for videos."""
+    return {name: value for name, value in owl.state_dict().items() if "abstractor" in name or "temporal" in name}
+
+
 def merge(folder: Path) -> None:
-    """The adapter of stage 2 in the weights of stage 1, as a repository for the Hub."""
+    """The adapter of stage 2 in the weights of stage 1."""
     folder.rmdir()
     script = HERE.parent / "conversion/merge_adapter.py"
-    options = {"adapter": FOLDER / "instruct", "base": FOLDER / "pretrain", "output": folder, "dtype": "bfloat16"}
+    options = {"adapter": FOLDER / "instruct", "base": FOLDER / "pretrain", "output": folder, "dtype": "float32"}
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     subprocess.run([sys.executable, str(script), *words], check=True)
+
+
+def finish(folder: Path) -> None:
+    """A repository for the Hub."""
+    model: Any = AutoModelForImageTextToText.from_pretrained(FOLDER / "video", dtype="bfloat16")
+    model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(FOLDER / "video").save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 import sentencepiece
 import torch
 from drawings import things
-from scenes import DYED, DYES, GROUNDS, LAYOUTS, MOST, SIZE, WORDS, Item, Scene, World, draw
+from scenes import DYED, DYES, GROUNDS, LAYOUTS, MOST, SIZE, WORDS, Scene, World, draw
 from talk import KINDS
 from text import documents
 from tokenizers import AddedToken
@@ -36,6 +36,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers_owl import MplugOwlImageProcessor
 from transformers_owl.mplug_owl.processing_mplug_owl import SYSTEM_SENTENCE
 from transformers_owl.mplug_owl.tokenization_mplug_owl import prepare_tokenizer
+from transformers_owl.training.fresh import rename_text, rename_vision
 
 
 VOCABULARY = 2048
@@ -67,7 +68,7 @@ def train_tokenizer(world: World, folder: Path) -> None:
 class Text(IterableDataset):
     """Documents as ids, with labels where there is something to learn."""
 
-    def __init__(self, world: World, tokenizer, seed: int):
+    def __init__(self, world: World, tokenizer, seed: tuple[int, ...]):
         self.world, self.tokenizer, self.seed = world, tokenizer, seed
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
@@ -136,7 +137,10 @@ OF_PICTURE: dict[str, tuple] = {
     **{f"sign {place}": SIGNS for place in range(max(map(len, WORDS)))},
 }  # fmt: skip
 SIDES = ("left", "right")
-OF_PATCH: dict[str, tuple] = {"name": NAMES, "kind": KINDS, "colour": COLOURS, "side": SIDES}
+PLACES = tuple(range(max(map(len, WORDS))))
+OF_PATCH: dict[str, tuple] = {
+    "name": NAMES, "kind": KINDS, "colour": COLOURS, "side": SIDES, "sign": SIGNS, "place": PLACES,
+}  # fmt: skip
 
 
 def words_of_picture(scene: Scene) -> dict[str, Any]:
@@ -153,12 +157,20 @@ def words_of_picture(scene: Scene) -> dict[str, Any]:
     return words
 
 
-def words_of_patch(item: Item | None, column: int) -> dict[str, Any]:
-    """The abstractor has no positions of its own: it tells left from right by what the patches say of it."""
-    if item is None:
+def words_of_patch(scene: Scene, x: float, y: float, column: int, edge: int = SIZE) -> dict[str, Any]:
+    """
+    What the patch around a point shows. The abstractor has no positions of its own: it tells left from right, and the
+    order of signs, by what the patches say of them.
+    """
+    item = scene.at(x, y)
+    if item is not None:
+        side = SIDES[2 * column // (SIZE // PATCH)]
+        return {"name": item.thing.name, "kind": item.thing.kind, "colour": item.dye, "side": side}
+    place = scene.sign_at(x, y, edge) if scene.writing else None
+    if place is None:
         return {}
-    side = SIDES[2 * column // (SIZE // PATCH)]
-    return {"name": item.thing.name, "kind": item.thing.kind, "colour": item.dye, "side": side}
+    words: dict[str, Any] = {"sign": scene.writing[place]}
+    return words if scene.kind == "close" else {**words, "place": place}
 
 
 def numbers(questions: dict[str, tuple], words: dict[str, Any]) -> list[int]:
@@ -171,7 +183,7 @@ class Seen(IterableDataset):
     vision model's positions, `of_picture` and `of_patches`, numbers of words.
     """
 
-    def __init__(self, world: World, lesson: Lesson, seed: int):
+    def __init__(self, world: World, lesson: Lesson, seed: tuple[int, ...]):
         self.world, self.lesson, self.seed = replace(world, dyed=lesson.dyed), lesson, seed
 
     def __iter__(self) -> Iterator[dict]:
@@ -180,12 +192,12 @@ class Seen(IterableDataset):
         side, sides = self.lesson.edge // PATCH, SIZE // PATCH
         middles = [(place + 0.5) / side for place in range(side)]
         for number in itertools.count(first, step):
-            random = np.random.default_rng([self.seed, number])
+            random = np.random.default_rng([*self.seed, number])
             scene = self.world.scene(random, self.lesson.kind)
             row, column = random.integers(sides - side + 1, size=2)
             columns = np.arange(column, column + side)
             places = np.arange(row, row + side)[:, None] * sides + columns
-            patches = [numbers(OF_PATCH, words_of_patch(scene.at(x, y), at))
+            patches = [numbers(OF_PATCH, words_of_patch(scene, x, y, at, self.lesson.edge))
                        for y in middles for at, x in zip(columns, middles, strict=True)]  # fmt: skip
             yield {
                 "picture": np.array(draw(scene, self.world.drawings, self.lesson.edge)),
@@ -241,6 +253,13 @@ def bfloat16_is_fast() -> bool:
     return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
+def take(model: nn.Module, rename: Callable, owl: nn.Module) -> None:
+    """Gives a model the weights of an Owl's part, whose names `rename` tells."""
+    given = owl.state_dict()
+    weights = model.state_dict()
+    model.load_state_dict({name: given[rename(name, value)[0]].view_as(value) for name, value in weights.items()})
+
+
 def settings(folder: Path, **values) -> TrainingArguments:
     """Settings that all parts share."""
     return TrainingArguments(
@@ -256,8 +275,10 @@ def fit(model: nn.Module, data: IterableDataset, args: TrainingArguments, collat
     trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir))
 
 
-def train_language_model(world: World, tokenizer_folder: Path, scratch: Path, folder: Path, steps: int) -> None:
-    """A LLaMA that has read documents; stage 1 freezes it."""
+def train_language_model(
+    world: World, tokenizer_folder: Path, scratch: Path, folder: Path, steps: int, seed: int, start: Any = None
+) -> None:
+    """A LLaMA that has read documents; stage 1 freezes it. It may go on from an Owl's language model."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     set_seed(0)
     config = LlamaConfig(
@@ -265,18 +286,20 @@ def train_language_model(world: World, tokenizer_folder: Path, scratch: Path, fo
         num_key_value_heads=4, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config)
+    if start is not None:
+        take(model, rename_text(model), start)
     model.set_attn_implementation("eager")
     args = settings(
         scratch, max_steps=steps, per_device_train_batch_size=ROWS, learning_rate=1e-3, warmup_steps=50,
         lr_scheduler_type="cosine", weight_decay=0.05,
     )  # fmt: skip
-    fit(model, Text(world, tokenizer, seed=1), args, pad)
+    fit(model, Text(world, tokenizer, (1, seed)), args, pad)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def train_vision(world: World, scratch: Path, folder: Path, steps: int) -> None:
-    """A CLIP vision model that knows what scenes show."""
+def train_vision(world: World, scratch: Path, folder: Path, steps: int, seed: int, start: Any = None) -> None:
+    """A CLIP vision model that knows what scenes show. It may go on from an Owl's, with whole scenes alone."""
     set_seed(0)
     config = CLIPVisionConfig(
         hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4, image_size=SIZE,
@@ -284,11 +307,15 @@ def train_vision(world: World, scratch: Path, folder: Path, steps: int) -> None:
     )  # fmt: skip
     processor = MplugOwlImageProcessor(size={"height": SIZE, "width": SIZE})
     model = WordPredictor(config, processor)
-    for seed, lesson in enumerate(LESSONS, 2):
+    lessons = LESSONS
+    if start is not None:
+        take(model.vision, rename_vision, start)
+        lessons = (replace(LESSONS[-1], share=1.0),)
+    for number, lesson in enumerate(lessons, 2):
         args = settings(
             scratch / lesson.name, max_steps=max(1, round(lesson.share * steps)), learning_rate=1e-3, warmup_steps=50,
             per_device_train_batch_size=lesson.rows, lr_scheduler_type=lesson.schedule, weight_decay=0.05,
         )  # fmt: skip
-        fit(model, Seen(world, lesson, seed), args)
+        fit(model, Seen(world, lesson, (number, seed)), args)
     model.vision.save_pretrained(folder)
     processor.save_pretrained(folder)

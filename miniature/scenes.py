@@ -28,7 +28,7 @@ GROUNDS = {
 WORDS = tuple(thing.name for thing in things() if len(thing.name) <= 6)
 FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono-Bold.ttf", "STIXGeneralBol.ttf")
 HELD_OUT_FONT = "DejaVuSerif-Bold.ttf"
-SHARES = {"one": 0.28, "two": 0.38, "many": 0.18, "writing": 0.16}
+SHARES = {"one": 0.26, "two": 0.36, "many": 0.16, "writing": 0.22}
 MOST = 6  # things of a group
 DYED = 0.3
 TURN = 12  # at most, to either side, in degrees
@@ -76,6 +76,15 @@ class Scene:
     def at(self, x: float, y: float) -> Item | None:
         """The item whose round holds a point."""
         return next((item for item in self.items if math.hypot(x - item.x, y - item.y) < item.size / 2), None)
+
+    def sign_at(self, x: float, y: float, size: int = SIZE) -> int | None:
+        """The place in the writing of the sign that a point lies on, in a picture of that many pixels."""
+        letters = lettering(self, size)
+        if abs(y - self.middle[1]) * size > 0.4 * letters.size:
+            return None
+        start = self.middle[0] * size - letters.getlength(self.writing) / 2
+        ends = (start + letters.getlength(self.writing[: place + 1]) for place in range(len(self.writing)))
+        return next((place for place, end in enumerate(ends) if start <= x * size < end), None)
 
 
 @dataclass(frozen=True)
@@ -250,14 +259,19 @@ def font(name: str, size: int) -> PIL.ImageFont.FreeTypeFont:
     return PIL.ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
 
 
-def draw_writing(picture: PIL.Image.Image, scene: Scene) -> None:
-    """Dark on a light ground, light on a dark one; smaller where the picture is too narrow for it."""
-    size, (x, y) = picture.width, scene.middle
+def lettering(scene: Scene, size: int) -> PIL.ImageFont.FreeTypeFont:
+    """The font of the writing in a picture of that many pixels; smaller where the picture is too narrow for it."""
     height = math.floor(size * scene.height)
     letters = font(scene.font, height)
-    room = 2 * (min(x, 1 - x) - 0.04) * size
+    room = 2 * (min(scene.middle[0], 1 - scene.middle[0]) - 0.04) * size
     width = letters.getlength(scene.writing)
-    letters = letters if width <= room else font(scene.font, math.floor(height * room / width))
+    return letters if width <= room else font(scene.font, math.floor(height * room / width))
+
+
+def draw_writing(picture: PIL.Image.Image, scene: Scene) -> None:
+    """Dark on a light ground, light on a dark one."""
+    size, (x, y) = picture.width, scene.middle
+    letters = lettering(scene, size)
     ink = "black" if sum(rgb(GROUNDS[scene.ground])) > 330 else "white"
     PIL.ImageDraw.Draw(picture).text((x * size, y * size), scene.writing, fill=ink, font=letters, anchor="mm")
 

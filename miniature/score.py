@@ -1,4 +1,6 @@
-"""Asks a model about new scenes, with their pictures and with other ones, and counts the exact answers.
+"""Asks a model about new scenes and clips, and counts the exact answers.
+
+The control: the same questions with other pictures; of clips, with their own frames in another order.
 
 python miniature/score.py build/miniature/miniature-owl --output build/miniature/score.json
 """
@@ -7,7 +9,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +18,13 @@ import PIL.Image
 import torch
 import typer
 from drawings import FOREIGN_STYLE, HELD_OUT_STYLE, STYLES
+from events import clip
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scenes import World, draw, world
 from scipy import stats
-from talk import Exchange, about, about_pair, text_only
+from talk import Exchange, about, about_clip, about_pair, text_only
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import transformers_owl  # noqa: F401  (registers the Auto classes)
@@ -41,16 +44,26 @@ SINGLE = (
     "caption", "name", "kind", "colour", "background", "count", "yes/no", "left/right", "digits", "words", "facts",
     "format", "languages", "verse", "second turn",
 )  # fmt: skip
-ABILITIES = (*SINGLE, "two pictures", "text only")
+CLIP = {"movement": "move", "coming and going": "appear", "change": "change", "jumps": "jump", "clip caption": None}
+ABILITIES = (*SINGLE, "two pictures", "text only", *CLIP)
 
 
 @dataclass
 class Question:
-    """A question about some pictures, after earlier questions of the same dialogue, if there are any."""
+    """
+    A question about some pictures, or about a clip of such frames, after earlier questions of the same dialogue, if
+    there are any.
+    """
 
     pictures: list[PIL.Image.Image]
     before: list[str]
     exchange: Exchange
+    is_clip: bool = False
+
+    def shown(self) -> list[dict[str, Any]]:
+        if self.is_clip:
+            return [{"type": "video", "video": self.pictures}]
+        return [{"type": "image", "image": picture} for picture in self.pictures]
 
 
 class Answerer:
@@ -66,7 +79,7 @@ class Answerer:
         for turn in range(max(len(question.before) for question in questions) + 1):
             for chat, question in zip(chats, questions, strict=True):
                 asked = [*question.before, question.exchange.question]
-                seen = [{"type": "image", "image": picture} for picture in question.pictures] if turn == 0 else []
+                seen = question.shown() if turn == 0 else []
                 chat.append({"role": "user", "content": [*seen, {"type": "text", "text": asked[turn]}]})
             answers = self.answer(chats)
             for chat, answer in zip(chats, answers, strict=True):
@@ -99,6 +112,10 @@ def ask(here: World, ability: str, random: np.random.Generator) -> list[Question
     if ability == "two pictures":
         scenes, found = about_pair(here, random)
         return [Question([draw(scene, here.drawings) for scene in scenes], [], found[random.integers(len(found))])]
+    if ability in CLIP:
+        shown = clip(here, random, CLIP[ability])
+        exchange = next(e for e in about_clip(shown, random) if e.ability == ability)
+        return [Question(shown.frames(here.drawings), [], exchange, is_clip=True)]
     scene = here.scene(random)
     exchanges = about(scene, random)
     if ability == "second turn":
@@ -119,16 +136,23 @@ def score(answerer: Answerer, split: str, abilities: tuple[str, ...], count: int
     for ability in track(abilities, split, console=Console(stderr=True), transient=True):
         asked = list(questions(here, ability, count))
         right = marks(answerer, asked)
-        shuffled = [
-            Question(other.pictures, question.before, question.exchange)
-            for question, other in zip(asked, [*asked[1:], asked[0]], strict=True)
-        ]
-        control = right if ability == "text only" else marks(answerer, shuffled)
+        control = right if ability == "text only" else marks(answerer, shuffled(asked))
         low, high = interval(right)
         results[ability] = {
             "questions": len(asked), "right": right.mean(), "low": low, "high": high, "control": control.mean(),
         }  # fmt: skip
     return results
+
+
+def shuffled(asked: list[Question]) -> list[Question]:
+    """The questions with what says nothing about their answers: other pictures, or frames in another order."""
+    random = np.random.default_rng(SEED)
+    others = (question.pictures for question in [*asked[1:], asked[0]])
+    return [
+        replace(question, pictures=[question.pictures[place] for place in random.permutation(len(question.pictures))])
+        if question.is_clip else replace(question, pictures=other)
+        for question, other in zip(asked, others, strict=True)
+    ]  # fmt: skip
 
 
 def marks(answerer: Answerer, asked: list[Question]) -> np.ndarray:
@@ -147,7 +171,7 @@ def interval(right: np.ndarray) -> tuple[float, float]:
 
 
 def table(split: str, results: dict[str, dict]) -> Table:
-    shown = Table("ability", "questions", "right", "95 % interval", "other pictures", title=split)
+    shown = Table("ability", "questions", "right", "95 % interval", "control", title=split)
     for ability, row in results.items():
         control = "" if ability == "text only" else f"{row['control']:.1%}"
         shown.add_row(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from drawings import LANGUAGES, Thing, things
+from events import Clip
 from scenes import DYES, Item, Scene, World, pick
 
 
@@ -41,6 +42,9 @@ RHYMES = {
 }  # fmt: skip
 DESCRIBE = ("Describe the picture.", "What do you see?", "Write a caption for the picture.")
 ONE_WORD, ONE_SENTENCE, LIST = r"\w+", r"[A-Z]\w*( \w+)+\.", r"- \w+(\n- \w+)+"
+DESCRIBE_CLIP = ("Describe the video.", "What happens?")
+HAPPENING = {"move": "move{s} {event}", "appear": "{event}{s}", "change": "turn{s} {event}", "jump": "jump{s} {event}"}
+CLIP_ABILITIES = {"move": "movement", "appear": "coming and going", "change": "change", "jump": "jumps"}
 VERSE = ("Write a verse about the picture.", "Make a poem of two lines about it.")
 
 
@@ -249,6 +253,38 @@ def about_pair(world: World, random: np.random.Generator) -> tuple[list[Scene], 
             Exchange("two pictures", background, scene.ground),
         ]
     return scenes, found
+
+
+def happening(clip: Clip) -> str:
+    """What a clip shows, without the ground."""
+    ending = "" if clip.item.thing.name in PLURAL_NAMES else "s"
+    return f"{article(called(clip.item))} {HAPPENING[clip.kind].format(event=clip.event, s=ending)}"
+
+
+def clip_caption(clip: Clip) -> str:
+    return f"{happening(clip)} on {article(clip.ground)} background"
+
+
+def clip_notes(clip: Clip, random: np.random.Generator) -> str:
+    """A clip in keywords, as `notes` has a scene."""
+    words = [happening(clip).removeprefix("a ").removeprefix("an "), f"{clip.ground} background"]
+    return ", ".join(words[place] for place in random.permutation(2))
+
+
+def about_clip(clip: Clip, random: np.random.Generator) -> list[Exchange]:
+    """What happens in a clip, first of all; and what a picture would be asked, too."""
+    asked = {
+        "move": (("Where does it move?", clip.event), (f"Where does the {clip.item.thing.name} move?", clip.event)),
+        "appear": (("Does it appear or disappear?", f"it {clip.event}s"),),
+        "change": (("What colour is it at the end?", clip.event), ("What colour is it at first?", clip.item.dye)),
+        "jump": (("How often does it jump?", clip.event),),
+    }
+    return [
+        Exchange(CLIP_ABILITIES[clip.kind], *pick(random, asked[clip.kind])),
+        Exchange("clip caption", pick(random, DESCRIBE_CLIP), sentence(clip_caption(clip))),
+        Exchange("name", "What is this?", clip.item.thing.name),
+        Exchange("background", "What colour is the background?", clip.ground),
+    ]
 
 
 def text_only(random: np.random.Generator) -> list[Exchange]:

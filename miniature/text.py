@@ -4,14 +4,17 @@ from collections.abc import Iterator
 
 import numpy as np
 from drawings import LANGUAGES, things
+from events import clip
 from scenes import World, pick
 from talk import (
     LANGUAGE_NAMES,
     USES,
     about,
+    about_clip,
     about_pair,
     article,
     caption,
+    clip_notes,
     notes,
     other_thing,
     plural,
@@ -28,7 +31,7 @@ Document = list[tuple[str, str]]  # what is given, and what is to be learned aft
 QUESTIONS = 8  # of a scene, at most, without those that follow on them
 
 
-def documents(world: World, seed: int) -> Iterator[Document]:
+def documents(world: World, seed: int | tuple[int, ...]) -> Iterator[Document]:
     """
     Documents without end.
 
@@ -74,6 +77,17 @@ def compared(world: World, random: np.random.Generator) -> Document:
     return document + [(found[place].question, found[place].answer) for place in random.permutation(len(found))]
 
 
+def filmed(world: World, random: np.random.Generator) -> Document:
+    """Two clips' events, and what is asked about them."""
+    document: Document = []
+    for _ in range(2):
+        shown = clip(world, random)
+        found = about_clip(shown, random)
+        document.append((f"{clip_notes(shown, random)}.", ""))
+        document += [(found[place].question, found[place].answer) for place in random.permutation(len(found))[:3]]
+    return document
+
+
 def asked(world: World, random: np.random.Generator) -> Document:
     return [(exchange.question, exchange.answer) for exchange in text_only(random)]
 
@@ -90,5 +104,5 @@ def known(world: World, random: np.random.Generator) -> Document:
     return [("", " ".join(facts[place] for place in random.permutation(len(facts))))]
 
 
-WRITERS = (captioned, questioned, checked, compared, asked, known)
-WEIGHTS = (0.22, 0.36, 0.14, 0.16, 0.08, 0.04)
+WRITERS = (captioned, questioned, checked, compared, filmed, asked, known)
+WEIGHTS = (0.22, 0.36, 0.14, 0.08, 0.08, 0.08, 0.04)

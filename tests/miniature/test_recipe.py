@@ -15,13 +15,40 @@ import PIL.Image
 import pytest
 import torch
 from drawings import STYLES, Drawings, things
-from parts import IGNORED, LESSONS, OF_PATCH, OF_PICTURE, PATCH, SIGNS, Seen, WordPredictor
-from scenes import DYES, GROUNDS, HELD_OUT_FONT, SIZE, World, draw, world
-from talk import about, about_pair, caption, dialogue, notes, plural, text_only, verse
+from events import JUMPS, MOMENTS, WAYS, clip, mp4
+from parts import (
+    IGNORED,
+    LESSONS,
+    OF_PATCH,
+    OF_PICTURE,
+    PATCH,
+    SIGNS,
+    Seen,
+    WordPredictor,
+    numbers,
+    take,
+    words_of_patch,
+)
+from scenes import DYES, GROUNDS, HELD_OUT_FONT, SIZE, Scene, World, draw, world
+from talk import (
+    about,
+    about_clip,
+    about_pair,
+    article,
+    caption,
+    clip_caption,
+    dialogue,
+    notes,
+    plural,
+    text_only,
+    verse,
+)
 from text import checked, documents
-from transformers import CLIPVisionConfig
+from transformers import AutoModelForImageTextToText, CLIPVisionConfig, CLIPVisionModel
 
-from transformers_owl import MplugOwlImageProcessor
+from transformers_owl import MINIATURE, MplugOwlImageProcessor
+from transformers_owl.mplug_owl.video_processing_mplug_owl import read_frames
+from transformers_owl.training.fresh import CLIP_FIELDS, rename_vision
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +276,7 @@ def test_sums_of_text_only_questions_are_right():
 def test_words_of_a_picture_and_its_patches_tell_the_scene(here):
     """Close up, the patches lie where their places say, and a thing's patches say the thing and its colour."""
     for lesson in LESSONS:
-        seen = Seen(here, lesson, seed=1)
+        seen = Seen(here, lesson, seed=(1,))
         for number, row in enumerate(itertools.islice(seen, 20)):
             scene = dataclasses.replace(here, dyed=lesson.dyed).scene(np.random.default_rng([1, number]), lesson.kind)
             asked = dict(zip(OF_PICTURE, row["of_picture"], strict=True))
@@ -262,22 +289,113 @@ def test_words_of_a_picture_and_its_patches_tell_the_scene(here):
                 assert OF_PICTURE["count"][asked["count"]] == len(scene.items)
             else:
                 assert asked["name"] == asked["count"] == IGNORED
-            things_said = {OF_PATCH["name"][name] for name, *_ in row["of_patches"] if name != IGNORED}
+            of_patches = [
+                {name: OF_PATCH[name][said] for name, said in zip(OF_PATCH, patch, strict=True) if said != IGNORED}
+                for patch in row["of_patches"]
+            ]
+            things_said = {patch["name"] for patch in of_patches if "name" in patch}
             assert things_said == {item.thing.name for item in scene.items}
-            colours_said = {OF_PATCH["colour"][colour] for _, _, colour, _ in row["of_patches"] if colour != IGNORED}
+            colours_said = {patch["colour"] for patch in of_patches if "colour" in patch}
             assert colours_said == {item.dye for item in scene.items}
+            assert {patch["sign"] for patch in of_patches if "sign" in patch} <= set(scene.writing)
             if scene.kind == "two":
-                said = {
-                    OF_PATCH["side"][side]: OF_PATCH["name"][name]
-                    for name, _, _, side in row["of_patches"]
-                    if name >= 0
-                }
+                said = {patch["side"]: patch["name"] for patch in of_patches if "side" in patch}
                 assert said == {"left": scene.left.thing.name, "right": scene.right.thing.name}
                 assert {side: OF_PICTURE[side][asked[side]] for side in said} == said
             if lesson.dyed == 0:
                 assert colours_said <= {""}
             rows, columns = np.divmod(row["places"].reshape(lesson.edge // PATCH, -1) - 1, SIZE // PATCH)
             assert np.ptp(rows) == np.ptp(columns) == lesson.edge // PATCH - 1
+
+
+def test_signs_are_told_where_their_ink_is():
+    """Of a word in black on white, the columns of ink of every letter lie where `sign_at` names it."""
+    shown = Scene("writing", "white", writing="spoon", shade=(0.0, 1.0, 1.0))
+    levels = np.asarray(draw(shown, None).convert("L"))
+    inked = [x for x in range(SIZE) if levels[:, x].min() < 100]
+    told = [shown.sign_at((x + 0.5) / SIZE, 0.5) for x in inked]
+    assert set(told) == set(range(5))
+    assert told == sorted(told)
+    letters = [x for x in range(1, SIZE) if x in inked and x - 1 not in inked]  # the first column of each letter
+    assert [shown.sign_at((x + 0.5) / SIZE, 0.5) for x in letters] == [0, 1, 2, 3, 4]
+    assert shown.sign_at(0.5, 0.1) is None
+    assert shown.sign_at(0.01, 0.5) is None
+
+
+def test_the_last_lesson_tells_most_letters_and_their_order(here):
+    place, sign = (list(OF_PATCH).index(name) for name in ("place", "sign"))
+    told = asked = 0
+    for seed in range(40):
+        words = here.scene(np.random.default_rng(seed), "writing")
+        middles = [(number + 0.5) / 6 for number in range(6)]
+        patches = [numbers(OF_PATCH, words_of_patch(words, x, y, at)) for y in middles for at, x in enumerate(middles)]
+        found = {patch[place]: SIGNS[patch[sign]] for patch in patches if patch[place] != IGNORED}
+        assert all(words.writing[number] == letter for number, letter in found.items())
+        told, asked = told + len(found), asked + len(words.writing)
+    assert told > 0.8 * asked
+
+
+CLIPS = range(60)
+
+
+def a_clip(here, kind, seed):
+    return clip(here, np.random.default_rng(seed), kind)
+
+
+def test_the_way_of_a_thing_is_in_the_order_of_its_places(here):
+    ways = set()
+    for seed in CLIPS:
+        shown = a_clip(here, "move", seed)
+        (first,), *_, (last,) = (moment.items for moment in shown.moments)
+        dx, dy = last.x - first.x, last.y - first.y
+        assert WAYS[shown.event] == (round(np.sign(dx)), round(np.sign(dy)))
+        assert abs(dx) + abs(dy) > 0.29
+        ways.add(shown.event)
+    assert ways == set(WAYS)
+
+
+def test_things_come_go_and_turn_once(here):
+    for seed in CLIPS:
+        shown = a_clip(here, "appear", seed)
+        seen = [bool(moment.items) for moment in shown.moments]
+        assert seen == sorted(seen, reverse=shown.event == "disappear")
+        assert 2 <= sum(seen) <= MOMENTS - 2
+        shown = a_clip(here, "change", seed)
+        dyes = [moment.items[0].dye for moment in shown.moments]
+        assert len(list(itertools.groupby(dyes))) == 2
+        assert (shown.item.dye, shown.event) == (dyes[0], dyes[-1])
+        assert shown.ground not in dyes
+
+
+def test_jumps_are_counted_by_their_order_alone(here):
+    """Whatever their number, half of the moments are up."""
+    counts = set()
+    for seed in CLIPS:
+        shown = a_clip(here, "jump", seed)
+        ups = [moment.items[0].y < 0.5 for moment in shown.moments]
+        assert sum(ups) == MOMENTS // 2
+        assert shown.event == JUMPS[sum(is_up for is_up, _ in itertools.groupby(ups)) - 1]
+        counts.add(shown.event)
+    assert counts == set(JUMPS)
+
+
+def test_what_is_said_of_a_clip_is_what_happens(here):
+    for seed in CLIPS:
+        shown = clip(here, np.random.default_rng(seed))
+        said = clip_caption(shown)
+        assert shown.item.thing.name in said
+        assert shown.event in said
+        assert said.endswith(f"on {article(shown.ground)} background")
+        first, *_ = about_clip(shown, np.random.default_rng(seed))
+        expected = shown.item.dye if "at first" in first.question else shown.event
+        assert first.answer == (f"it {expected}s" if shown.kind == "appear" else expected)
+
+
+def test_a_file_of_a_clip_gives_its_moments_back(here):
+    frames = a_clip(here, "jump", 0).frames(here.drawings)
+    read, _ = read_frames(mp4(frames), num_frames=MOMENTS)
+    for frame, original in zip(read, frames, strict=True):
+        assert np.abs(np.asarray(frame, int) - np.asarray(original, int)).mean() < 12
 
 
 def test_the_word_predictor_sees_what_the_vision_model_sees(here):
@@ -288,9 +406,21 @@ def test_the_word_predictor_sees_what_the_vision_model_sees(here):
         patch_size=PATCH,
     )  # fmt: skip
     predictor = WordPredictor(config, MplugOwlImageProcessor(size={"height": SIZE, "width": SIZE})).eval()
-    row = next(iter(Seen(here, LESSONS[-1], seed=3)))
+    row = next(iter(Seen(here, LESSONS[-1], seed=(3,))))
     picture, places = torch.from_numpy(row["picture"])[None], torch.from_numpy(row["places"])[None]
     patches, summary = predictor.see(picture, places)
     seen = predictor.vision((picture.permute(0, 3, 1, 2) - predictor.mean) / predictor.std)
     torch.testing.assert_close(patches, seen.last_hidden_state[:, 1:])
     torch.testing.assert_close(summary[:, :32], seen.pooler_output)
+
+
+def test_a_further_run_starts_from_the_eyes_of_the_earlier_one():
+    owl = AutoModelForImageTextToText.from_pretrained(MINIATURE, dtype=torch.float32)
+    config = owl.config.vision_config
+    clip_model = CLIPVisionModel(CLIPVisionConfig(**{name: getattr(config, name) for name in CLIP_FIELDS}))
+    take(clip_model, rename_vision, owl)
+    pixels = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = owl.model.vision_model(pixels).last_hidden_state
+        normed = clip_model.post_layernorm(clip_model(pixels).last_hidden_state)  # an Owl's is of all patches
+        torch.testing.assert_close(normed, expected, rtol=1e-4, atol=1e-4)

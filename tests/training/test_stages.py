@@ -19,6 +19,7 @@ EXPECTED = {
     "llava-instruct": ("abstractor", "language_model", "lm_head"),
     "projection": ("visual_fc", "vit_eos"),
 }
+FOR_VIDEOS = ("temporal", "temporal_query_tokens", "temporal_visual_fc")
 BLOOM = {"model_type": "bloom", "vocab_size": 100, "hidden_size": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0}
 
 
@@ -37,7 +38,7 @@ def part(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", EXPECTED)
 def test_every_parameter_moves_or_stays(stage, name):
     model = prepare_stage(build(name), stage)
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
@@ -53,6 +54,32 @@ def test_every_parameter_moves_or_stays(stage, name):
         # With modules_to_save PEFT keeps the frozen original beside the copy that trains.
         should_move &= "original_module" not in key
         assert (not torch.equal(parameter, before[key])) == should_move, key
+
+
+def test_the_stage_for_videos_moves_what_pictures_never_pass():
+    torch.manual_seed(0)
+    model = MplugOwlForConditionalGeneration(tiny_config(vision_config={"use_temporal": True})).eval()
+    prepare_stage(model, "temporal")
+    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    ids = torch.randint(3, 100, (2, 14))
+    pictures = {"input_ids": ids.clone(), "pixel_values": torch.randn(2, 3, 28, 28)}
+    pictures["input_ids"][:, 3:8] = model.config.image_token_id
+    said = model(**pictures).logits
+    ids[:, 3:8] = model.config.video_token_id
+    model(input_ids=ids, labels=ids, pixel_values_videos=torch.randn(2, 3, 3, 28, 28)).loss.backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e4).step()  # gradients are tiny
+    moved = {key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])}
+    assert moved == {key for key in before if any(word in key.split(".") for word in FOR_VIDEOS)}
+    assert torch.equal(model(**pictures).logits, said)
+
+
+def test_a_stage_that_trains_nothing_says_so():
+    with pytest.raises(ValueError, match="'temporal' trains nothing: the model has no temporal part"):
+        prepare_stage(build("llama"), "temporal")
+
+
+def test_every_stage_is_tested():
+    assert {*EXPECTED, "temporal"} == set(STAGES)
 
 
 def test_lora_never_touches_the_vision_model():

@@ -1,5 +1,6 @@
 """What trains when: the paper's two stages, and the paradigms that it compares itself with (Figure 1)."""
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -8,14 +9,11 @@ from torch import nn
 
 # Parts by the beginning of their parameters' names.
 PARTS = {
-    "vision": ("model.vision_model.",),
-    "abstractor": ("model.abstractor.",),
-    "projection": (
-        "model.abstractor.visual_fc.",
-        "model.abstractor.temporal_visual_fc.",
-        "model.abstractor.vit_eos",
-    ),
-    "language_model": ("model.language_model.", "model.embedding_norm.", "lm_head."),
+    "vision": r"model\.vision_model\.",
+    "abstractor": r"model\.abstractor\.",
+    "temporal": r"model\.(vision_model\.layers\.\d+\.temporal\.|abstractor\.temporal_)",
+    "projection": r"model\.abstractor\.(visual_fc\.|temporal_visual_fc\.|vit_eos)",
+    "language_model": r"model\.language_model\.|model\.embedding_norm\.|lm_head\.",
 }
 # What LoRA adapts: queries and values, as the release did. The path keeps the vision model's layers out.
 LORA_TARGETS = {
@@ -50,6 +48,7 @@ STAGES = {
     "kosmos": Stage(("language_model",), False, "Figure 1, Kosmos-1, both stages"),
     "llava-pretrain": Stage(("abstractor",), False, "Figure 1, LLaVA, stage 1"),
     "llava-instruct": Stage(("abstractor", "language_model"), False, "Figure 1, LLaVA, stage 2"),
+    "temporal": Stage(("temporal",), False, "videos alone: what a picture never passes, so that answers to these stay"),
     "projection": Stage(("projection",), False, "the linear layer alone, for an abstractor that was trained before"),
 }
 
@@ -67,15 +66,17 @@ def prepare_stage(model, stage: str, lora_r: int = 8, lora_alpha: int = 32, lora
         The model, or a `PeftModel` around it. Adapters of the latter hold the abstractor too where it trains.
 
     Raises:
-        ValueError: for an unknown stage.
+        ValueError: for an unknown stage, and for one that trains nothing of this model.
     """
     if stage not in STAGES:
         raise ValueError(f"There is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
     chosen = STAGES[stage]
-    prefixes = tuple(prefix for part in chosen.trains for prefix in PARTS[part])
+    patterns = [PARTS[part] for part in chosen.trains]
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes) if prefixes else False)
+        parameter.requires_grad_(any(re.match(pattern, name) for pattern in patterns))
     if not chosen.lora:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(f"The stage {stage!r} trains nothing: the model has no {' or '.join(chosen.trains)} part.")
         return model
     from peft import LoraConfig, get_peft_model
 
