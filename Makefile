@@ -32,13 +32,7 @@ test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m slow
 
 bench: $(VENV)/installed
-	$(VENV)/bin/python benchmarks/import_time.py
-	$(VENV)/bin/python benchmarks/inference.py
-	$(VENV)/bin/python benchmarks/video.py
-	$(VENV)/bin/python benchmarks/training.py
-	$(VENV)/bin/python benchmarks/packing.py
-	$(VENV)/bin/python benchmarks/memory.py
-	$(VENV)/bin/python benchmarks/conversion.py --folder build/bench
+	$(VENV)/bin/python benchmarks/run.py --full
 
 clean:
 	rm -rf $(VENV) $(OLDEST_VENV) build

@@ -1,6 +1,6 @@
 """Memory and time of converting a release at full size, beside copying the same bytes.
 
-python benchmarks/conversion.py --folder build/bench [--form shards safetensors bin build] [--pairs 2]
+python benchmarks/conversion.py --folder build/bench [--form shards safetensors bin build] [--pairs 2] [--json FILE]
 
 Makes a random checkpoint with the names and shapes of mplug-owl-llama-7b in bfloat16 (14.3 GB, and three times that
 on the disk while it runs), converts it and copies it, in turn, each time with the files out of the page cache. Prints
@@ -16,13 +16,13 @@ import os
 import re
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
+from side_by_side import Report, alternate
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaTokenizer
 
 
@@ -119,23 +119,29 @@ def copy(source: Path, output: Path) -> float:
     return time.perf_counter() - start
 
 
-def measure(folder: Path, form: str, pairs: int) -> None:
+def measure(report: Report, folder: Path, form: str, pairs: int) -> None:
     source = folder / form
     largest = make_checkpoint(source, form)
     size = sum(path.stat().st_size for path in source.rglob("*.*"))
     limit = int(size + largest + ALLOWED)
-    print(f"{form}: {size / 1e9:.2f} GB, largest tensor {largest / 1e9:.2f} GB, ulimit -d {limit / 1e9:.2f} GB")
-    ratios = []
-    for _ in range(pairs):
+    report.note(f"{form}: {size / 1e9:.2f} GB, largest tensor {largest / 1e9:.2f} GB, ulimit -d {limit / 1e9:.2f} GB")
+
+    def convert() -> float:
         forget(source)
         seconds, peak = watch([*script(source, form), "--output", str(folder / "converted")], limit)
         shutil.rmtree(folder / "converted")
+        report.note(f"  converted in {seconds:.1f} s, RssAnon {peak / 1e9:.2f} GB")
+        return seconds
+
+    def copy_it() -> float:
         forget(source)
-        copied = copy(source, folder / "copied")
+        seconds = copy(source, folder / "copied")
         shutil.rmtree(folder / "copied")
-        ratios.append(seconds / copied)
-        print(f"  converted in {seconds:.1f} s, copied in {copied:.1f} s, RssAnon {peak / 1e9:.2f} GB", flush=True)
-    print(f"{form}: ratio {statistics.median(ratios):.2f}", flush=True)
+        report.note(f"  copied in {seconds:.1f} s")
+        return seconds
+
+    row = alternate(pairs, convert, copy_it, warm_up=False)
+    report.add(f"conversion, {form}", 1, torch.bfloat16, {"beside": "cp, sync", "pictures": 0, **row})
     shutil.rmtree(source)
 
 
@@ -144,9 +150,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--form", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    report = Report()
     for form in arguments.form:
-        measure(arguments.folder, form, arguments.pairs)
+        measure(report, arguments.folder, form, arguments.pairs)
+    if arguments.json is not None:
+        report.write(arguments.json)
 
 
 if __name__ == "__main__":

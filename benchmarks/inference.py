@@ -1,68 +1,135 @@
-"""Our model beside the library's LLaVA with the same vision model and language model, on CPU.
+"""Our model beside the library's LLaVA, BLIP-2 and InstructBLIP with the same vision model and language model, on CPU.
 
-python benchmarks/inference.py [--pairs 7] [--batch 1 8] [--dtype float32 bfloat16] [--json FILE]
+python benchmarks/inference.py [--pairs 7] [--batch 1 8 32] [--pictures 1 4] [--beside llava blip2 instructblip]
+    [--dtype float32 bfloat16] [--tiny] [--json FILE]
 
-Both have a ViT-L/14 at 224 pixels and a LLaMA of 12 layers x 1024, with random weights. Runs alternate; a row gives the
-medians in milliseconds and the median ratio of the pairs. A prompt holds one picture and 60 tokens of text: 125
-positions for us, 316 for LLaVA. The last row compares our second chat turn with our first one.
+All have a ViT-L/14 at 224 pixels and a LLaMA of 12 layers x 1024, with random weights; BLIP-2 and InstructBLIP have
+their own Q-Former of 12 layers x 768. Runs alternate; a row gives the medians in milliseconds and the median ratio of
+the pairs. A prompt holds its pictures and 60 tokens of text. A picture takes 65 positions for us, 256 for LLaVA, 32 for
+the other two, which take one picture a prompt and decode by the language model alone.
+
+"limit" is how much of what the machine can do (measured first) our side reached: for "encode" of its rate of
+multiplying matrices, for "decode" of its memory's bandwidth, with every weight of the language model read once a token.
+The other rows compare our second chat turn with our first one, and four beams with one. `--tiny` tries the script.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from machine import bandwidth, matrix_rate, operations
 from side_by_side import TEXT, VISION, Report, alternate, around, decode_seconds, ready, seconds
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    CLIPVisionConfig,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration
 
 
-def build(dtype: torch.dtype) -> dict[str, torch.nn.Module]:
-    torch.manual_seed(0)
-    clip = CLIPVisionConfig(**VISION)
-    llama = LlamaConfig(**TEXT, image_token_index=31999)
-    models = {
-        "owl": MplugOwlForConditionalGeneration(MplugOwlConfig(text_config={"model_type": "llama", **TEXT})),
-        "llava": LlavaForConditionalGeneration(
-            LlavaConfig(vision_config=clip, text_config=llama, image_token_index=31999)
-        ),
-    }
-    return ready(models, dtype)
+PICTURE = TEXT["vocab_size"] - 1
+FORMER_WORDS = 32
 
 
-def prompt(model, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """One picture and 60 tokens of text a row."""
-    positions = model.get_image_features(pixels[:1], return_dict=True).pooler_output[0].shape[0]
-    ids = around(torch.full((len(pixels), positions), model.config.image_token_id))
-    return {"input_ids": ids, "pixel_values": pixels}
+def owl(vision: dict, text: dict) -> MplugOwlForConditionalGeneration:
+    width = {"encoder_hidden_size": vision["hidden_size"]}
+    small = {name: vision[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+    abstractor = {**width, **(small if vision is not VISION else {})}
+    return MplugOwlForConditionalGeneration(
+        MplugOwlConfig(
+            vision_config=vision, visual_abstractor_config=abstractor, text_config={"model_type": "llama", **text}
+        )
+    )
 
 
-@torch.no_grad()
-def compare(models, batch: int, pairs: int) -> dict[str, dict[str, float]]:
-    """Encoding of pictures, first token of a prompt, and time a token after that."""
-    pixels = torch.randn(batch, 3, 224, 224, dtype=models["owl"].dtype)
-    prompts = {name: prompt(model, pixels) for name, model in models.items()}
+def llava(vision: dict, text: dict) -> LlavaForConditionalGeneration:
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision), text_config=LlamaConfig(**text), image_token_index=PICTURE
+    )
+    return LlavaForConditionalGeneration(config)
 
-    def encode(name: str) -> float:
-        return seconds(lambda: models[name].get_image_features(pixels))
 
-    def first_token(name: str) -> float:
-        return seconds(lambda: models[name].generate(**prompts[name], max_new_tokens=1))
+def blip(config_class, model_class) -> Callable[[dict, dict], torch.nn.Module]:
+    def build(vision: dict, text: dict) -> torch.nn.Module:
+        former = {"encoder_hidden_size": vision["hidden_size"], "vocab_size": 30523}
+        sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        small = {name: text[name] for name in sizes}
+        config = config_class(
+            vision_config=vision,
+            qformer_config={**former, **(small if vision is not VISION else {})},
+            text_config={"model_type": "llama", **text},
+            image_token_index=PICTURE,
+        )
+        return model_class(config)
 
-    def decode(name: str) -> float:
-        return decode_seconds(models[name], prompts[name])
+    return build
 
-    measured = {"encode": encode, "first token": first_token, "decode, a token": decode}
-    return {
-        name: alternate(pairs, lambda run=run: run("owl"), lambda run=run: run("llava"))
-        for name, run in measured.items()
-    }
+
+BUILD: dict[str, Callable[[dict, dict], Any]] = {
+    "owl": owl,
+    "llava": llava,
+    "blip2": blip(Blip2Config, Blip2ForConditionalGeneration),
+    "instructblip": blip(InstructBlipConfig, InstructBlipForConditionalGeneration),
+}
+OF_ONE_PICTURE = ("blip2", "instructblip")
+
+
+class Side:
+    """One model with its prompts: `batch` rows of `pictures` pictures and 60 tokens of text."""
+
+    def __init__(self, name: str, model: Any, batch: int, pictures: int):
+        self.model = model
+        self.pixels = torch.randn(batch * pictures, 3, *[model.config.vision_config.image_size] * 2).to(model.dtype)
+        self.words: dict[str, torch.Tensor] = {}
+        if name == "instructblip":
+            ids = torch.randint(3, 1000, (batch, FORMER_WORDS))
+            self.words = {"qformer_input_ids": ids, "qformer_attention_mask": torch.ones_like(ids)}
+        if name in OF_ONE_PICTURE:
+            positions = model.config.num_query_tokens
+        else:
+            positions = model.get_image_features(self.pixels[:1], return_dict=True).pooler_output[0].shape[0]
+        ids = around(torch.full((batch, positions * pictures), model.config.image_token_id))
+        self.prompt = {"input_ids": ids, "pixel_values": self.pixels, **self.words}
+
+    def encode(self) -> float:
+        return seconds(lambda: self.model.get_image_features(self.pixels, **self.words))
+
+    def first_token(self) -> float:
+        return seconds(lambda: self.model.generate(**self.prompt, max_new_tokens=1))
+
+    def decode(self) -> float:
+        return decode_seconds(self.model, self.prompt)
+
+    def beams(self, count: int) -> float:
+        return seconds(lambda: self.model.generate(**self.prompt, num_beams=count, max_new_tokens=1))
+
+
+MEASURED = {"encode": Side.encode, "first token": Side.first_token, "decode, a token": Side.decode}
+
+
+def least_seconds(side: Side, rate: float, bytes_a_second: float) -> dict[str, float]:
+    """What "encode" and "decode" take at the machine's limits."""
+    implementation = side.model.config._attn_implementation
+    side.model.set_attn_implementation("eager")
+    multiplications = len(side.pixels) * operations(lambda: side.model.get_image_features(side.pixels[:1]))
+    side.model.set_attn_implementation(implementation)
+    language = [*side.model.model.language_model.layers.parameters(), *side.model.lm_head.parameters()]
+    read = sum(parameter.nbytes for parameter in language)
+    return {"encode": multiplications / rate, "decode, a token": read / bytes_a_second}
 
 
 @torch.no_grad()
 def chat_turns(model, pairs: int) -> dict[str, float]:
     """First token of a second turn of 20 tokens, from the cache, against that of the first turn with its picture."""
-    first = prompt(model, torch.randn(1, 3, 224, 224, dtype=model.dtype))
+    first = Side("owl", model, 1, 1).prompt
     turn = torch.randint(3, 31000, (1, 20))
 
     def first_turn() -> float:
@@ -76,20 +143,49 @@ def chat_turns(model, pairs: int) -> dict[str, float]:
     return alternate(pairs, second_turn, first_turn)
 
 
+@torch.no_grad()
+def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -> None:
+    """All rows of a number type."""
+    limits = matrix_rate(dtype), bandwidth(dtype)
+    report.note(f"{str(dtype).removeprefix('torch.')}: {limits[0] / 1e9:.0f} GFLOP/s, {limits[1] / 1e9:.1f} GB/s")
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2} if arguments.tiny else {}
+    vision, text = ({**sizes, **small} if small else sizes for sizes in (VISION, TEXT))
+    torch.manual_seed(0)
+    ours = ready({"owl": owl(vision, text)}, dtype)["owl"]
+    for other in arguments.beside:
+        theirs = ready({other: BUILD[other](vision, text)}, dtype)[other]
+        for pictures in arguments.pictures if other not in OF_ONE_PICTURE else [1]:
+            for batch in arguments.batch:
+                sides = Side("owl", ours, batch, pictures), Side(other, theirs, batch, pictures)
+                least = least_seconds(sides[0], *limits)
+                for name in ("encode", "first token") if other in OF_ONE_PICTURE else MEASURED:
+                    run = MEASURED[name]
+                    row = alternate(arguments.pairs, *(lambda side=side, run=run: run(side) for side in sides))
+                    if name in least:
+                        row["limit"] = least[name] * 1e3 / row["ours_ms"]
+                    report.add(name, batch, dtype, {"beside": other, "pictures": pictures, **row})
+        del theirs
+    report.add(
+        "second turn / first", 1, dtype, {"beside": "ourselves", "pictures": 1, **chat_turns(ours, arguments.pairs)}
+    )
+    side = Side("owl", ours, 1, 1)
+    beams = alternate(arguments.pairs, lambda: side.beams(4), lambda: side.beams(1))
+    report.add("4 beams / 1, first token", 1, dtype, {"beside": "ourselves", "pictures": 1, **beams})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--pictures", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--beside", nargs="+", default=["llava"], choices=[name for name in BUILD if name != "owl"])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--tiny", action="store_true", help="two layers of width 64")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     report = Report()
-    for dtype in arguments.dtype:
-        models = build(getattr(torch, dtype))
-        for batch in arguments.batch:
-            for name, row in compare(models, batch, arguments.pairs).items():
-                report.add(name, batch, dtype, row)
-        report.add("second turn / first turn", 1, dtype, chat_turns(models["owl"], arguments.pairs))
+    for name in arguments.dtype:
+        compare(report, getattr(torch, name), arguments)
     if arguments.json is not None:
         report.write(arguments.json)
 

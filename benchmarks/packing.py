@@ -2,8 +2,8 @@
 
 python benchmarks/packing.py [--pairs 7] [--json FILE]
 
-The conversations have answers of 5 to 200 words, evenly spread; a quarter of them have a picture. Packed rows stand
-under "owl", padded ones under "other". Runs alternate; a row gives medians and the median ratio of the pairs.
+The conversations have answers of 5 to 200 words, evenly spread; a quarter of them have a picture. Runs alternate; a
+row gives medians and the median ratio of the pairs.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import torch
 from side_by_side import Report, alternate, seconds
 from training import CHECKPOINT, ROOT, build
 
@@ -50,10 +51,11 @@ def main() -> None:
     samples = conversations()
     batches = [ConversationCollator(processor, packed_length=length)(samples) for length in (LENGTH, None)]
     packed, padded = (batch["input_ids"].numel() for batch in batches)
-    print(f"positions: {packed} packed, {padded} padded")
     report = Report()
+    report.note(f"positions: {packed} packed, {padded} padded")
     for stage in ("pretrain", "instruct"):
-        report.add(stage, CONVERSATIONS, "float32", compare(stage, batches, options.pairs))
+        row = {"beside": "padded", "pictures": 1, **compare(stage, batches, options.pairs)}
+        report.add(f"packed, {stage}", CONVERSATIONS, torch.float32, row)
     if options.json is not None:
         report.write(options.json)
 

@@ -1,7 +1,9 @@
 """What benchmarks beside the library's models share: sizes, alternating runs, rows of a table and of a JSON file."""
 
 import json
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,9 +63,12 @@ def decode_seconds(model, prompt: dict[str, torch.Tensor]) -> float:
     return seconds(steps) / NEW_TOKENS
 
 
-def alternate(pairs: int, ours: Callable[[], float], theirs: Callable[[], float]) -> dict[str, float]:
-    """Medians in milliseconds, and the median of the ratios, after one unmeasured run each."""
-    ours(), theirs()
+def alternate(
+    pairs: int, ours: Callable[[], float], theirs: Callable[[], float], warm_up: bool = True
+) -> dict[str, float]:
+    """Medians in milliseconds, and the median of the ratios, after one run each that does not count."""
+    if warm_up:
+        ours(), theirs()
     times = [(ours(), theirs()) for _ in range(pairs)]
     return {
         "ours_ms": statistics.median(a for a, _ in times) * 1e3,
@@ -73,16 +78,30 @@ def alternate(pairs: int, ours: Callable[[], float], theirs: Callable[[], float]
 
 
 class Report:
-    """Prints rows as they come and keeps them."""
+    """
+    Prints rows as they come and keeps them. A row has `beside`, the other side's name; `ours_ms`, `other_ms` and
+    `ratio`; and, where there is one, `limit`, the share of the machine's limit that ours reached.
+    """
 
     def __init__(self):
         self.rows: list[dict] = []
-        print(f"{'':34}{'owl ms':>10}{'other ms':>10}{'ratio':>8}")
+        self.notes: list[str] = []
+        print(
+            f"{'':26}{'batch':>6}{'pictures':>9}  {'beside':14}{'owl ms':>10}{'other ms':>10}{'ratio':>7}{'limit':>7}"
+        )
 
-    def add(self, name: str, batch: int, dtype: str, row: dict[str, float]) -> None:
-        label = f"{name}, batch {batch}"
-        print(f"{label:34}{row['ours_ms']:10.1f}{row['other_ms']:10.1f}{row['ratio']:8.2f}  {dtype}", flush=True)
-        self.rows.append({"name": name, "batch": batch, "dtype": dtype, **row})
+    def note(self, text: str) -> None:
+        print(text, flush=True)
+        self.notes.append(text)
+
+    def add(self, name: str, batch: int, dtype: torch.dtype, row: dict) -> None:
+        limit = f"{row['limit']:7.0%}" if "limit" in row else " " * 7
+        times = f"{row['ours_ms']:10.1f}{row['other_ms']:10.1f}{row['ratio']:7.2f}"
+        kind = str(dtype).removeprefix("torch.")
+        print(f"{name:26}{batch:6}{row['pictures']:9}  {row['beside']:14}{times}{limit}  {kind}", flush=True)
+        self.rows.append({"name": name, "batch": batch, "dtype": kind, **row})
 
     def write(self, file: Path) -> None:
-        file.write_text(json.dumps({"threads": torch.get_num_threads(), "rows": self.rows}, indent=1) + "\n")
+        threads = torch.get_num_threads()
+        content = {"command": shlex.join(["python", *sys.argv]), "threads": threads, "notes": self.notes}
+        file.write_text(json.dumps({**content, "rows": self.rows}, indent=1) + "\n")

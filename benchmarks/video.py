@@ -84,11 +84,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     report = Report()
-    for dtype in arguments.dtype:
-        models = build(getattr(torch, dtype), arguments.tiny)
+    for dtype in (getattr(torch, name) for name in arguments.dtype):
+        models = build(dtype, arguments.tiny)
         for batch in arguments.batch:
             for name, row in compare(models, batch, arguments.frames, arguments.pairs).items():
-                report.add(name, batch, dtype, {"frames": arguments.frames, **row})
+                report.add(
+                    name, batch, dtype, {"frames": arguments.frames, "beside": "video-llava", "pictures": 1, **row}
+                )
     if arguments.json is not None:
         report.write(arguments.json)
 

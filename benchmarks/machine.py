@@ -1,0 +1,35 @@
+"""What the machine can do at most: products of matrices, and reading memory."""
+
+import torch
+from side_by_side import seconds
+from torch.utils.flop_counter import FlopCounterMode
+
+
+SHAPES = ((4096, 4096, 4096), (2056, 1024, 4096), (2056, 4096, 1024), (2056, 1024, 1024))
+READ_BYTES = 2**30
+REPEATS = 5
+
+
+def matrix_rate(dtype: torch.dtype) -> float:
+    """Operations a second of a product of matrices, the best of some shapes and repeats."""
+    rates = []
+    for rows, inner, columns in SHAPES:
+        a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+        best = min(seconds(lambda a=a, b=b: a @ b) for _ in range(REPEATS))
+        rates.append(2 * rows * inner * columns / best)
+    return max(rates)
+
+
+def bandwidth(dtype: torch.dtype) -> float:
+    """Bytes a second that are read from memory, the best of a sum and of a matrix times a vector."""
+    matrix = torch.zeros(READ_BYTES // dtype.itemsize // 4096, 4096, dtype=dtype)
+    vector = torch.zeros(4096, dtype=dtype)
+    reads = (matrix.sum, lambda: matrix @ vector)
+    return READ_BYTES / min(seconds(read) for read in reads for _ in range(REPEATS))
+
+
+def operations(run) -> int:
+    """Of the products of matrices in a call; attention must be the eager one, which consists of such."""
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # the counter's hooks need gradients
+        run()
+    return counter.get_total_flops()

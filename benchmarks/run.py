@@ -1,0 +1,67 @@
+"""All benchmarks by one command.
+
+python benchmarks/run.py [--full] [--output build/benchmarks]
+
+Prints the tables as they come, and leaves `results.json` and a plot, `results.png`, in the folder. The short run takes
+some minutes on two cores; the full one an hour, and 45 GB of the disk for the conversion of a checkpoint at full size.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+HERE = Path(__file__).parent
+# What each run gives its scripts.
+SHORT = {
+    "inference.py": ["--pairs", "3", "--batch", "1", "--pictures", "1", "--dtype", "float32"],
+    "video.py": ["--pairs", "3", "--batch", "1", "--dtype", "float32"],
+    "training.py": ["--pairs", "3"],
+    "packing.py": ["--pairs", "3"],
+    "start.py": ["--pairs", "3"],
+}
+FULL = {
+    "inference.py": ["--pairs", "5", "--beside", "llava", "blip2", "instructblip"],
+    "video.py": ["--pairs", "5"],
+    "training.py": [],
+    "packing.py": [],
+    "start.py": [],
+    "conversion.py": ["--folder", "build/bench"],
+}
+
+
+def plot(rows: list[dict], file: Path) -> None:
+    """The ratios: left of the line we are faster."""
+    figure = Figure((9, 1 + 0.24 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    labels = ["{name}, batch {batch}, {pictures} pictures, {dtype} / {beside}".format(**row) for row in rows]
+    places = range(len(rows))
+    axes.barh(places, [row["ratio"] for row in rows], color=["C0" if row["ratio"] <= 1 else "C1" for row in rows])
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set(yticks=places, yticklabels=labels, xlabel="time, ours / other", ylim=(len(rows) - 0.5, -0.5))
+    axes.tick_params(axis="y", labelsize="x-small")
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("build/benchmarks"))
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for script, options in (FULL if arguments.full else SHORT).items():
+        file = arguments.output / f"{Path(script).stem}.json"
+        print(f"\n{script} {' '.join(options)}", flush=True)
+        subprocess.run([sys.executable, HERE / script, *options, "--json", file], check=True)
+        results[script] = json.loads(file.read_text())
+    (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    plot([row for result in results.values() for row in result["rows"]], arguments.output / "results.png")
+
+
+if __name__ == "__main__":
+    main()
