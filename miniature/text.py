@@ -71,6 +71,22 @@ def checked(world: World, random: np.random.Generator) -> Document:
     return document
 
 
+def placed(world: World, random: np.random.Generator) -> Document:
+    """Pairs of things, one after the other, and where each of them is."""
+    document: Document = []
+    for _ in range(4):
+        scene = world.scene(random, "two")
+        sides = {scene.left.thing.name: "left", scene.right.thing.name: "right"}
+        asked = [f"On which side is the {name}?" for name in sides]
+        name, side = pick(random, tuple(sides.items())), pick(random, ("left", "right"))
+        document += [
+            (f"{notes(scene, random)}.", ""),
+            *[(asked[place], tuple(sides.values())[place]) for place in random.permutation(2)],
+            (f"Is the {name[0]} on the {side}?", yes(name[1] == side)),
+        ]
+    return document
+
+
 def compared(world: World, random: np.random.Generator) -> Document:
     scenes, found = about_pair(world, random)
     document = [(f"{notes(scene, random)}.", "") for scene in scenes]
@@ -104,5 +120,5 @@ def known(world: World, random: np.random.Generator) -> Document:
     return [("", " ".join(facts[place] for place in random.permutation(len(facts))))]
 
 
-WRITERS = (captioned, questioned, checked, compared, filmed, asked, known)
-WEIGHTS = (0.22, 0.36, 0.14, 0.08, 0.08, 0.08, 0.04)
+WRITERS = (captioned, questioned, checked, placed, compared, filmed, asked, known)
+WEIGHTS = (0.2, 0.32, 0.14, 0.1, 0.08, 0.04, 0.08, 0.04)
