@@ -1,4 +1,4 @@
-"""Draws the scenes of examples/pictures that the package comes with; none of them is in training.
+"""Draws the scenes of examples/pictures and the clips of examples/videos; none of them is in training.
 
 python miniature/samples.py
 """
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from drawings import Drawings
+from events import clip, mp4
 from scenes import FONTS, SIZE, World, draw
 
 
-FOLDER = Path(__file__).parent.parent / "examples/pictures"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 STYLES = ("noto", "fluent-flat", "fluent-3d")  # under the MIT and Apache licences
 SAMPLES = 31  # the first number of a seed: training, conversations and score have others
 # By name: the kind of the scene, and the second number of its seed.
@@ -19,13 +20,19 @@ SCENES = {
     "sunflower": ("one", 2),
 }  # fmt: skip
 
+# The same of clips.
+CLIPS = {"elephant-moves": ("move", 5), "strawberry-turns": ("change", 3), "sunflower-jumps": ("jump", 2)}
+
 
 def main() -> None:
     """Drawn twice as large as the model sees them, for people."""
     world = World(Drawings(STYLES, 2 * SIZE), shown=True, fonts=FONTS)
     for name, (kind, number) in SCENES.items():
         scene = world.scene(np.random.default_rng([SAMPLES, number]), kind)
-        draw(scene, world.drawings, 2 * SIZE).save(FOLDER / f"{name}.png", optimize=True)
+        draw(scene, world.drawings, 2 * SIZE).save(EXAMPLES / f"pictures/{name}.png", optimize=True)
+    for name, (kind, number) in CLIPS.items():
+        shown = clip(world, np.random.default_rng([SAMPLES, number]), kind)
+        (EXAMPLES / f"videos/{name}.mp4").write_bytes(mp4(shown.frames(world.drawings, 2 * SIZE)))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from transformers_owl import MINIATURE
 from transformers_owl.cli import app
 from transformers_owl.inference import Chat
+from transformers_owl.mplug_owl.video_processing_mplug_owl import read_frames
 from transformers_owl.training.train import train
 
 
@@ -105,6 +106,27 @@ def test_a_batch_answers_as_each_row_alone(model, processor):
     ]
     assert together == alone
     assert together[0] == "47"
+
+
+def watch(model, processor, question: str, frames: list[PIL.Image.Image]) -> str:
+    content = [{"type": "video", "video": frames}, {"type": "text", "text": question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+        return_tensors="pt",
+    )  # fmt: skip
+    written = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+    return processor.decode(written, skip_special_tokens=True).strip()
+
+
+def test_it_tells_what_happens_in_clips_and_what_if_they_ran_backwards(model, processor):
+    for name, question, forwards, backwards in (
+        ("elephant-moves", "Where does it move?", "right", "left"),
+        ("strawberry-turns", "What colour is it at the end?", "purple", "yellow"),
+        ("sunflower-jumps", "How often does it jump?", "three times", "three times"),
+    ):
+        frames, _ = read_frames(ROOT / f"examples/videos/{name}.mp4", num_frames=6)
+        assert watch(model, processor, question, frames) == forwards
+        assert watch(model, processor, question, frames[::-1]) == backwards
 
 
 def crops(name: str, count: int) -> list[PIL.Image.Image]:
