@@ -2,7 +2,8 @@
 
 python miniature/ablation.py
 
-It needs what `miniature/make.py` leaves in build/miniature. Every cell is trained and scored once; a run that was
+It needs what `miniature/make.py`, without `--start`, leaves in build/miniature: with it the parts would know what they
+are to be taught. Each seed has an abstractor of its own. Every cell is trained and scored once; a run that was
 interrupted goes on with the next one. The table is printed and lies in build/miniature/ablation with the plot.
 """
 
@@ -15,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import typer
 import yaml
-from make import FOLDER, HERE
+from make import FOLDER, HERE, build_fresh, make
 from parts import bfloat16_is_fast
 from peft import PeftModel
 from rich.console import Console
@@ -27,7 +28,7 @@ from transformers_owl.training.train import train
 
 
 HOME = FOLDER / "ablation"
-PRETRAIN_STEPS, INSTRUCT_STEPS = 400, 250
+PRETRAIN_STEPS, INSTRUCT_STEPS = 350, 200
 QUESTIONS = 200
 BOTH, TEXT, PICTURES = ("multimodal", "text"), ("text",), ("multimodal",)
 # The paper's abilities, in what the miniature can be asked.
@@ -75,7 +76,8 @@ def run(cell: Cell, seed: int) -> dict:
     folder = HOME / f"seed-{seed}"
     result = folder / f"{names}.json"
     if not result.exists():
-        model = FOLDER / "fresh"
+        model = folder / "fresh"
+        make(model, lambda to: build_fresh(to, seed))
         if cell.first:
             model = stage("pretrain", cell.first, model, folder / cell.first, PRETRAIN_STEPS, seed, ("captions",))
         tuned = folder / names

@@ -113,7 +113,7 @@ def take_tokenizer(start: str, folder: Path) -> None:
     AutoTokenizer.from_pretrained(start).save_pretrained(folder)
 
 
-def build_fresh(folder: Path, seed: int, earlier: Any) -> None:
+def build_fresh(folder: Path, seed: int, earlier: Any = None) -> None:
     """Where stage 1 starts: with a new abstractor, or with that of an earlier miniature."""
     set_seed(seed)
     vision = CLIPVisionModel.from_pretrained(FOLDER / "vision")
