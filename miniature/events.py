@@ -43,7 +43,7 @@ class Clip:
 
 def clip(world: World, random: np.random.Generator, kind: str | None = None) -> Clip:
     """A clip at random, of the given kind or of any."""
-    kind = kind or pick(random, tuple(EVENTS))
+    kind = kind or pick(random, tuple(EVENTS), SHARES)
     scene = world.scene(random, "one")
     size = random.uniform(0.36, 0.5)
     x, y = random.uniform(size / 2, 1 - size / 2, 2)
@@ -90,6 +90,7 @@ def rises(ups: tuple[bool, ...]) -> list[bool]:
 
 
 EVENTS = {"move": move, "appear": appear, "change": change, "jump": jump}
+SHARES = (0.4, 0.1, 0.1, 0.4)  # of these: where something is seen late is harder to tell than what is seen late
 
 
 def mp4(frames: list[PIL.Image.Image]) -> bytes:

@@ -40,9 +40,9 @@ from transformers_owl.training.train import train
 HERE = Path(__file__).parent
 FOLDER = Path("build/miniature")
 QUERIES, ABSTRACTOR_LAYERS = 16, 2
-STEPS = {"language_model": 1500, "vision": 2600, "pretrain": 1600, "instruct": 700, "video": 400}
-FURTHER = {"language_model": 1600, "vision": 1300, "pretrain": 800, "instruct": 550, "video": 350}
-SCENES = {"captions": 120_000, "dialogues": 30_000, "pairs": 8_000, "text": 12_000, "clips": 9_600}
+STEPS = {"language_model": 1500, "vision": 2600, "pretrain": 1600, "instruct": 700, "video": 650}
+FURTHER = {"language_model": 1600, "vision": 1300, "pretrain": 800, "instruct": 550, "video": 650}
+SCENES = {"captions": 120_000, "dialogues": 30_000, "pairs": 8_000, "text": 12_000, "clips": 15_600}
 
 
 def main(
