@@ -5,7 +5,8 @@
 
 Needs the environment of docs/serving.md. A client sends its requests one after the other, every second one with a
 picture: a cut of its own of a drawing of examples/pictures/, so that no cache answers. Latency is the time to the whole
-answer. Memory is what the server's processes hold together, after one request of each kind and at the end.
+answer. Memory is what the server's processes hold together after one request of each kind, and then behind each quarter
+of the answers.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,16 +86,23 @@ async def ask(server: openai.AsyncOpenAI, model: str, kind: str, messages: list,
     return Reply(kind, time.perf_counter() - start, tokens, error)
 
 
-async def load(url: str, model: str, work: list, max_tokens: int) -> list[Reply]:
+async def load(url: str, model: str, work: list, max_tokens: int, at_quarter: Callable[[], None]) -> list[Reply]:
+    """All replies; calls back behind each quarter of them."""
     limits = httpx.Limits(max_connections=None)
+    quarter = max(1, sum(map(len, work)) // 4)
+    replies: list[Reply] = []
     async with openai.AsyncOpenAI(
         base_url=url, api_key="none", max_retries=0, timeout=PATIENCE, http_client=httpx.AsyncClient(limits=limits)
     ) as server:
 
-        async def client(requests: list) -> list[Reply]:
-            return [await ask(server, model, kind, messages, max_tokens) for kind, messages in requests]
+        async def client(requests: list) -> None:
+            for kind, messages in requests:
+                replies.append(await ask(server, model, kind, messages, max_tokens))
+                if len(replies) % quarter == 0:
+                    at_quarter()
 
-        return sum(await asyncio.gather(*map(client, work)), [])
+        await asyncio.gather(*map(client, work))
+    return replies
 
 
 def resident_mib(process: subprocess.Popen) -> float:
@@ -155,13 +163,15 @@ def main() -> None:
     given = parser.parse_args()
     given.log.parent.mkdir(parents=True, exist_ok=True)
     with served(given.model, given.options, given.log) as (process, url):
-        asyncio.run(load(url, given.model, chats(1, 2), given.max_tokens))
-        before = resident_mib(process)
+        asyncio.run(load(url, given.model, chats(1, 2), given.max_tokens, lambda: None))
         work = chats(given.clients, given.requests)
+        memory = [resident_mib(process)]
         start = time.perf_counter()
-        replies = asyncio.run(load(url, given.model, work, given.max_tokens))
+        replies = asyncio.run(
+            load(url, given.model, work, given.max_tokens, lambda: memory.append(resident_mib(process)))
+        )
         report = summary(replies, time.perf_counter() - start)
-        report |= {"clients": given.clients, "memory_mib": {"begin": before, "end": resident_mib(process)}}
+        report |= {"clients": given.clients, "memory_mib": memory}
     print(json.dumps(report, indent=1))
     if given.json is not None:
         given.json.write_text(json.dumps({"options": given.options, **report}, indent=1) + "\n")

@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import re
+import shlex
 import sys
 import tomllib
 from importlib.metadata import EntryPoint
@@ -14,7 +16,6 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_config
-from test_readme import ROOT
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import transformers_owl
@@ -22,6 +23,7 @@ from transformers_owl import MINIATURE, MplugOwlConfig, MplugOwlForConditionalGe
 from transformers_owl.serving import plugin
 
 
+ROOT = Path(__file__).parent.parent
 DRAWINGS = sorted((ROOT / "examples/pictures").glob("*.png"))
 SIZES = [(96, 96), (1, 1), (7, 900), (4000, 31)]  # height, width
 
@@ -128,6 +130,13 @@ def test_the_configuration_fits_the_7b_releases():
     assert defaults.do_sample is False and options["override-generation-config"] == {"temperature": 0.0}
 
 
+def commands() -> list[list[str]]:
+    """Options of the servers that docs/serving.md starts, on CPU and on GPUs."""
+    page = (ROOT / "docs/serving.md").read_text()
+    found = re.findall(r"^(?:vllm serve|.*vllm.entrypoints.openai.api_server) (.+)$", page, re.MULTILINE)
+    return [shlex.split(options) for options in found]
+
+
 def test_the_deployment_starts_that_configuration():
     deployment, service = yaml.safe_load_all((ROOT / "examples/serving/kubernetes.yaml").read_text())
     template = deployment["spec"]["template"]
@@ -206,14 +215,21 @@ def engine_prompt(prompt: dict, bos: str) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["miniature", "other"])
-def test_vllm_answers_as_generate_does(monkeypatch, request, name):
+@pytest.mark.parametrize(("name", "devices"), [("miniature", 1), ("miniature", 2), ("other", 1)])
+def test_vllm_answers_as_generate_does(monkeypatch, request, name, devices):
     vllm = pytest.importorskip("vllm")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     folder = MINIATURE if name == "miniature" else request.getfixturevalue("other_folder")
     processor = MplugOwlProcessor.from_pretrained(folder)
     asked = prompts(processor) + ([video_prompt(processor)] if name == "other" else [])
-    engine = vllm.LLM(folder, dtype="float32", max_model_len=256, max_num_seqs=8, enforce_eager=True)
+    engine = vllm.LLM(
+        folder,
+        tensor_parallel_size=devices,
+        dtype="float32",
+        max_model_len=256,
+        max_num_seqs=8,
+        enforce_eager=True,
+    )
     choices = vllm.SamplingParams(temperature=0, max_tokens=20)
     bos = processor.tokenizer.bos_token
     replies = engine.generate([engine_prompt(prompt, bos) for prompt in asked], choices)
@@ -221,14 +237,15 @@ def test_vllm_answers_as_generate_does(monkeypatch, request, name):
 
 
 @pytest.mark.slow
-def test_vllm_understands_the_configuration():
+def test_vllm_understands_the_commands(monkeypatch):
     pytest.importorskip("vllm")
-    from vllm.entrypoints.openai.cli_args import make_arg_parser
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser())
-    given = parser.parse_args(["--model", MINIATURE, "--config", str(ROOT / "examples/serving/vllm.yaml")])
-    assert given.limit_mm_per_prompt == served_options()["limit-mm-per-prompt"]
-    assert given.media_io_kwargs == served_options()["media-io-kwargs"]
-    assert given.override_generation_config == {"temperature": 0.0}
-    assert given.tensor_parallel_size == 2
+    monkeypatch.chdir(ROOT)
+    on_cpu, on_gpus = (parser.parse_args(options) for options in commands())
+    assert on_cpu.override_generation_config == on_gpus.override_generation_config == {"temperature": 0}
+    assert on_cpu.media_io_kwargs == on_gpus.media_io_kwargs == served_options()["media-io-kwargs"]
+    assert on_gpus.limit_mm_per_prompt == served_options()["limit-mm-per-prompt"]
+    assert on_gpus.tensor_parallel_size == served_options()["tensor-parallel-size"]
