@@ -82,13 +82,14 @@ async def ask(server: openai.AsyncOpenAI, model: str, kind: str, messages: list,
         )
         tokens = answer.usage.completion_tokens
     except openai.OpenAIError as failure:
-        error = type(failure).__name__
+        error = f"{type(failure).__name__}: {failure.__cause__!r}"
     return Reply(kind, time.perf_counter() - start, tokens, error)
 
 
 async def load(url: str, model: str, work: list, max_tokens: int, at_quarter: Callable[[], None]) -> list[Reply]:
     """All replies; calls back behind each quarter of them."""
-    limits = httpx.Limits(max_connections=None)
+    # The server ends a connection that was idle for 5 seconds, maybe just as a request is sent.
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=1)
     quarter = max(1, sum(map(len, work)) // 4)
     replies: list[Reply] = []
     async with openai.AsyncOpenAI(
