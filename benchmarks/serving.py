@@ -16,6 +16,7 @@ import collections
 import contextlib
 import io
 import json
+import os
 import random
 import socket
 import subprocess
@@ -88,8 +89,7 @@ async def ask(server: openai.AsyncOpenAI, model: str, kind: str, messages: list,
 
 async def load(url: str, model: str, work: list, max_tokens: int, at_quarter: Callable[[], None]) -> list[Reply]:
     """All replies; calls back behind each quarter of them."""
-    # The server ends a connection that was idle for 5 seconds, maybe just as a request is sent.
-    limits = httpx.Limits(max_connections=None, keepalive_expiry=1)
+    limits = httpx.Limits(max_connections=None)
     quarter = max(1, sum(map(len, work)) // 4)
     replies: list[Reply] = []
     async with openai.AsyncOpenAI(
@@ -120,8 +120,10 @@ def served(model: str, options: list[str], log: Path) -> Iterator[tuple[subproce
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--host", "127.0.0.1", "--port", str(port), *options]
+    # By default a busy server ends a connection 5 seconds after an answer, even if the next request lies there unread.
+    environment = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(PATIENCE), **os.environ}
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
         end = time.monotonic() + PATIENCE
         while True:
