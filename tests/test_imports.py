@@ -20,7 +20,7 @@ HUB_IMPORTS = {
     "typing", "urllib", "zlib", "PIL", "huggingface_hub", "jinja2", "numpy", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 # A room may import those below it.
-ROOMS = ["mplug_owl", "inference", "evaluation", "training", "demo", "cli"]
+ROOMS = ["mplug_owl", "serving", "inference", "evaluation", "training", "demo", "cli"]
 
 
 def imports(path: Path) -> list[tuple[int, str]]:

@@ -1,0 +1,66 @@
+"""mPLUG-Owl as vLLM runs it: by its Transformers modeling backend, with what is particular to this model."""
+
+import math
+from functools import cached_property
+
+import torch
+from transformers import AutoModel
+from vllm.model_executor.models.transformers import (
+    MultiModalDummyInputsBuilder,
+    MultiModalProcessingInfo,
+    MultiModalProcessor,
+    TransformersMultiModalForCausalLM,
+)
+from vllm.model_executor.models.transformers.utils import recursive_replace_linear
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from ..mplug_owl.configuration_mplug_owl import MplugOwlConfig
+from ..mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration, MplugOwlModel
+
+
+class MplugOwlProcessingInfo(MultiModalProcessingInfo):
+    """What the engine asks before it takes a request."""
+
+    @cached_property
+    def _is_video_model(self) -> bool:
+        return self.get_hf_config().vision_config.use_temporal
+
+    def get_default_tok_params(self):
+        """Without special tokens: BOS is in the chat template."""
+        return super().get_default_tok_params().with_kwargs(add_special_tokens=False)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    MultiModalProcessor, info=MplugOwlProcessingInfo, dummy_inputs=MultiModalDummyInputsBuilder
+)
+class MplugOwlForEngine(TransformersMultiModalForCausalLM):
+    """[`MplugOwlModel`] with the engine's attention, layers and head."""
+
+    def __init__(self, *, vllm_config, prefix: str = ""):
+        # The engine builds what `AutoModel` names, and brings its own head.
+        AutoModel.register(MplugOwlConfig, MplugOwlModel, exist_ok=True)
+        try:
+            super().__init__(vllm_config=vllm_config, prefix=prefix)
+        finally:
+            AutoModel.register(MplugOwlConfig, MplugOwlForConditionalGeneration, exist_ok=True)
+        # The engine checks the length of each request; what it gives the model is many requests in one row.
+        self.model.context_length = math.inf
+        visual_ids = [self.config.image_token_id, self.config.video_token_id]
+        self.configure_mm_token_handling(self.text_config.vocab_size, visual_ids)
+        self.never_written = [token for token in visual_ids if token < self.text_config.vocab_size]
+
+    def _create_hf_to_vllm_mapper(self):
+        """The engine has a head, whose weights the model without a head would have dropped."""
+        self.model._keys_to_ignore_on_load_unexpected = None
+        super()._create_hf_to_vllm_mapper()
+
+    def recursive_replace(self):
+        """The abstractor stays whole on every device: the norm inside its feed-forward layers needs all columns."""
+        recursive_replace_linear(self.model.abstractor, self.quant_config, prefix="model.abstractor")
+        super().recursive_replace()
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        logits = super().compute_logits(hidden_states)
+        if logits is not None:
+            logits[:, self.never_written] = -math.inf
+        return logits
