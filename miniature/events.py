@@ -58,8 +58,8 @@ def move(random: np.random.Generator, item: Item, ground: str) -> tuple[str, lis
     way = pick(random, tuple(WAYS))
     length = random.uniform(0.3, 1 - item.size)
     first = random.uniform(item.size / 2, 1 - item.size / 2 - length)
-    places = np.linspace(first, first + length, MOMENTS)[:: sum(WAYS[way])]
-    return way, [replace(item, **{"x" if WAYS[way][0] else "y": float(place)}) for place in places]
+    places = [float(place) for place in np.linspace(first, first + length, MOMENTS)[:: sum(WAYS[way])]]
+    return way, [replace(item, x=place) if WAYS[way][0] else replace(item, y=place) for place in places]
 
 
 def appear(random: np.random.Generator, item: Item, ground: str) -> tuple[str, list[Item | None]]:

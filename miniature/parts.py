@@ -307,7 +307,7 @@ def train_vision(world: World, scratch: Path, folder: Path, steps: int, seed: in
     )  # fmt: skip
     processor = MplugOwlImageProcessor(size={"height": SIZE, "width": SIZE})
     model = WordPredictor(config, processor)
-    lessons = LESSONS
+    lessons: tuple[Lesson, ...] = LESSONS
     if start is not None:
         take(model.vision, rename_vision, start)
         lessons = (replace(LESSONS[-1], share=1.0),)

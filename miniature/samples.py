@@ -16,12 +16,12 @@ STYLES = ("noto", "fluent-flat", "fluent-3d")  # under the MIT and Apache licenc
 SAMPLES = 31  # the first number of a seed: training, conversations and score have others
 # By name: the kind of the scene, and the second number of its seed.
 SCENES = {
-    "cow-and-bell": ("two", 0), "elephant": ("one", 5), "helicopters": ("many", 3), "number": ("writing", 6),
+    "castle-and-octopus": ("two", 8), "elephant": ("one", 5), "helicopters": ("many", 3), "number": ("writing", 6),
     "sunflower": ("one", 2),
 }  # fmt: skip
 
 # The same of clips.
-CLIPS = {"elephant-moves": ("move", 5), "strawberry-turns": ("change", 3), "sunflower-jumps": ("jump", 2)}
+CLIPS = {"elephant-appears": ("appear", 5), "strawberry-turns": ("change", 3)}
 
 
 def main() -> None:

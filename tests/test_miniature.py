@@ -23,7 +23,7 @@ from transformers_owl.training.train import train
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "examples/pictures"
 CAPTIONS = {
-    "cow-and-bell": "A cow on the left and a brown bell on the right on a yellow background.",
+    "castle-and-octopus": "A castle on the left and an octopus on the right on a green background.",
     "elephant": "An elephant on a pink background.",
     "helicopters": "Two helicopters on a red background.",
     "number": "The number 47 on a pink background.",
@@ -73,16 +73,17 @@ def test_answers_change_with_the_picture(model, processor):
 
 def test_second_answers_depend_on_the_first(model, processor):
     for side, first, kind, use in (
-        ("left", "cow", "animal", "feed it"), ("right", "bell", "instrument", "play music on it"),
+        ("left", "castle", "building", "go inside it"), ("right", "octopus", "animal", "feed it"),
     ):  # fmt: skip
         for question, second in (("What kind of thing is it?", kind), ("What can you do with it?", use)):
-            said = ask(model, processor, f"What is on the {side}?", question, pictures=[drawing("cow-and-bell")])
+            said = ask(model, processor, f"What is on the {side}?", question, pictures=[drawing("castle-and-octopus")])
             assert said == [first, second]
 
 
 def test_a_batch_answers_as_each_row_alone(model, processor):
     questions = [
-        ("What number is written?", ["number"]), ("What is 3 plus 4?", []), ("What is on the left?", ["cow-and-bell"]),
+        ("What number is written?", ["number"]), ("What is 3 plus 4?", []),
+        ("What is on the left?", ["castle-and-octopus"]),
         ("Which picture shows an elephant?", ["sunflower", "elephant"]), ("Describe the picture.", ["helicopters"]),
     ]  # fmt: skip
     chats = [
@@ -120,9 +121,9 @@ def watch(model, processor, question: str, frames: list[PIL.Image.Image]) -> str
 
 def test_it_tells_what_happens_in_clips_and_what_if_they_ran_backwards(model, processor):
     for name, question, forwards, backwards in (
-        ("elephant-moves", "Where does it move?", "right", "left"),
+        ("elephant-appears", "Does it appear or disappear?", "it appears", "it disappears"),
         ("strawberry-turns", "What colour is it at the end?", "purple", "yellow"),
-        ("sunflower-jumps", "How often does it jump?", "three times", "three times"),
+        ("strawberry-turns", "What colour is it at first?", "yellow", "purple"),
     ):
         frames, _ = read_frames(ROOT / f"examples/videos/{name}.mp4", num_frames=6)
         assert watch(model, processor, question, frames) == forwards

@@ -29,9 +29,9 @@ PICTURES = Path(__file__).parent / "pictures"
 EXAMPLES: list[Any] = [
     [{"text": question, "files": [str(PICTURES / f"{name}.png") for name in names]}]
     for question, *names in (
-        ("What is on the left?", "cow-and-bell"),
+        ("What is on the left?", "castle-and-octopus"),
         ("How many things are there?", "helicopters"),
-        ("Which picture shows an elephant?", "sunflower", "elephant"),
+        ("What number is written?", "number"),
     )
 ]
 ADVICE = "Lower the number of beams or the longest answer in the settings, or start anew with fewer pictures."
@@ -206,7 +206,7 @@ def build_page(desk: OwlDesk, name: str) -> gr.Blocks:
     return page
 
 
-def _settings() -> list[gr.Slider]:
+def _settings() -> list[Any]:
     return [
         gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 always takes the likeliest word.", render=False),
         gr.Slider(0.1, 1, 0.9, step=0.05, label="Top-p", info="The likeliest words of this share.", render=False),

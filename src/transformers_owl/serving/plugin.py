@@ -1,5 +1,7 @@
 """The entry point by which vLLM learns of mPLUG-Owl, in each of its processes."""
 
+from typing import Any
+
 from transformers import AutoProcessor
 
 from ..mplug_owl import processing_mplug_owl
@@ -12,7 +14,7 @@ class MplugOwlProcessor(processing_mplug_owl.MplugOwlProcessor):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        processor = super().from_pretrained(*args, **kwargs)
+        processor: Any = super().from_pretrained(*args, **kwargs)
         if "bos_token" not in processor.chat_template:
             processor.chat_template = "{{- bos_token -}}" + processor.chat_template
         return processor
