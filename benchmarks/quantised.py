@@ -27,7 +27,7 @@ from transformers_owl import MINIATURE  # noqa: E402
 
 
 def answers(folder: str, asked: dict[str, list]) -> dict[str, np.ndarray]:
-    answerer = Answerer(folder)
+    answerer = Answerer(folder, dtype="auto")
     return {ability: marks(answerer, found) for ability, found in asked.items()}
 
 

@@ -69,8 +69,8 @@ class Question:
 class Answerer:
     """A model and its processor. Answers have no spaces around them."""
 
-    def __init__(self, folder: str, device: str = "cpu"):
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, device_map=device)
+    def __init__(self, folder: str, device: str = "cpu", dtype: torch.dtype | str = torch.float32):
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, device_map=device)
         self.processor = AutoProcessor.from_pretrained(folder)
 
     def __call__(self, questions: list[Question]) -> list[str]:
