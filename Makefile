@@ -39,6 +39,8 @@ test-serving: $(VLLM_VENV)/installed
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/run.py --full
+	$(VENV)/bin/python benchmarks/import_time.py
+	$(VENV)/bin/python benchmarks/memory.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST_VENV) $(VLLM_VENV) build

@@ -22,8 +22,8 @@ def matrix_rate(dtype: torch.dtype) -> float:
 
 def bandwidth(dtype: torch.dtype) -> float:
     """Bytes a second that are read from memory, the best of a sum and of a matrix times a vector."""
-    matrix = torch.zeros(READ_BYTES // dtype.itemsize // 4096, 4096, dtype=dtype)
-    vector = torch.zeros(4096, dtype=dtype)
+    matrix = torch.ones(READ_BYTES // dtype.itemsize // 4096, 4096, dtype=dtype)  # zeros would take no memory
+    vector = torch.ones(4096, dtype=dtype)
     reads = (matrix.sum, lambda: matrix @ vector)
     return READ_BYTES / min(seconds(read) for read in reads for _ in range(REPEATS))
 

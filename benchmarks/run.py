@@ -1,9 +1,10 @@
-"""All benchmarks by one command.
+"""What is measured in pairs, by one command.
 
 python benchmarks/run.py [--full] [--output build/benchmarks]
 
-Prints the tables as they come, and leaves `results.json` and a plot, `results.png`, in the folder. The short run takes
-some minutes on two cores; the full one an hour, and 45 GB of the disk for the conversion of a checkpoint at full size.
+Prints the tables as they come, and leaves `results.json` and a plot, `results.png`, in the folder. The short run
+takes some minutes on two cores; the full one hours, and 45 GB of the disk for the conversion of a checkpoint at full
+size.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
 python benchmarks/start.py [--pairs 7] [--json FILE]
 
-The other side is a process that imports the library's LLaMA, tokenizer and image processor and loads a LLaMA with as
-many weights from safetensors; it generates nothing. Processes alternate; medians, and the median ratio of the pairs.
+The other side is a process that imports the library's LLaMA and AutoProcessor and loads a LLaMA with as many weights
+from safetensors; it generates nothing. Processes alternate; medians, and the median ratio of the pairs.
 """
 
 import argparse

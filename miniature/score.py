@@ -185,25 +185,19 @@ def main(
     split: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SPLITS)}; by default all.")] = None,
     ability: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ABILITIES)}; by default all.")] = None,
     count: Annotated[int, typer.Option("--questions", min=1, help="For each ability.")] = 500,
-    output: Annotated[Path | None, typer.Option(help="JSON file to write, or to add splits to.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write, after each split.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
 ) -> None:
     """Score a model of the miniature's world."""
     answerer = Answerer(model, device)
+    command, results = shlex.join(["python", *sys.argv]), {}
     for name in split or SPLITS:
-        results = score(answerer, name, tuple(ability or ABILITIES), count)
-        Console().print(table(name, results))
+        results[name] = score(answerer, name, tuple(ability or ABILITIES), count)
+        Console().print(table(name, results[name]))
         if output is not None:
-            add(output, name, results)
-
-
-def add(output: Path, split: str, results: dict[str, dict]) -> None:
-    """Puts the results of a split into a file, with the command that found them."""
-    found = json.loads(output.read_text()) if output.exists() else {}
-    found[split] = {"command": shlex.join(["python", *sys.argv]), "abilities": results}
-    partial = output.with_name(f"{output.name}.partial")
-    partial.write_text(json.dumps({name: found[name] for name in SPLITS if name in found}, indent=2) + "\n")
-    partial.replace(output)
+            partial = output.with_name(f"{output.name}.partial")
+            partial.write_text(json.dumps({"command": command, "questions": count, "splits": results}, indent=2) + "\n")
+            partial.replace(output)
 
 
 if __name__ == "__main__":

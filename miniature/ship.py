@@ -26,13 +26,11 @@ NAME = "miniature-owl"
 
 def results(scores: dict) -> str:
     """A table of the share of right answers, in per cent: 95 % intervals and a control for the first split."""
-    first, *others = scores
-    splits = {split: found["abilities"] for split, found in scores.items()}
-    count = splits[first]["caption"]["questions"]
-    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(found["command"] for found in scores.values()))
+    splits = scores["splits"]
+    first, *others = splits
     rows = [
-        f"Exact answers in per cent, {count} questions an ability, by {commands}. Control: the same questions with "
-        "other questions' pictures; for clips, with the clip's own frames in another order.",
+        f"Exact answers in per cent, {scores['questions']} questions an ability, by `{scores['command']}`. Control: "
+        "the same questions with other questions' pictures; for clips, with the clip's own frames in another order.",
         "",
         "| | " + " | ".join([first, "95 % interval", "control", *others]) + " |",
         "|---|" + "---|" * (3 + len(others)),
