@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 # What each run gives its scripts.
 SHORT = {
-    "inference.py": ["--pairs", "3", "--batch", "1", "--pictures", "1", "--dtype", "float32"],
-    "video.py": ["--pairs", "3", "--batch", "1", "--dtype", "float32"],
-    "training.py": ["--pairs", "3"],
-    "packing.py": ["--pairs", "3"],
+    "inference.py": ["--pairs", "1", "--batch", "1", "--pictures", "1", "--dtype", "float32"],
+    "video.py": ["--pairs", "1", "--batch", "1", "--dtype", "float32"],
+    "training.py": ["--pairs", "1"],
+    "packing.py": ["--pairs", "1"],
     "start.py": ["--pairs", "3"],
 }
 FULL = {

@@ -21,7 +21,7 @@ import PIL.Image
 import torch
 from side_by_side import Report, alternate
 from torch.utils.data import DataLoader, Dataset
-from transformers import TrainingArguments, get_cosine_schedule_with_warmup
+from transformers import PrinterCallback, TrainingArguments, get_cosine_schedule_with_warmup
 
 from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor
 from transformers_owl.training import ConversationCollator, Mixture, OwlTrainer, prepare_stage
@@ -74,6 +74,7 @@ def our_loop(stage: str, mixture: Mixture, batches: list[dict], folder: str) -> 
     )  # fmt: skip
     trainer = ReadyBatches(build(stage), arguments, mixture, peak_tflops=1.0)
     trainer.ready = batches
+    trainer.remove_callback(PrinterCallback)
     times: list[float] = []
     step = trainer.get_batch_samples
     trainer.get_batch_samples = lambda *given: times.append(time.perf_counter()) or step(*given)

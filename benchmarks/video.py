@@ -88,9 +88,8 @@ def main() -> None:
         models = build(dtype, arguments.tiny)
         for batch in arguments.batch:
             for name, row in compare(models, batch, arguments.frames, arguments.pairs).items():
-                report.add(
-                    name, batch, dtype, {"frames": arguments.frames, "beside": "video-llava", "pictures": 1, **row}
-                )
+                beside = "a picture" if name == "video / picture" else "video-llava"
+                report.add(name, batch, dtype, {"beside": beside, "pictures": arguments.frames, **row})
     if arguments.json is not None:
         report.write(arguments.json)
 
