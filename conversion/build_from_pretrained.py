@@ -25,7 +25,7 @@ from checkpoints import (
     write_weights,
 )
 from command import Dtype, run
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
     TensorProcessor,
@@ -36,7 +36,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from typer import Option
 
 from transformers_owl import MplugOwlForConditionalGeneration, MplugOwlImageProcessor, MplugOwlProcessor
-from transformers_owl.training.fresh import fresh_config, rename_text, rename_vision
+from transformers_owl.fresh import fresh_config, rename_text, rename_vision
 
 
 CLIP_TYPES = ("clip", "clip_vision_model")
@@ -101,7 +101,7 @@ def open_gguf(file: Path) -> tuple[PreTrainedModel, list[Piece]]:
 
 def fresh_abstractor(model: MplugOwlForConditionalGeneration, seed: int) -> list[Piece]:
     """Weights of a new abstractor, which is small enough to be held."""
-    set_seed(seed)
+    torch.manual_seed(seed)
     weights = type(model.model.abstractor)(model.config.visual_abstractor_config).state_dict()
     return held({f"model.abstractor.{name}": value for name, value in weights.items()})
 

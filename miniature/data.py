@@ -13,7 +13,7 @@ import PIL.Image
 from events import clip, mp4
 from rich.progress import track
 from scenes import SIZE, Scene, World, draw, world
-from talk import Exchange, about_clip, about_pair, caption, dialogue, sentence, text_only
+from talk import Exchange, about_clip, about_pair, caption, clip_caption, dialogue, sentence, text_only
 
 
 SHARDS = 24
@@ -71,14 +71,15 @@ def draw_conversations(job: tuple[Path, int, int, int, int]) -> list[dict]:
 
 
 def write_clips(folder: Path, clips: int, seed: int) -> None:
-    """`clips.jsonl` and the files of the videos."""
+    """`captions.jsonl`, `dialogues.jsonl` and the files of the videos."""
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     blocks = [(folder, first, min(first + 1000, clips), seed) for first in range(0, clips, 1000)]
     rows = in_processes(draw_clips, blocks, "Drawing videos")
-    write_rows(folder / "clips.jsonl", (row for block in rows for row in block))
+    for place, name in enumerate(("captions", "dialogues")):
+        write_rows(folder / f"{name}.jsonl", (row[place] for block in rows for row in block))
 
 
-def draw_clips(job: tuple[Path, int, int, int]) -> list[dict]:
+def draw_clips(job: tuple[Path, int, int, int]) -> list[tuple[dict, dict]]:
     folder, first, last, seed = job
     rows = []
     for number in range(first, last):
@@ -89,7 +90,8 @@ def draw_clips(job: tuple[Path, int, int, int]) -> list[dict]:
         first_of_all, *others = about_clip(shown, random)
         also = [others[place] for place in random.permutation(len(others))[:1]]
         exchanges = [first_of_all, *also] if random.random() < 0.5 else [*also, first_of_all]
-        rows.append(messages([name], exchanges, "video"))
+        captioned = {"file_name": name, "text": sentence(clip_caption(shown))}
+        rows.append((captioned, messages([name], exchanges, "video")))
     return rows
 
 

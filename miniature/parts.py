@@ -34,9 +34,9 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from transformers_owl import MplugOwlImageProcessor
+from transformers_owl.fresh import rename_text, rename_vision
 from transformers_owl.mplug_owl.processing_mplug_owl import SYSTEM_SENTENCE
 from transformers_owl.mplug_owl.tokenization_mplug_owl import prepare_tokenizer
-from transformers_owl.training.fresh import rename_text, rename_vision
 
 
 VOCABULARY = 2048
@@ -208,33 +208,47 @@ class Seen(IterableDataset):
 
 
 class WordPredictor(nn.Module):
-    """A CLIP vision model that says which words go with a picture and its patches: the stand-in for CLIP's training."""
+    """A vision model that says which words go with a picture and its patches."""
 
-    def __init__(self, config: CLIPVisionConfig, processor: MplugOwlImageProcessor):
+    def __init__(self, vision: Any, processor: MplugOwlImageProcessor, of_patch: dict[str, tuple] = OF_PATCH):
         super().__init__()
-        self.vision = CLIPVisionModel(config)
+        self.vision = vision
         self.vision.set_attn_implementation("eager")
-        width = config.hidden_size
+        width = vision.config.hidden_size
         self.of_picture = nn.ModuleList(nn.Linear(2 * width, len(said)) for said in OF_PICTURE.values())
-        self.of_patch = nn.ModuleList(nn.Linear(width, len(said)) for said in OF_PATCH.values())
+        self.of_patch = nn.ModuleList(nn.Linear(width, len(said)) for said in of_patch.values())
         self.register_buffer("mean", 255 * torch.tensor(processor.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(processor.image_std).view(3, 1, 1), persistent=False)
 
-    def forward(self, picture: torch.Tensor, places: torch.Tensor, of_picture: torch.Tensor, of_patches: torch.Tensor):
-        patches, summary = self.see(picture, places)
+    def pixels(self, picture: torch.Tensor) -> torch.Tensor:
+        """`(..., edge, edge, 3)` as the vision model takes them."""
+        return (picture.movedim(-1, -3) - self.get_buffer("mean")) / self.get_buffer("std")
+
+    def predict(
+        self, patches: torch.Tensor, summary: torch.Tensor, of_picture: torch.Tensor, of_patches: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """A loss for each question, and the logits of its words."""
         said = [(head(summary), of_picture[:, place]) for place, head in enumerate(self.of_picture)]
         said += [(head(patches).flatten(0, 1), of_patches[..., place].flatten())
                  for place, head in enumerate(self.of_patch)]  # fmt: skip
         # A mean over the rows that have such a word; the sum is divided by hand, as none may have one.
         losses = [nn.functional.cross_entropy(logits.float(), words, ignore_index=IGNORED, reduction="sum")
                   / (words != IGNORED).sum().clamp(min=1) for logits, words in said]  # fmt: skip
-        return {"loss": torch.stack(losses).sum(), "logits": [logits for logits, _ in said]}
+        return torch.stack(losses), [logits for logits, _ in said]
+
+
+class PictureWords(WordPredictor):
+    """A CLIP vision model, and what it says of pictures or parts of them: the stand-in for CLIP's training."""
+
+    def forward(self, picture: torch.Tensor, places: torch.Tensor, of_picture: torch.Tensor, of_patches: torch.Tensor):
+        losses, logits = self.predict(*self.see(picture, places), of_picture, of_patches)
+        return {"loss": losses.sum(), "logits": logits}
 
     def see(self, picture: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`(rows, patches, width)` and `(rows, 2 * width)` of pictures that cover some of the positions."""
-        pixels = (picture.permute(0, 3, 1, 2) - self.get_buffer("mean")) / self.get_buffer("std")
         embeddings = self.vision.embeddings
-        patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2) + embeddings.position_embedding(places)
+        patches = embeddings.patch_embedding(self.pixels(picture)).flatten(2).transpose(1, 2)
+        patches = patches + embeddings.position_embedding(places)
         first = embeddings.class_embedding + embeddings.position_embedding.weight[0]
         tokens = torch.cat([first.expand(len(picture), 1, -1), patches], 1)
         tokens = self.vision.encoder(inputs_embeds=self.vision.pre_layrnorm(tokens)).last_hidden_state
@@ -269,9 +283,15 @@ def settings(folder: Path, **values) -> TrainingArguments:
     )  # fmt: skip
 
 
-def fit(model: nn.Module, data: IterableDataset, args: TrainingArguments, collate: Callable = default_collate) -> None:
+def fit(
+    model: nn.Module,
+    data: IterableDataset,
+    args: TrainingArguments,
+    collate: Callable = default_collate,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
     """Trains to the end, going on from the last checkpoint if there is one."""
-    trainer = Trainer(model, args, train_dataset=data, data_collator=collate)
+    trainer = Trainer(model, args, train_dataset=data, data_collator=collate, optimizers=(optimizer, None))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir))
 
 
@@ -293,7 +313,8 @@ def train_language_model(
         scratch, max_steps=steps, per_device_train_batch_size=ROWS, learning_rate=1e-3, warmup_steps=50,
         lr_scheduler_type="cosine", weight_decay=0.05,
     )  # fmt: skip
-    fit(model, Text(world, tokenizer, (1, seed)), args, pad)
+    if steps:
+        fit(model, Text(world, tokenizer, (1, seed)), args, pad)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -306,12 +327,12 @@ def train_vision(world: World, scratch: Path, folder: Path, steps: int, seed: in
         patch_size=PATCH, hidden_act="quick_gelu",
     )  # fmt: skip
     processor = MplugOwlImageProcessor(size={"height": SIZE, "width": SIZE})
-    model = WordPredictor(config, processor)
+    model = PictureWords(CLIPVisionModel(config), processor)
     lessons: tuple[Lesson, ...] = LESSONS
     if start is not None:
         take(model.vision, rename_vision, start)
         lessons = (replace(LESSONS[-1], share=1.0),)
-    for number, lesson in enumerate(lessons, 2):
+    for number, lesson in enumerate(lessons if steps else (), 2):
         args = settings(
             scratch / lesson.name, max_steps=max(1, round(lesson.share * steps)), learning_rate=1e-3, warmup_steps=50,
             per_device_train_batch_size=lesson.rows, lr_scheduler_type=lesson.schedule, weight_decay=0.05,

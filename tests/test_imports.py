@@ -1,6 +1,8 @@
 """Imports run downward only, the Hub folder stands alone, and no function is longer than a screen and a half."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ HUB_IMPORTS = {
     "typing", "urllib", "zlib", "PIL", "huggingface_hub", "jinja2", "numpy", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 # A room may import those below it.
-ROOMS = ["mplug_owl", "serving", "inference", "evaluation", "training", "demo", "cli"]
+ROOMS = ["mplug_owl", "fresh", "serving", "inference", "evaluation", "training", "demo", "cli"]
 
 
 def imports(path: Path) -> list[tuple[int, str]]:
@@ -58,6 +60,14 @@ def test_imports_run_downward(path):
             below = target.partition(".")[0]
             if below in ROOMS and below != room(path):
                 assert ROOMS.index(below) < ROOMS.index(room(path)), f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("script", ["convert_original_to_hf", "build_from_pretrained", "export_to_original"])
+def test_scripts_for_little_memory_leave_out_what_training_needs(script):
+    """The Trainer and `datasets` alone take a gigabyte of address space."""
+    code = f"import sys, {script}; print({{'transformers.trainer', 'datasets', 'peft'}} & set(sys.modules))"
+    run = [sys.executable, "-c", code]
+    assert subprocess.check_output(run, cwd=SCRIPTS[0].parent, text=True) == "set()\n"
 
 
 @pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=lambda path: f"{path.parent.name}/{path.name}")

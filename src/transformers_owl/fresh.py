@@ -7,8 +7,8 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..mplug_owl.configuration_mplug_owl import MplugOwlConfig
-from ..mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration
+from .mplug_owl.configuration_mplug_owl import MplugOwlConfig
+from .mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration
 
 
 # `(CLIP's name, ours)`, in order; ours keeps the class token and the positions as tensors of three dimensions.

@@ -23,8 +23,8 @@ from parts import (
     OF_PICTURE,
     PATCH,
     SIGNS,
+    PictureWords,
     Seen,
-    WordPredictor,
     numbers,
     take,
     words_of_patch,
@@ -44,11 +44,14 @@ from talk import (
     verse,
 )
 from text import checked, documents
+from torch.utils.data import default_collate
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, CLIPVisionModel
+from watching import LESSONS as CLIP_LESSONS
+from watching import OF_PATCH_OVER_TIME, TURN, ClipWords, Watched
 
 from transformers_owl import MINIATURE, MplugOwlImageProcessor
+from transformers_owl.fresh import CLIP_FIELDS, rename_vision
 from transformers_owl.mplug_owl.video_processing_mplug_owl import read_frames
-from transformers_owl.training.fresh import CLIP_FIELDS, rename_vision
 
 
 @pytest.fixture(scope="module")
@@ -398,20 +401,73 @@ def test_a_file_of_a_clip_gives_its_moments_back(here):
         assert np.abs(np.asarray(frame, int) - np.asarray(original, int)).mean() < 12
 
 
-def test_the_word_predictor_sees_what_the_vision_model_sees(here):
+def test_the_predictor_of_pictures_sees_what_the_vision_model_sees(here):
     """It puts a CLIP vision model together anew, so that a close-up can lie anywhere; whole, both are the same."""
     torch.manual_seed(0)
     config = CLIPVisionConfig(
         hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE,
         patch_size=PATCH,
     )  # fmt: skip
-    predictor = WordPredictor(config, MplugOwlImageProcessor(size={"height": SIZE, "width": SIZE})).eval()
+    processor = MplugOwlImageProcessor(size={"height": SIZE, "width": SIZE})
+    predictor = PictureWords(CLIPVisionModel(config), processor).eval()
     row = next(iter(Seen(here, LESSONS[-1], seed=(3,))))
     picture, places = torch.from_numpy(row["picture"])[None], torch.from_numpy(row["places"])[None]
     patches, summary = predictor.see(picture, places)
     seen = predictor.vision((picture.permute(0, 3, 1, 2) - predictor.mean) / predictor.std)
     torch.testing.assert_close(patches, seen.last_hidden_state[:, 1:])
     torch.testing.assert_close(summary[:, :32], seen.pooler_output)
+
+
+def test_patches_of_a_clip_tell_what_happens_where_the_thing_is(here):
+    """In every moment that shows it, and the pictures beside the clips tell no event."""
+    event = list(OF_PATCH_OVER_TIME).index("event")
+    for number, row in enumerate(itertools.islice(Watched(here, CLIP_LESSONS[0], seed=(1,)), 40)):
+        random = np.random.default_rng([1, number])
+        told = [set(patches[:, event]) - {IGNORED} for patches in row["of_patches"]]
+        assert row["is_clip"] == (number % 4 > 0)
+        if not row["is_clip"]:
+            assert told == [set()] * MOMENTS
+            continue
+        shown = clip(here, random)
+        said = OF_PATCH_OVER_TIME["event"].index(TURN if shown.kind == "change" else shown.event)
+        assert told == [{said} if moment.items else set() for moment in shown.moments]
+        for pixels, frame in zip(row["pictures"], shown.frames(here.drawings), strict=True):
+            assert np.array_equal(pixels, np.array(frame))
+
+
+def test_patches_of_a_clip_tell_where_the_thing_is_was_and_will_be(here):
+    names = list(OF_PATCH_OVER_TIME)
+    for number, row in enumerate(itertools.islice(Watched(here, CLIP_LESSONS[0], seed=(2,)), 40)):
+        if not row["is_clip"]:
+            continue
+        shown = clip(here, np.random.default_rng([2, number]))
+        for moment, patches in enumerate(row["of_patches"]):
+            for when, offset in (("before", -1), ("now", 0), ("after", 1)):
+                other = moment + offset
+                items = shown.moments[other].items if 0 <= other < MOMENTS else ()
+                columns, rows = (patches[:, names.index(f"{axis} {when}")] for axis in ("column", "row"))
+                assert set(columns) == ({int(6 * items[0].x)} if items else {IGNORED})
+                assert set(rows) == ({int(6 * items[0].y)} if items else {IGNORED})
+
+
+def test_the_predictor_of_clips_keeps_pictures_and_their_words_together(here):
+    """What it says of a clip depends on the order of its moments; pictures beside it change nothing."""
+    owl = AutoModelForImageTextToText.from_pretrained(MINIATURE, dtype=torch.float32)
+    processor = MplugOwlImageProcessor.from_pretrained(MINIATURE)
+    predictor = ClipWords(owl.model.vision_model, processor, OF_PATCH_OVER_TIME).eval()
+    batch = default_collate(list(itertools.islice(Watched(here, CLIP_LESSONS[0], seed=(1,)), 4)))
+    with torch.no_grad():
+        together = predictor(**batch)["logits"][-1].unflatten(0, (4, MOMENTS, -1))
+        swapped = {name: value[[1, 0, 2, 3]] for name, value in batch.items()}
+        of_swapped = predictor(**swapped)
+        torch.testing.assert_close(of_swapped["logits"][-1].unflatten(0, (4, MOMENTS, -1)), together)
+        torch.testing.assert_close(of_swapped["loss"], predictor(**batch)["loss"])
+        alone = predictor.vision(predictor.pixels(batch["pictures"][1:2])).last_hidden_state[0, :, 1:]
+        torch.testing.assert_close(predictor.of_patch[-1](alone), together[0], rtol=1e-4, atol=1e-4)
+        reverse = {name: value.flip(1) if value.ndim > 1 else value for name, value in batch.items()}
+        of_reverse = predictor(**reverse)["logits"][-1].unflatten(0, (4, MOMENTS, -1)).flip(1)
+    torch.testing.assert_close(of_reverse[3:], together[3:], rtol=1e-4, atol=1e-4)  # in order: clips, then pictures
+    assert all((of_reverse[:3] - together[:3]).abs().amax((1, 2, 3)) > 0.1)
 
 
 def test_a_further_run_starts_from_the_eyes_of_the_earlier_one():

@@ -1,7 +1,7 @@
 """Training in two stages: a fresh Owl, data in many forms, what trains when, and the Trainer around it."""
 
+from ..fresh import build_owl
 from .collator import ConversationCollator
-from .fresh import build_owl
 from .mixture import Mixture
 from .sources import BadSampleError, Rows, Shards
 from .stages import STAGES, module_table, prepare_stage
