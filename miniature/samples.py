@@ -21,7 +21,10 @@ SCENES = {
 }  # fmt: skip
 
 # The same of clips.
-CLIPS = {"elephant-appears": ("appear", 5), "strawberry-turns": ("change", 3)}
+CLIPS = {
+    "elephant-appears": ("appear", 5), "elephant-moves": ("move", 5), "strawberry-turns": ("change", 3),
+    "sunflower-jumps": ("jump", 2),
+}  # fmt: skip
 
 
 def main() -> None:

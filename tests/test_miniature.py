@@ -122,8 +122,10 @@ def watch(model, processor, question: str, frames: list[PIL.Image.Image]) -> str
 def test_it_tells_what_happens_in_clips_and_what_if_they_ran_backwards(model, processor):
     for name, question, forwards, backwards in (
         ("elephant-appears", "Does it appear or disappear?", "it appears", "it disappears"),
+        ("elephant-moves", "Where does it move?", "right", "left"),
         ("strawberry-turns", "What colour is it at the end?", "purple", "yellow"),
         ("strawberry-turns", "What colour is it at first?", "yellow", "purple"),
+        ("sunflower-jumps", "How often does it jump?", "three times", "three times"),
     ):
         frames, _ = read_frames(ROOT / f"examples/videos/{name}.mp4", num_frames=6)
         assert watch(model, processor, question, frames) == forwards
