@@ -83,14 +83,15 @@ class Watched(IterableDataset):
             random = np.random.default_rng([*self.seed, number])
             is_clip = number % self.lesson.pictures > 0
             event: dict[str, Any] = {}
+            around: list[tuple[Scene | None, Scene, Scene | None]]
             if is_clip:
                 shown = clip(self.world, random)
                 scenes = shown.moments
-                around = zip((None, *scenes), scenes, (*scenes[1:], None), strict=False)
+                around = [*zip((None, *scenes[:-1]), scenes, (*scenes[1:], None), strict=True)]
                 event = {"event": TURN if shown.kind == "change" else shown.event}
             else:
                 scenes = tuple(self.world.scene(random) for _ in range(MOMENTS))
-                around = ((None, scene, None) for scene in scenes)
+                around = [(None, scene, None) for scene in scenes]
             yield {
                 "pictures": np.stack([np.array(draw(scene, self.world.drawings)) for scene in scenes]),
                 "is_clip": is_clip,
