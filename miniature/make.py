@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from data import write_captions, write_clips, write_conversations
 from events import MOMENTS
@@ -42,8 +41,7 @@ HERE = Path(__file__).parent
 FOLDER = Path("build/miniature")
 QUERIES, ABSTRACTOR_LAYERS = 16, 2
 STEPS = {"language_model": 1500, "vision": 2600, "watching": 400, "pretrain": 1600, "instruct": 700}
-# The parts of an earlier miniature stay as they are, but for what the vision model learns from clips and both stages.
-FURTHER = {"language_model": 0, "vision": 0, "watching": 200, "pretrain": 700, "instruct": 500}
+FURTHER = {"watching": 200, "pretrain": 700, "instruct": 500}  # of an earlier miniature
 SCENES = {"captions": 90_000, "dialogues": 30_000, "pairs": 6_000, "text": 14_000, "clips": 13_000}
 
 
@@ -53,25 +51,27 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of scenes and new weights.")] = 0,
 ) -> None:
     """Make the miniature Owl, or go on making it."""
-    earlier: Any = start and AutoModelForImageTextToText.from_pretrained(start, dtype="float32")
-    steps = {name: count and max(2, round(count * scale)) for name, count in (FURTHER if start else STEPS).items()}
+    steps = {name: max(2, round(count * scale)) for name, count in (FURTHER if start else STEPS).items()}
     scenes = {name: max(64, round(count * scale)) for name, count in SCENES.items()}
     every, shown = world(shown=None), world()
     part = FOLDER.joinpath
     words, scratch = part("tokenizer"), part("scratch")
-    make(words, lambda to: take_tokenizer(start, to) if start else train_tokenizer(every, to))
-    make(
-        part("language_model"),
-        lambda to: train_language_model(every, words, scratch / "text", to, steps["language_model"], seed, earlier),
-    )
-    make(part("vision"), lambda to: train_vision(shown, scratch / "vision", to, steps["vision"], seed, earlier))
+    if start is None:
+        make(words, lambda to: train_tokenizer(every, to))
+        make(
+            part("language_model"),
+            lambda to: train_language_model(every, words, scratch / "text", to, steps["language_model"], seed),
+        )
+        make(part("vision"), lambda to: train_vision(shown, scratch / "vision", to, steps["vision"], seed))
+        make(part("fresh"), lambda to: build_fresh(to, seed))
+    else:
+        make(part("fresh"), lambda to: copy(start, to, "float32"))
     make(part("captions"), lambda to: write_captions(to, scenes["captions"], seed))
     make(
         part("conversations"),
         lambda to: write_conversations(to, scenes["dialogues"], scenes["pairs"], scenes["text"], seed),
     )
     make(part("clips"), lambda to: write_clips(to, scenes["clips"], seed))
-    make(part("fresh"), lambda to: build_fresh(to, seed, earlier))
     make(
         part("watching"),
         lambda to: train_on_clips(shown, part("fresh"), scratch / "watching", to, steps["watching"], seed),
@@ -79,7 +79,7 @@ def main(
     run_stage("pretrain", part("pretrain"), steps["pretrain"])
     run_stage("instruct", part("instruct"), steps["instruct"])
     make(part("merged"), merge)
-    make(part("miniature-owl"), finish)
+    make(part("miniature-owl"), lambda to: copy(str(part("merged")), to, "bfloat16"))
 
 
 def make(folder: Path, work: Callable[[Path], None]) -> None:
@@ -114,12 +114,8 @@ def note_time(folder: Path, seconds: float) -> None:
     file.write_text(json.dumps({**times, folder.name: round(seconds, 1)}, indent=2) + "\n")
 
 
-def take_tokenizer(start: str, folder: Path) -> None:
-    AutoTokenizer.from_pretrained(start).save_pretrained(folder)
-
-
-def build_fresh(folder: Path, seed: int, earlier: Any = None) -> None:
-    """Where stage 1 starts: with a new abstractor, or with that of an earlier miniature."""
+def build_fresh(folder: Path, seed: int) -> None:
+    """Both parts, and a new abstractor between them."""
     set_seed(seed)
     vision = CLIPVisionModel.from_pretrained(FOLDER / "vision")
     language_model = LlamaForCausalLM.from_pretrained(FOLDER / "language_model", dtype="float32")
@@ -132,15 +128,8 @@ def build_fresh(folder: Path, seed: int, earlier: Any = None) -> None:
     )
     ids = {"image_token_id": processor.image_token_id, "video_token_id": processor.video_token_id}
     model: Any = build_owl(vision, language_model, QUERIES, ABSTRACTOR_LAYERS, use_temporal=True, **ids)
-    if earlier is not None:
-        model.load_state_dict(new_weights(earlier), strict=False)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-def new_weights(owl: Any) -> dict[str, torch.Tensor]:
-    """What does not come from the vision model and the language model: the abstractor, and the layers for videos."""
-    return {name: value for name, value in owl.state_dict().items() if "abstractor" in name or "temporal" in name}
 
 
 def merge(folder: Path) -> None:
@@ -152,11 +141,11 @@ def merge(folder: Path) -> None:
     subprocess.run([sys.executable, str(script), *words], check=True)
 
 
-def finish(folder: Path) -> None:
-    """A repository for the Hub."""
-    model: Any = AutoModelForImageTextToText.from_pretrained(FOLDER / "merged", dtype="bfloat16")
+def copy(source: str, folder: Path, dtype: str) -> None:
+    """A complete repository from another one, with its weights in a type."""
+    model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
     model.save_pretrained(folder)
-    AutoProcessor.from_pretrained(FOLDER / "merged").save_pretrained(folder)
+    AutoProcessor.from_pretrained(source).save_pretrained(folder)
 
 
 if __name__ == "__main__":

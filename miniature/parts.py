@@ -34,7 +34,6 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from transformers_owl import MplugOwlImageProcessor
-from transformers_owl.fresh import rename_text, rename_vision
 from transformers_owl.mplug_owl.processing_mplug_owl import SYSTEM_SENTENCE
 from transformers_owl.mplug_owl.tokenization_mplug_owl import prepare_tokenizer
 
@@ -267,13 +266,6 @@ def bfloat16_is_fast() -> bool:
     return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
-def take(model: nn.Module, rename: Callable, owl: nn.Module) -> None:
-    """Gives a model the weights of an Owl's part, whose names `rename` tells."""
-    given = owl.state_dict()
-    weights = model.state_dict()
-    model.load_state_dict({name: given[rename(name, value)[0]].view_as(value) for name, value in weights.items()})
-
-
 def settings(folder: Path, **values) -> TrainingArguments:
     """Settings that all parts share."""
     return TrainingArguments(
@@ -296,9 +288,9 @@ def fit(
 
 
 def train_language_model(
-    world: World, tokenizer_folder: Path, scratch: Path, folder: Path, steps: int, seed: int, start: Any = None
+    world: World, tokenizer_folder: Path, scratch: Path, folder: Path, steps: int, seed: int
 ) -> None:
-    """A LLaMA that has read documents; stage 1 freezes it. It may go on from an Owl's language model."""
+    """A LLaMA that has read documents; stage 1 freezes it."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     set_seed(0)
     config = LlamaConfig(
@@ -306,21 +298,18 @@ def train_language_model(
         num_key_value_heads=4, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config)
-    if start is not None:
-        take(model, rename_text(model), start)
     model.set_attn_implementation("eager")
     args = settings(
         scratch, max_steps=steps, per_device_train_batch_size=ROWS, learning_rate=1e-3, warmup_steps=50,
         lr_scheduler_type="cosine", weight_decay=0.05,
     )  # fmt: skip
-    if steps:
-        fit(model, Text(world, tokenizer, (1, seed)), args, pad)
+    fit(model, Text(world, tokenizer, (1, seed)), args, pad)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def train_vision(world: World, scratch: Path, folder: Path, steps: int, seed: int, start: Any = None) -> None:
-    """A CLIP vision model that knows what scenes show. It may go on from an Owl's, with whole scenes alone."""
+def train_vision(world: World, scratch: Path, folder: Path, steps: int, seed: int) -> None:
+    """A CLIP vision model that knows what scenes show."""
     set_seed(0)
     config = CLIPVisionConfig(
         hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4, image_size=SIZE,
@@ -328,11 +317,7 @@ def train_vision(world: World, scratch: Path, folder: Path, steps: int, seed: in
     )  # fmt: skip
     processor = MplugOwlImageProcessor(size={"height": SIZE, "width": SIZE})
     model = PictureWords(CLIPVisionModel(config), processor)
-    lessons: tuple[Lesson, ...] = LESSONS
-    if start is not None:
-        take(model.vision, rename_vision, start)
-        lessons = (replace(LESSONS[-1], share=1.0),)
-    for number, lesson in enumerate(lessons if steps else (), 2):
+    for number, lesson in enumerate(LESSONS, 2):
         args = settings(
             scratch / lesson.name, max_steps=max(1, round(lesson.share * steps)), learning_rate=1e-3, warmup_steps=50,
             per_device_train_batch_size=lesson.rows, lr_scheduler_type=lesson.schedule, weight_decay=0.05,

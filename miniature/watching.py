@@ -30,13 +30,13 @@ from transformers_owl import MplugOwlForConditionalGeneration
 ROWS = 16  # of a step, each of `MOMENTS` pictures
 SIDE = SIZE // PATCH
 TURN = "turn"
-MOMENT = ("before", "now", "after")
+WHEN = ("before", "now", "after")
 # Patches that show a thing tell what happens to it; all of them, where it is, was and will be. Asked for the event
 # alone the vision model does not learn it: with the places the way of a thing is a difference.
 OF_PATCH_OVER_TIME: dict[str, tuple] = {
     **OF_PATCH,
     "event": (*WAYS, "appear", "disappear", TURN, *JUMPS),
-    **{f"{axis} {when}": tuple(range(SIDE)) for when in MOMENT for axis in ("column", "row")},
+    **{f"{axis} {when}": tuple(range(SIDE)) for when in WHEN for axis in ("column", "row")},
 }
 
 
@@ -101,11 +101,11 @@ class Watched(IterableDataset):
 
 
 def words_of_patches(around: tuple[Scene | None, ...], event: dict[str, Any]) -> list[list[int]]:
-    """Of all patches of a picture, row by row, given the moments of `MOMENT`."""
+    """Of all patches of a picture, row by row, given the moments of `WHEN`."""
     scene: Any = around[1]
     places = {
         f"{axis} {when}": int(SIDE * place)
-        for when, moment in zip(MOMENT, around, strict=True) if moment is not None and len(moment.items) == 1
+        for when, moment in zip(WHEN, around, strict=True) if moment is not None and len(moment.items) == 1
         for axis, place in (("column", moment.items[0].x), ("row", moment.items[0].y))
     }  # fmt: skip
     middles = [(place + 0.5) / SIDE for place in range(SIDE)]
@@ -146,12 +146,12 @@ def train_on_clips(world: World, owl: Path, scratch: Path, folder: Path, steps: 
     predictor = ClipWords(model.model.vision_model, processor.image_processor, OF_PATCH_OVER_TIME)
     layers = {name: value for name, value in predictor.vision.named_parameters() if "temporal" not in name}
     new = [value for name, value in predictor.named_parameters() if name.removeprefix("vision.") not in layers]
-    groups = [{"params": new, "lr": 2e-3}, {"params": [*layers.values()], "lr": 5e-4}]
     for number, lesson in enumerate(LESSONS, 9):
         args = settings(
             scratch / lesson.name, max_steps=max(1, round(lesson.share * steps)), per_device_train_batch_size=ROWS,
             warmup_steps=20, lr_scheduler_type=lesson.schedule,
         )  # fmt: skip
+        groups = [{"params": new, "lr": 2e-3}, {"params": [*layers.values()], "lr": 5e-4}]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, args.adam_beta2), weight_decay=0.05)
         predictor.known = lesson.known
         fit(predictor, Watched(world, lesson, (number, seed)), args, optimizer=optimizer)

@@ -28,7 +28,7 @@ def test_packages_become_a_repository_step_by_step(tmp_path):
     assert model.config.image_token_id == processor.image_token_id
     times = json.loads((folder / "times.json").read_text())
     assert list(times) == [
-        "tokenizer", "language_model", "vision", "captions", "conversations", "clips", "fresh", "watching",
+        "tokenizer", "language_model", "vision", "fresh", "captions", "conversations", "clips", "watching",
         "pretrain", "instruct", "merged", "miniature-owl",
     ]  # fmt: skip
     written = (folder / "pretrain/model.safetensors").stat().st_mtime_ns

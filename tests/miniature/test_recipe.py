@@ -26,7 +26,6 @@ from parts import (
     PictureWords,
     Seen,
     numbers,
-    take,
     words_of_patch,
 )
 from scenes import DYES, GROUNDS, HELD_OUT_FONT, SIZE, Scene, World, draw, world
@@ -50,7 +49,6 @@ from watching import LESSONS as CLIP_LESSONS
 from watching import OF_PATCH_OVER_TIME, TURN, ClipWords, Watched
 
 from transformers_owl import MINIATURE, MplugOwlImageProcessor
-from transformers_owl.fresh import CLIP_FIELDS, rename_vision
 from transformers_owl.mplug_owl.video_processing_mplug_owl import read_frames
 
 
@@ -468,15 +466,3 @@ def test_the_predictor_of_clips_keeps_pictures_and_their_words_together(here):
         of_reverse = predictor(**reverse)["logits"][-1].unflatten(0, (4, MOMENTS, -1)).flip(1)
     torch.testing.assert_close(of_reverse[3:], together[3:], rtol=1e-4, atol=1e-4)  # in order: clips, then pictures
     assert all((of_reverse[:3] - together[:3]).abs().amax((1, 2, 3)) > 0.1)
-
-
-def test_a_further_run_starts_from_the_eyes_of_the_earlier_one():
-    owl = AutoModelForImageTextToText.from_pretrained(MINIATURE, dtype=torch.float32)
-    config = owl.config.vision_config
-    clip_model = CLIPVisionModel(CLIPVisionConfig(**{name: getattr(config, name) for name in CLIP_FIELDS}))
-    take(clip_model, rename_vision, owl)
-    pixels = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = owl.model.vision_model(pixels).last_hidden_state
-        normed = clip_model.post_layernorm(clip_model(pixels).last_hidden_state)  # an Owl's is of all patches
-        torch.testing.assert_close(normed, expected, rtol=1e-4, atol=1e-4)
