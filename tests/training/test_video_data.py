@@ -138,11 +138,13 @@ def test_the_frames_that_a_mixture_draws(llama_processor, folder, form):
     assert sorted(frames) == [[0, 2, 4, 5], [1, 5, 9, 12]]
 
 
-def test_a_crop_is_the_same_in_all_frames(llama_processor, folder):
-    group = {"data": Group.from_dict(source(folder, "llava"))}
+def test_a_crop_is_the_same_in_all_frames(llama_processor, folder, monkeypatch):
+    monkeypatch.chdir(folder)  # crops are drawn from the names of files, and here they shall show the border
+    group = {"data": Group.from_dict(source(Path(), "llava"))}
     mixture = Mixture(group, ConversationCollator(llama_processor), 2, seed=3, augmentation=Augmentation((0.3, 0.5)))
     for video in next(iter(mixture))["pixel_levels_videos"].float():
         borders = [border(shown[0, 28]) for shown in video if shown.max() > 20]
+        assert len(borders) > 1
         # A pixel of the file is at least 1.5 of the crop: other crops would be farther apart.
         assert max(borders) - min(borders) < 0.7
 
