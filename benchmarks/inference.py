@@ -1,16 +1,19 @@
 """Our model beside the library's LLaVA, BLIP-2 and InstructBLIP with the same vision model and language model, on CPU.
 
 python benchmarks/inference.py [--pairs 7] [--batch 1 8 32] [--pictures 1 4] [--beside llava blip2 instructblip]
-    [--dtype float32 bfloat16] [--tiny] [--json FILE]
+    [--dtype float32 bfloat16] [--compiled] [--tiny] [--json FILE]
 
 All have a ViT-L/14 at 224 pixels and a LLaMA of 12 layers x 1024, with random weights; BLIP-2 and InstructBLIP have
 their own Q-Former of 12 layers x 768. Runs alternate; a row gives the medians in milliseconds and the median ratio of
 the pairs. A prompt holds its pictures and 60 tokens of text. A picture takes 65 positions for us, 256 for LLaVA, 32 for
 the other two, which take one picture a prompt and decode by the language model alone.
 
+"caption" is the whole answer of 20 tokens. The lines of operations say what the arithmetic alone would give.
+
 "limit" is how much of what the machine can do (measured first) our side reached: for "encode" of its rate of
 multiplying matrices, for "decode" of its memory's bandwidth, with every weight of the language model read once a token.
-The other rows compare our second chat turn with our first one, and four beams with one. `--tiny` tries the script.
+The other rows compare our second chat turn with our first one, four beams with one, and with `--compiled` decoding as
+docs/inference.md compiles it with decoding as it is; compiling takes minutes. `--tiny` tries the script.
 """
 
 import argparse
@@ -30,6 +33,7 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    StaticCache,
 )
 
 from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration
@@ -37,6 +41,8 @@ from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration
 
 PICTURE = TEXT["vocab_size"] - 1
 FORMER_WORDS = 32
+CAPTION_TOKENS = 20
+POSITIONS = 256
 
 
 def owl(vision: dict, text: dict) -> MplugOwlForConditionalGeneration:
@@ -108,19 +114,33 @@ class Side:
     def decode(self) -> float:
         return decode_seconds(self.model, self.prompt)
 
+    def caption(self) -> float:
+        return seconds(lambda: self.model.generate(**self.prompt, max_new_tokens=CAPTION_TOKENS))
+
     def beams(self, count: int) -> float:
         return seconds(lambda: self.model.generate(**self.prompt, num_beams=count, max_new_tokens=1))
 
 
-MEASURED = {"encode": Side.encode, "first token": Side.first_token, "decode, a token": Side.decode}
+MEASURED = {
+    "encode": Side.encode,
+    "first token": Side.first_token,
+    "decode, a token": Side.decode,
+    "caption": Side.caption,
+}
+
+
+def counted(side: Side, run: Callable[[], object]) -> int:
+    """Operations of a call of the side's model."""
+    implementation = side.model.config._attn_implementation
+    side.model.set_attn_implementation("eager")
+    found = operations(run)
+    side.model.set_attn_implementation(implementation)
+    return found
 
 
 def least_seconds(side: Side, rate: float, bytes_a_second: float) -> dict[str, float]:
     """What "encode" and "decode" take at the machine's limits."""
-    implementation = side.model.config._attn_implementation
-    side.model.set_attn_implementation("eager")
-    multiplications = len(side.pixels) * operations(lambda: side.model.get_image_features(side.pixels[:1]))
-    side.model.set_attn_implementation(implementation)
+    multiplications = len(side.pixels) * counted(side, lambda: side.model.get_image_features(side.pixels[:1]))
     language = [*side.model.model.language_model.layers.parameters(), *side.model.lm_head.parameters()]
     read = sum(parameter.nbytes for parameter in language)
     return {"encode": multiplications / rate, "decode, a token": read / bytes_a_second}
@@ -144,6 +164,16 @@ def chat_turns(model, pairs: int) -> dict[str, float]:
 
 
 @torch.no_grad()
+def compiled_decoding(side: Side, pairs: int, least: float) -> dict[str, float]:
+    """A token by the compiled step with a static cache, against one by the step as it is with a growing cache."""
+    with torch._inductor.config.patch(freezing=True):
+        step = torch.compile(side.model.forward, mode="max-autotune-no-cudagraphs", fullgraph=True, dynamic=False)
+        cache = StaticCache(config=side.model.config.text_config, max_cache_len=POSITIONS)
+        row = alternate(pairs, lambda: decode_seconds(side.model, side.prompt, cache, step), side.decode)
+    return {**row, "limit": least * 1e3 / row["ours_ms"]}
+
+
+@torch.no_grad()
 def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -> None:
     """All rows of a number type."""
     limits = matrix_rate(dtype), bandwidth(dtype)
@@ -158,6 +188,11 @@ def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -
             for batch in arguments.batch:
                 sides = Side("owl", ours, batch, pictures), Side(other, theirs, batch, pictures)
                 least = least_seconds(sides[0], *limits)
+                if batch == 1:
+                    owns, others = (
+                        counted(side, lambda s=side: s.model(**s.prompt, logits_to_keep=1)) for side in sides
+                    )
+                    report.note(f"operations to the first token, {pictures} pictures: {owns / others:.2f} of {other}'s")
                 for name in ("encode", "first token") if other in OF_ONE_PICTURE else MEASURED:
                     run = MEASURED[name]
                     row = alternate(arguments.pairs, *(lambda side=side, run=run: run(side) for side in sides))
@@ -171,6 +206,9 @@ def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -
     side = Side("owl", ours, 1, 1)
     beams = alternate(arguments.pairs, lambda: side.beams(4), lambda: side.beams(1))
     report.add("4 beams / 1, first token", 1, dtype, {"beside": "ourselves", "pictures": 1, **beams})
+    if arguments.compiled:
+        row = compiled_decoding(side, arguments.pairs, least_seconds(side, *limits)["decode, a token"])
+        report.add("decode, compiled", 1, dtype, {"beside": "ourselves", "pictures": 1, **row})
 
 
 def main() -> None:
@@ -180,6 +218,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--beside", nargs="+", default=["llava"], choices=[name for name in BUILD if name != "owl"])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--compiled", action="store_true", help="and decoding by compiled code")
     parser.add_argument("--tiny", action="store_true", help="two layers of width 64")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

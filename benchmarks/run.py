@@ -26,7 +26,7 @@ SHORT = {
     "start.py": ["--pairs", "3"],
 }
 FULL = {
-    "inference.py": ["--pairs", "5", "--beside", "llava", "blip2", "instructblip"],
+    "inference.py": ["--pairs", "5", "--beside", "llava", "blip2", "instructblip", "--compiled"],
     "video.py": ["--pairs", "5"],
     "training.py": [],
     "packing.py": [],

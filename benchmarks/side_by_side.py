@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import Cache
 
 
 TEXT = {
@@ -51,14 +53,16 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def decode_seconds(model, prompt: dict[str, torch.Tensor]) -> float:
-    """Of a token behind a prompt, mean of some."""
-    cache = model(**prompt, use_cache=True, logits_to_keep=1).past_key_values
-    token = torch.full((len(prompt["input_ids"]), 1), 5)
+def decode_seconds(model, prompt: dict[str, torch.Tensor], cache: Cache | None = None, step: Any = None) -> float:
+    """Of a token behind a prompt, mean of some, into a cache of the library's choice or this one, by `step`."""
+    if cache is not None:
+        cache.reset()
+    cache = model(**prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+    token, step = torch.full((len(prompt["input_ids"]), 1), 5), step or model
 
     def steps() -> None:
         for _ in range(NEW_TOKENS):
-            model(input_ids=token, past_key_values=cache, use_cache=True)
+            step(input_ids=token, past_key_values=cache, use_cache=True)
 
     return seconds(steps) / NEW_TOKENS
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import GoldenCase, relative_error
-from transformers import StaticCache, TorchAoConfig
+from transformers import CompileConfig, StaticCache, TorchAoConfig
 
 from transformers_owl import MplugOwlForConditionalGeneration
 
@@ -76,6 +76,23 @@ def test_a_cache_of_either_kind_writes_what_the_original_wrote(name, is_static):
         written = model.generate(**given, past_key_values=cache, max_new_tokens=NEW_TOKENS)
         expected = case.expected[f"{prompt}/greedy_new_tokens"]
         assert written[:, given["input_ids"].shape[1] :].tolist() == expected.tolist()
+
+
+@pytest.mark.slow
+def test_a_step_with_weights_laid_out_anew_writes_what_the_original_wrote(name):
+    case, model = GoldenCase(name), load(name)
+    cache = StaticCache(config=model.config.text_config, max_cache_len=512)
+    on_cpu = CompileConfig(mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
+    on_cpu._compile_all_devices = True
+    torch._dynamo.utils.counters.clear()
+    with torch._inductor.config.patch(freezing=True):
+        for prompt in case.prompts:
+            given = inputs_of(case, model, prompt)
+            cache.reset()
+            written = model.generate(**given, past_key_values=cache, compile_config=on_cpu, max_new_tokens=NEW_TOKENS)
+            expected = case.expected[f"{prompt}/greedy_new_tokens"]
+            assert written[:, given["input_ids"].shape[1] :].tolist() == expected.tolist()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def test_a_batch_of_all_prompts_writes_what_the_original_wrote_one_by_one(name):
