@@ -183,6 +183,15 @@ class MplugOwlVisionMLP(nn.Module):
         return self.fc2(self.activation(self.fc1(hidden_states)))
 
 
+class MplugOwlConvOverTime(nn.Conv1d):
+    """A depthwise convolution over the frames of (N, T, P, D) that needs no copy with the frames last."""
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        channels_first, weight = frames.permute(0, 3, 1, 2), self.weight[..., None]
+        over_time = nn.functional.conv2d(channels_first, weight, self.bias, padding=(1, 0), groups=self.groups)
+        return over_time.permute(0, 2, 3, 1)
+
+
 class MplugOwlVisionTemporal(nn.Module):
     """Mixes each patch with itself in the frames before and after, in half the width (video releases only)."""
 
@@ -191,15 +200,14 @@ class MplugOwlVisionTemporal(nn.Module):
         width = config.hidden_size // 2
         self.ln = nn.LayerNorm(config.hidden_size, eps=1e-5)
         self.down_proj = nn.Linear(config.hidden_size, width)
-        self.conv = nn.Conv1d(width, width, kernel_size=3, padding=1, groups=width)
+        self.conv = MplugOwlConvOverTime(width, width, kernel_size=3, padding=1, groups=width)
         self.activation = ACT2FN["quick_gelu"]
         self.up_proj = nn.Linear(width, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
         """(N * T, P, D) to the same shape. The class token comes back as it is: the layer's sum doubles it."""
         frames = self.down_proj(self.ln(hidden_states[:, 1:])).unflatten(0, (-1, num_frames))
-        over_time = self.conv(frames.permute(0, 2, 3, 1).flatten(0, 1)).unflatten(0, (len(frames), -1))
-        mixed = self.up_proj(self.activation(over_time.permute(0, 3, 1, 2).flatten(0, 1)))
+        mixed = self.up_proj(self.activation(self.conv(frames).flatten(0, 1)))
         return torch.cat([hidden_states[:, :1], mixed], dim=1)
 
 
