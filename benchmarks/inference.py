@@ -129,18 +129,18 @@ MEASURED = {
 }
 
 
-def counted(side: Side, run: Callable[[], object]) -> int:
-    """Operations of a call of the side's model."""
+def counted(side: Side, run: Callable[[Any], object]) -> int:
+    """Operations of a call of the side's model, which is given to it."""
     implementation = side.model.config._attn_implementation
     side.model.set_attn_implementation("eager")
-    found = operations(run)
+    found = operations(lambda: run(side.model))
     side.model.set_attn_implementation(implementation)
     return found
 
 
 def least_seconds(side: Side, rate: float, bytes_a_second: float) -> dict[str, float]:
     """What "encode" and "decode" take at the machine's limits."""
-    multiplications = len(side.pixels) * counted(side, lambda: side.model.get_image_features(side.pixels[:1]))
+    multiplications = len(side.pixels) * counted(side, lambda model: model.get_image_features(side.pixels[:1]))
     language = [*side.model.model.language_model.layers.parameters(), *side.model.lm_head.parameters()]
     read = sum(parameter.nbytes for parameter in language)
     return {"encode": multiplications / rate, "decode, a token": read / bytes_a_second}
@@ -189,10 +189,10 @@ def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -
                 sides = Side("owl", ours, batch, pictures), Side(other, theirs, batch, pictures)
                 least = least_seconds(sides[0], *limits)
                 if batch == 1:
-                    owns, others = (
-                        counted(side, lambda s=side: s.model(**s.prompt, logits_to_keep=1)) for side in sides
+                    a, b = (
+                        counted(side, lambda model, side=side: model(**side.prompt, logits_to_keep=1)) for side in sides
                     )
-                    report.note(f"operations to the first token, {pictures} pictures: {owns / others:.2f} of {other}'s")
+                    report.note(f"operations to the first token, {pictures} pictures: {a / b:.2f} of {other}'s")
                 for name in ("encode", "first token") if other in OF_ONE_PICTURE else MEASURED:
                     run = MEASURED[name]
                     row = alternate(arguments.pairs, *(lambda side=side, run=run: run(side) for side in sides))

@@ -151,6 +151,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(llama, tmp_path):
         terminal.sendintr()
         if terminal.expect(["Ctrl-D leaves", pexpect.TIMEOUT], timeout=6) == 0:
             break
+    else:
+        pytest.fail("Ctrl-C at the prompt says nothing")
     for _ in range(2):
         terminal.expect("You: ")
         terminal.sendline("Tell me everything.")

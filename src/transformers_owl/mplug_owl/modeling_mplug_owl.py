@@ -187,8 +187,8 @@ class MplugOwlConvOverTime(nn.Conv1d):
     """A depthwise convolution over the frames of (N, T, P, D) that needs no copy with the frames last."""
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        channels_first, weight = frames.permute(0, 3, 1, 2), self.weight[..., None]
-        over_time = nn.functional.conv2d(channels_first, weight, self.bias, padding=(1, 0), groups=self.groups)
+        channels_first, weight, padding = frames.permute(0, 3, 1, 2), self.weight[..., None], (*self.padding, 0)
+        over_time = nn.functional.conv2d(channels_first, weight, self.bias, padding=padding, groups=self.groups)
         return over_time.permute(0, 2, 3, 1)
 
 

@@ -1,0 +1,101 @@
+"""What was tried to make inference faster, beside how it is done, in float32 on CPU.
+
+python benchmarks/tried.py [--pairs 3] [--json FILE]
+
+The model is that of `inference.py`: ViT-L/14, the abstractor and a LLaMA of 12 layers x 1024, at batch 1. A row gives
+the milliseconds of what was tried ("owl") and of how it is done ("other"), and the median ratio of the pairs. Compiling
+takes minutes. The last row is the other way round: a layer's convolution over the 4 frames of a video as it is done,
+beside `nn.Conv1d` with the frames brought to the end and back.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from inference import POSITIONS, Side, owl
+from side_by_side import TEXT, VISION, Report, alternate, decode_seconds, ready, seconds
+from transformers import StaticCache
+
+from transformers_owl.mplug_owl.modeling_mplug_owl import MplugOwlConvOverTime
+
+
+FRAMES, PATCHES, WIDTH = 4, 256, VISION["hidden_size"] // 2
+
+
+class OneRow(torch.nn.Linear):
+    """By oneDNN where there is a single row."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        if rows.numel() == self.in_features:
+            return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+        return super().forward(rows)
+
+
+def compiled(function: Callable, freezing: bool = False) -> Callable:
+    torch._dynamo.reset()
+    torch._inductor.config.freezing = freezing
+    return torch.compile(function, mode="max-autotune-no-cudagraphs" if freezing else "default", dynamic=False)
+
+
+def static_cache(side: Side) -> StaticCache:
+    return StaticCache(config=side.model.config.text_config, max_cache_len=POSITIONS)
+
+
+def by_one_row(side: Side) -> Callable[[], float]:
+    """Decoding with other linear layers, which are put back after each run."""
+    layers = [*side.model.model.language_model.modules(), side.model.lm_head]
+    linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
+
+    def run() -> float:
+        for layer in linear:
+            layer.__class__ = OneRow
+        found = side.decode()
+        for layer in linear:
+            layer.__class__ = torch.nn.Linear
+        return found
+
+    return run
+
+
+def convolutions() -> tuple[Callable[[], float], Callable[[], float]]:
+    frames = torch.randn(1, FRAMES, PATCHES, WIDTH)
+    ours = MplugOwlConvOverTime(WIDTH, WIDTH, kernel_size=3, padding=1, groups=WIDTH)
+
+    def frames_last() -> torch.Tensor:
+        over_time = torch.nn.Conv1d.forward(ours, frames.permute(0, 2, 3, 1).flatten(0, 1))
+        return over_time.unflatten(0, (1, -1)).permute(0, 3, 1, 2).flatten(0, 1)
+
+    return lambda: seconds(lambda: ours(frames)), lambda: seconds(frames_last)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    report = Report()
+    torch.manual_seed(0)
+    model = ready({"owl": owl(VISION, TEXT)}, torch.float32)["owl"]
+    side = Side("owl", model, 1, 1)
+
+    def add(name: str, tried: Callable[[], float], as_it_is: Callable[[], float], pairs: int = arguments.pairs) -> None:
+        row = alternate(pairs, tried, as_it_is)
+        report.add(name, 1, torch.float32, {"beside": "as it is", "pictures": 1, **row})
+
+    add("decode, oneDNN", by_one_row(side), side.decode)
+    cache = static_cache(side)
+    add("decode, static cache", lambda: decode_seconds(model, side.prompt, cache, model), side.decode)
+    step = compiled(model.forward)
+    add("decode, compiled", lambda: decode_seconds(model, side.prompt, static_cache(side), step), side.decode)
+    for name, freezing in (("encode, compiled", False), ("encode, compiled, frozen", True)):
+        encode = compiled(lambda: model.get_image_features(side.pixels, return_dict=True).pooler_output, freezing)
+        add(name, lambda encode=encode: seconds(encode), side.encode)
+    add("convolution over time", *convolutions(), pairs=21)
+    if arguments.json is not None:
+        report.write(arguments.json)
+
+
+if __name__ == "__main__":
+    main()
