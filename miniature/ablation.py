@@ -3,17 +3,24 @@
 python miniature/ablation.py
 
 It needs what `miniature/make.py`, without `--start`, leaves in build/miniature: with it the parts would know what they
-are to be taught. Each seed has an abstractor of its own. Every cell is trained and scored once; a run that was
-interrupted goes on with the next one. The table is printed and lies in build/miniature/ablation with the plot.
+are to be taught. Each seed has an abstractor of its own. Cells are trained and scored once, each on a core, beside
+others; a run that was interrupted goes on with the next ones. Tables and plot lie in build/miniature/ablation.
 """
 
 import json
+import os
 import sys
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import typer
 import yaml
 from make import FOLDER, HERE, build_fresh, make
@@ -21,15 +28,17 @@ from parts import bfloat16_is_fast
 from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
-from score import Answerer, score
+from scenes import world
+from score import SPLITS, Answerer, marks, questions
 
 from transformers_owl.evaluation.paper import NEEDED, TABLE_2
 from transformers_owl.training.train import train
 
 
 HOME = FOLDER / "ablation"
-PRETRAIN_STEPS, INSTRUCT_STEPS = 350, 200
-QUESTIONS = 200
+ROWS = 32  # of a step
+PRETRAIN_STEPS, INSTRUCT_STEPS = 400, 160
+QUESTIONS = 120  # on each ability
 BOTH, TEXT, PICTURES = ("multimodal", "text"), ("text",), ("multimodal",)
 # The paper's abilities, in what the miniature can be asked.
 ABILITIES = {
@@ -70,26 +79,54 @@ PARADIGMS = {
 }
 
 
-def run(cell: Cell, seed: int) -> dict:
-    """Trains a cell, or reads what an earlier run found."""
+def run_all(cells: list[tuple[Cell, int]], scale: float) -> None:
+    """Trains and scores what is missing, a process for each core: cells of a seed that share a stage 1 are in one."""
+    for seed in sorted({seed for _, seed in cells}):
+        make(HOME / f"seed-{seed}/fresh", partial(build_fresh, seed=seed))
+    groups = defaultdict(list)
+    for cell, seed in cells:
+        groups[seed, cell.first].append((cell, seed, scale))
+    longest_first = sorted(groups.values(), key=len, reverse=True)
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        list(pool.map(run_group, longest_first))
+
+
+def run_group(cells: list[tuple[Cell, int, float]]) -> None:
+    for cell, seed, scale in cells:
+        run(cell, seed, scale)
+
+
+def run(cell: Cell, seed: int, scale: float) -> dict[str, float]:
+    """Trains a cell, or reads what an earlier run found: the share of right answers by ability."""
     names = f"{cell.first or 'fresh'}-{cell.second or 'none'}-{'-'.join(cell.groups) if cell.second else 'none'}"
     folder = HOME / f"seed-{seed}"
     result = folder / f"{names}.json"
     if not result.exists():
+        start = time.monotonic()
+        pretrain, instruct, count = (max(2, round(scale * n)) for n in (PRETRAIN_STEPS, INSTRUCT_STEPS, QUESTIONS))
         model = folder / "fresh"
-        make(model, lambda to: build_fresh(to, seed))
         if cell.first:
-            model = stage("pretrain", cell.first, model, folder / cell.first, PRETRAIN_STEPS, seed, ("captions",))
-        tuned = folder / names
+            model = stage("pretrain", cell.first, model, folder / cell.first, pretrain, seed, ("captions",))
+        tuned = model
         if cell.second:
-            stage("instruct", cell.second, model, tuned, INSTRUCT_STEPS, seed, cell.groups)
-        abilities = tuple(ability for group in ABILITIES.values() for ability in group)
-        found = score(load(model, tuned if cell.second else model), "seen styles", abilities, QUESTIONS)
-        command = f"python {' '.join(sys.argv)}"
-        partial = result.with_suffix(".partial")
-        partial.write_text(json.dumps({"cell": cell.title, "seed": seed, "command": command, "score": found}, indent=2))
-        partial.replace(result)
-    return json.loads(result.read_text())["score"]
+            tuned = stage("instruct", cell.second, model, folder / names, instruct, seed, cell.groups)
+        found = answer(load(model, tuned), count)
+        note = {
+            "cell": cell.title, "seed": seed, "command": f"python {' '.join(sys.argv)}", "pretrain_steps": pretrain,
+            "instruct_steps": instruct, "rows": ROWS, "questions": count,
+            "seconds_on_a_core": round(time.monotonic() - start), "right": found,
+        }  # fmt: skip
+        unfinished = result.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(note, indent=2) + "\n")
+        unfinished.replace(result)
+    return json.loads(result.read_text())["right"]
+
+
+def answer(answerer: Answerer, count: int) -> dict[str, float]:
+    """The share of right answers by ability, on new scenes in the styles of training."""
+    here = world(*SPLITS["seen styles"])
+    asked = {ability: list(questions(here, ability, count)) for group in ABILITIES.values() for ability in group}
+    return {ability: float(marks(answerer, of_it).mean()) for ability, of_it in asked.items()}
 
 
 def stage(recipe: str, name: str, model: Path, output: Path, steps: int, seed: int, groups: tuple[str, ...]) -> Path:
@@ -99,7 +136,7 @@ def stage(recipe: str, name: str, model: Path, output: Path, steps: int, seed: i
         data = yaml.safe_load(file.read_text())["data"]
         values = {
             "stage": name, "model": model, "output_dir": output, "max_steps": steps, "seed": seed,
-            "bf16": bfloat16_is_fast(),
+            "global_batch_size": ROWS, "per_device_train_batch_size": ROWS, "bf16": bfloat16_is_fast(),
             "data": json.dumps({group: data[group] for group in groups}),
         }  # fmt: skip
         train(file, [word for key, value in values.items() for word in (f"--{key}", str(value))])
@@ -114,9 +151,9 @@ def load(base: Path, tuned: Path) -> Answerer:
     return answerer
 
 
-def by_ability(found: dict) -> list[float]:
+def by_ability(found: dict[str, float]) -> list[float]:
     """Per cent in the paper's six abilities."""
-    return [100 * float(np.mean([found[ability]["right"] for ability in group])) for group in ABILITIES.values()]
+    return [100 * float(np.mean([found[ability] for ability in group])) for group in ABILITIES.values()]
 
 
 def report(title: str, rows: dict[str, np.ndarray]) -> str:
@@ -151,12 +188,19 @@ def plot(rows: dict[str, np.ndarray], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def main(seeds: Annotated[int, typer.Option(min=1, help="Runs of every row of Table 2.")] = 3) -> None:
+def main(
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every row of Table 2.")] = 3,
+    scale: Annotated[float, typer.Option(min=0.001, help="Factor on steps and questions.")] = 1.0,
+) -> None:
     """Train and score every cell that is missing, then print both tables."""
-    table = {cell.title: np.array([by_ability(run(cell, seed)) for seed in range(seeds)]) for cell in TABLE.values()}
-    paradigms = {cell.title: np.array([by_ability(run(cell, 0))]) for cell in PARADIGMS.values()}
+    rows = [(cell, seed) for seed in range(seeds) for cell in TABLE.values()]
+    run_all([*rows, *((cell, 0) for cell in PARADIGMS.values())], scale)
+    table = {c.title: np.array([by_ability(run(c, seed, scale)) for seed in range(seeds)]) for c in TABLE.values()}
+    paradigms = {c.title: np.array([by_ability(run(c, 0, scale))]) for c in PARADIGMS.values()}
     text = report("Table 2 in miniature", table) + "\n" + report("Figure 1 in miniature", paradigms)
     (HOME / "tables.txt").write_text(text)
+    found = [json.loads(file.read_text()) for file in sorted(HOME.glob("seed-*/*-*.json"))]
+    (HOME / "results.json").write_text(json.dumps(found, indent=2) + "\n")
     plot(table, HOME / "ablation.png")
 
 

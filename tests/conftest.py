@@ -8,7 +8,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from data import DataFolder
+from data_folder import DataFolder
 from safetensors.torch import load_file
 
 import transformers_owl
