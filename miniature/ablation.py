@@ -184,7 +184,7 @@ def plot(rows: dict[str, np.ndarray], file: Path) -> None:
             label = "the paper" if number == 0 else None
             axes.plot(places, TABLE_2[name], "k_", markersize=9, label=label)
     axes.set(xticks=range(len(NEEDED)), xticklabels=list(NEEDED), ylabel="right answers in per cent", ylim=(0, 105))
-    axes.legend(fontsize="small", ncols=2)
+    figure.legend(loc="outside upper center", fontsize="small", ncols=len(rows) // 2 + 1)
     figure.savefig(file, dpi=120)
 
 

@@ -7,6 +7,7 @@ import io
 import itertools
 import re
 import tarfile
+from pathlib import Path
 
 import drawings
 import numpy as np
@@ -50,6 +51,10 @@ from watching import OF_PATCH_OVER_TIME, TURN, ClipWords, Watched
 
 from transformers_owl import MINIATURE, MplugOwlImageProcessor
 from transformers_owl.mplug_owl.video_processing_mplug_owl import read_frames
+from transformers_owl.training.arguments import parse_recipe
+
+
+RECIPES = Path(__file__).parents[2] / "miniature"
 
 
 @pytest.fixture(scope="module")
@@ -466,3 +471,14 @@ def test_the_predictor_of_clips_keeps_pictures_and_their_words_together(here):
         of_reverse = predictor(**reverse)["logits"][-1].unflatten(0, (4, MOMENTS, -1)).flip(1)
     torch.testing.assert_close(of_reverse[3:], together[3:], rtol=1e-4, atol=1e-4)  # in order: clips, then pictures
     assert all((of_reverse[:3] - together[:3]).abs().amax((1, 2, 3)) > 0.1)
+
+
+def test_recipes_show_videos_to_models_that_see_them_alone():
+    """An Owl that is built from a CLIP model and a language model sees pictures; the miniature sees videos, too."""
+    groups = {
+        name: set(parse_recipe(RECIPES / f"{name}.yaml", ["--bf16", "false"])[0].groups())
+        for name in ("pretrain", "instruct", "smollm2")
+    }
+    assert groups == {
+        "pretrain": {"captions", "clips"}, "instruct": {"multimodal", "clips", "text"}, "smollm2": {"captions"}
+    }  # fmt: skip
