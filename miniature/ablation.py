@@ -160,8 +160,9 @@ def report(title: str, rows: dict[str, np.ndarray]) -> str:
     """A table of rows of (seeds, abilities), beside the paper's figures where it has some."""
     shown = Table("", *NEEDED, "mean", title=title)
     for name, values in rows.items():
-        means, spread = values.mean(0), values.std(0)
-        shown.add_row(name, *(f"{m:.1f} ± {s:.1f}" for m, s in zip(means, spread, strict=True)), f"{means.mean():.1f}")
+        means = values.mean(0)
+        spread = [f" ± {found:.1f}" if len(values) > 1 else "" for found in values.std(0)]
+        shown.add_row(name, *(f"{m:.1f}{s}" for m, s in zip(means, spread, strict=True)), f"{means.mean():.1f}")
         if name in TABLE_2:
             paper = TABLE_2[name]
             shown.add_row("  the paper", *(f"{value:.1f}" for value in paper), f"{np.mean(paper):.1f}")
