@@ -476,7 +476,7 @@ def test_the_predictor_of_clips_keeps_pictures_and_their_words_together(here):
 def test_recipes_show_videos_to_models_that_see_them_alone():
     """An Owl that is built from a CLIP model and a language model sees pictures; the miniature sees videos, too."""
     groups = {
-        name: set(parse_recipe(RECIPES / f"{name}.yaml", ["--bf16", "false"])[0].groups())
+        name: set(parse_recipe(RECIPES / f"{name}.yaml", ["--bf16", "false"])[0].data)
         for name in ("pretrain", "instruct", "smollm2")
     }
     assert groups == {
