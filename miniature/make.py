@@ -40,9 +40,9 @@ from transformers_owl.training.train import train
 HERE = Path(__file__).parent
 FOLDER = Path("build/miniature")
 QUERIES, ABSTRACTOR_LAYERS = 16, 2
-STEPS = {"language_model": 1500, "vision": 2600, "watching": 400, "pretrain": 1600, "instruct": 700}
+STEPS = {"language_model": 600, "vision": 1100, "watching": 180, "pretrain": 600, "instruct": 260}
 FURTHER = {"watching": 200, "pretrain": 700, "instruct": 500}  # of an earlier miniature
-SCENES = {"captions": 90_000, "dialogues": 30_000, "pairs": 6_000, "text": 14_000, "clips": 13_000}
+SCENES = {"captions": 24_000, "dialogues": 9_000, "pairs": 2_000, "text": 5_000, "clips": 4_000}
 
 
 def main(

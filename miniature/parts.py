@@ -14,6 +14,7 @@ import numpy as np
 import sentencepiece
 import torch
 from drawings import things
+from induction import begin_with_induction_heads
 from scenes import DYED, DYES, GROUNDS, LAYOUTS, MOST, SIZE, WORDS, Scene, World, draw
 from talk import KINDS
 from text import documents
@@ -298,6 +299,7 @@ def train_language_model(
         num_key_value_heads=4, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config)
+    begin_with_induction_heads(model)
     model.set_attn_implementation("eager")
     args = settings(
         scratch, max_steps=steps, per_device_train_batch_size=ROWS, learning_rate=1e-3, warmup_steps=50,

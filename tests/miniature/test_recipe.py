@@ -43,7 +43,7 @@ from talk import (
     text_only,
     verse,
 )
-from text import checked, documents
+from text import checked, documents, placed, retold
 from torch.utils.data import default_collate
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, CLIPVisionModel
 from watching import LESSONS as CLIP_LESSONS
@@ -263,6 +263,40 @@ def test_yes_stands_where_the_thing_is_in_the_notes_and_no_elsewhere(here):
             else:
                 assert answer == "no"
     assert 0.35 < answers.count("yes") / len(answers) < 0.6
+
+
+def test_questions_on_pairs_are_answered_by_their_notes(here):
+    random, asked = np.random.default_rng(0), set()
+    for _ in range(60):
+        for question, answer in placed(here, random):
+            if not answer:
+                sides = dict(part.split(" ", 1) for part in question[:-1].split(", ") if "background" not in part)
+                continue
+            name = re.search(r"(?:the|there an?|there) (\w+(?: \w+)*?)(?: on the \w+| in the picture)?\?", question)[1]
+            side = next((side for side, what in sides.items() if f" {what}".endswith(f" {name}")), None)
+            if question.startswith("On which side"):
+                assert answer == side
+            elif question.startswith("What colour"):
+                assert sides[side] == f"{answer} {name}"
+            elif question.startswith("Is there"):
+                assert answer == ("yes" if side else "no")
+            else:
+                assert answer == ("yes" if question.endswith(f"on the {side}?") else "no")
+            asked.add((question[:8], answer))
+    assert {("Is there", "no"), ("Is there", "yes"), ("On which", "left"), ("On which", "right")} < asked
+
+
+def test_keywords_are_told_again_in_another_order(here):
+    random, turned = np.random.default_rng(0), 0
+    for _ in range(20):
+        document = retold(here, random)
+        tellings = [given or learned for given, learned in document]
+        for first, *again in (tellings[:3], tellings[3:]):
+            for telling in again:
+                assert sorted(telling[:-1].split(", ")) == sorted(first[:-1].split(", "))
+                turned += telling != first
+        assert [bool(learned) for _, learned in document] == [False, True, True] * 2
+    assert turned > 20
 
 
 def test_dialogues_ask_every_ability_once(here):
