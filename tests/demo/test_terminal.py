@@ -144,8 +144,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(llama, tmp_path):
         "TerminalChat(model, processor, {'max_new_tokens': 1500}).run([])\n"
     )
     terminal = pexpect.spawn(
-        sys.executable, [str(program)], timeout=180, env={**os.environ, "TERM": "dumb"}, encoding="utf-8"
-    )
+        sys.executable, [str(program)], timeout=180, env={**os.environ, "TERM": "dumb"}, encoding="utf-8",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job of a script ignores it
+    )  # fmt: skip
     terminal.expect("You: ")
     for _ in range(30):  # readline waits on where one comes after its prompt and before its wait
         terminal.sendintr()
