@@ -77,15 +77,14 @@ def placed(world: World, random: np.random.Generator) -> Document:
     document: Document = []
     for _ in range(3):
         scene = replace(world, dyed=0.6).scene(random, "two")
-        other = other_thing(scene.left.thing, random)
-        there = other in (scene.left.thing, scene.right.thing)
-        found = [(f"Is there {article(other.name)} in the picture?", yes(there))]
+        here, found = [item.thing for item in scene.items], []
         for side, item in (("left", scene.left), ("right", scene.right)):
             asked = pick(random, ("left", "right"))
+            named = item.thing if random.random() < 0.5 else other_thing(item.thing, random)
             found += [
                 (f"On which side is the {item.thing.name}?", side),
                 (f"Is the {item.thing.name} on the {asked}?", yes(asked == side)),
-                (f"Is there {article(item.thing.name)} in the picture?", yes(True)),
+                (f"Is there {article(named.name)} in the picture?", yes(named in here)),
             ]
             if item.dye:
                 found.append((f"What colour is the {item.thing.name}?", item.dye))
