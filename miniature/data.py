@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
@@ -17,7 +18,7 @@ from talk import Exchange, about_clip, about_pair, caption, clip_caption, dialog
 
 
 SHARDS = 24
-WORKERS = 2
+WORKERS = os.cpu_count() or 1
 # The first number of a seed: no two kinds of data share scenes.
 CAPTIONS, DIALOGUES, PAIRS, TEXT, CLIPS = 11, 12, 13, 14, 15
 

@@ -72,9 +72,9 @@ class Drawings:
 def load(style: str, size: int, cache: Path) -> dict[str, np.ndarray]:
     """The drawings of a style by name, `(size, size, 4)` each, from the cache if they are there."""
     package = PACKAGES[style]
-    source = fetch(package, cache)
-    file = cache / f"{source.stem}-{size}.npz"
+    file = cache / f"{Path(package.name).stem}-{size}.npz"
     if not file.exists():
+        source = fetch(package, cache)
         drawn = draw_webp(source, size) if style == "fluent-3d" else draw_svg(style, source, size, cache)
         partial = file.with_name(f"partial-{file.name}")
         np.savez_compressed(partial, allow_pickle=False, **drawn)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from data import write_captions, write_clips, write_conversations
 from events import MOMENTS
-from parts import bfloat16_is_fast, train_language_model, train_tokenizer, train_vision
+from parts import of_machine, train_language_model, train_tokenizer, train_vision
 from rich.console import Console
 from scenes import world
 from transformers import (
@@ -103,7 +103,8 @@ def run_stage(name: str, folder: Path, steps: int) -> None:
         return
     Console(stderr=True).rule(name)
     start = time.monotonic()
-    train(HERE / f"{name}.yaml", ["--max_steps", str(steps), "--bf16", str(bfloat16_is_fast())])
+    settings = {"max_steps": steps, **of_machine()}
+    train(HERE / f"{name}.yaml", [str(word) for name, value in settings.items() for word in (f"--{name}", value)])
     note_time(folder, time.monotonic() - start)
 
 

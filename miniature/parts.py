@@ -42,6 +42,7 @@ from transformers_owl.mplug_owl.tokenization_mplug_owl import prepare_tokenizer
 VOCABULARY = 2048
 ROWS = 32  # of a step of the language model
 PATCH = 16
+GPU_WORKERS = 12  # processes that draw for a GPU; they share the 24 shards of captions evenly
 LINE_END = "|"
 IGNORED = -100
 
@@ -73,14 +74,16 @@ class Text(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
         """Rows of a step are of about one length: four steps' are sorted together."""
-        random, rows = np.random.default_rng(self.seed), self.rows()
+        worker = get_worker_info()
+        seed = (*self.seed, 0 if worker is None else worker.id)
+        random, rows = np.random.default_rng(seed), self.rows(seed)
         while True:
             some = sorted(itertools.islice(rows, 4 * ROWS), key=lambda row: len(row["input_ids"]))
             for step in random.permutation(4):
                 yield from some[step * ROWS : (step + 1) * ROWS]
 
-    def rows(self) -> Iterator[dict[str, list[int]]]:
-        for document in documents(self.world, self.seed):
+    def rows(self, seed: tuple[int, ...]) -> Iterator[dict[str, list[int]]]:
+        for document in documents(self.world, seed):
             ids, labels = [self.tokenizer.bos_token_id], [IGNORED]
             for given, learned in document:
                 before = self.tokenizer(given, add_special_tokens=False)["input_ids"] if given else []
@@ -256,6 +259,13 @@ class PictureWords(WordPredictor):
         return patches, torch.cat([self.vision.post_layernorm(tokens[:, 0]), patches.mean(1)], 1)
 
 
+def of_machine() -> dict[str, Any]:
+    """Settings of every training that depend on the machine: where it runs, with which numbers, and who draws."""
+    if torch.cuda.is_available():
+        return {"use_cpu": False, "tf32": True, "bf16": False, "dataloader_num_workers": GPU_WORKERS}
+    return {"use_cpu": True, "bf16": bfloat16_is_fast(), "dataloader_num_workers": 1}
+
+
 @functools.cache
 def bfloat16_is_fast() -> bool:
     """Whether this processor multiplies matrices of bfloat16 faster than those of float32."""
@@ -270,9 +280,9 @@ def bfloat16_is_fast() -> bool:
 def settings(folder: Path, **values) -> TrainingArguments:
     """Settings that all parts share."""
     return TrainingArguments(
-        output_dir=str(folder), adam_beta2=0.98, max_grad_norm=1.0, bf16=bfloat16_is_fast(), use_cpu=True,
-        logging_steps=20, save_steps=200, save_total_limit=1, report_to="none", remove_unused_columns=False,
-        dataloader_num_workers=1, disable_tqdm=None, seed=0, **values,
+        output_dir=str(folder), adam_beta2=0.98, max_grad_norm=1.0, logging_steps=20, save_steps=200,
+        save_total_limit=1, report_to="none", remove_unused_columns=False, disable_tqdm=None, seed=0, **of_machine(),
+        **values,
     )  # fmt: skip
 
 

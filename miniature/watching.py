@@ -79,9 +79,9 @@ class Watched(IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for number in itertools.count(first, step):
-            random = np.random.default_rng([*self.seed, number])
-            is_clip = number % self.lesson.pictures > 0
+        for place in itertools.count():
+            random = np.random.default_rng([*self.seed, first + step * place])
+            is_clip = place % self.lesson.pictures > 0
             event: dict[str, Any] = {}
             around: list[tuple[Scene | None, Scene, Scene | None]]
             if is_clip:

@@ -15,7 +15,7 @@ import packages
 import PIL.Image
 import pytest
 import torch
-from drawings import STYLES, Drawings, things
+from drawings import STYLES, Drawings, load, things
 from events import JUMPS, MOMENTS, WAYS, clip, mp4
 from parts import (
     IGNORED,
@@ -26,6 +26,7 @@ from parts import (
     SIGNS,
     PictureWords,
     Seen,
+    Text,
     numbers,
     words_of_patch,
 )
@@ -44,8 +45,8 @@ from talk import (
     verse,
 )
 from text import checked, documents, placed, retold
-from torch.utils.data import default_collate
-from transformers import AutoModelForImageTextToText, CLIPVisionConfig, CLIPVisionModel
+from torch.utils.data import DataLoader, default_collate
+from transformers import AutoModelForImageTextToText, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel
 from watching import LESSONS as CLIP_LESSONS
 from watching import OF_PATCH_OVER_TIME, TURN, ClipWords, Watched
 
@@ -505,6 +506,27 @@ def test_the_predictor_of_clips_keeps_pictures_and_their_words_together(here):
         of_reverse = predictor(**reverse)["logits"][-1].unflatten(0, (4, MOMENTS, -1)).flip(1)
     torch.testing.assert_close(of_reverse[3:], together[3:], rtol=1e-4, atol=1e-4)  # in order: clips, then pictures
     assert all((of_reverse[:3] - together[:3]).abs().amax((1, 2, 3)) > 0.1)
+
+
+def test_every_worker_has_clips_pictures_and_texts_of_its_own(here):
+    lesson = CLIP_LESSONS[0]
+    watched = DataLoader(Watched(here, lesson, seed=(1,)), batch_size=lesson.pictures, num_workers=2)
+    first, second = itertools.islice(watched, 2)
+    assert first["is_clip"].tolist() == second["is_clip"].tolist() == [False, True, True, True]
+    assert all((a != b).any() for a, b in zip(first["pictures"], second["pictures"], strict=True))
+    texts = Text(World(here.drawings), AutoTokenizer.from_pretrained(MINIATURE), (1, 0))
+    first, second = itertools.islice(DataLoader(texts, batch_size=2, num_workers=2, collate_fn=list), 2)
+    assert first != second
+
+
+def test_drawings_that_lie_there_need_no_package(tmp_path, monkeypatch):
+    package = packages.PACKAGES["noto"]
+    pixels = np.full((8, 8, 4), 200, np.uint8)
+    np.savez(tmp_path / f"{Path(package.name).stem}-8.npz", **{things()[0].name: pixels})
+    monkeypatch.setitem(packages.PACKAGES, "noto", dataclasses.replace(package, url=f"file:///nowhere/{package.name}"))
+    found = load("noto", 8, tmp_path)
+    assert list(found) == [things()[0].name]
+    assert (found[things()[0].name] == pixels).all()
 
 
 def test_recipes_show_videos_to_models_that_see_them_alone():

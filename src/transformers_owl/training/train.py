@@ -18,6 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import OwlArguments, parse_recipe
 from .collator import ConversationCollator
+from .compiling import compile_layers
 from .mixture import Mixture, NoAnswerLeftError, RowGroup, encode, open_visuals
 from .packing import check_packing
 from .sources import BadSampleError
@@ -89,7 +90,7 @@ def load_model(owl: OwlArguments, args: TrainingArguments):
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return model
+    return compile_layers(model) if owl.compile_layers else model
 
 
 def make_mixture(owl: OwlArguments, args: TrainingArguments, processor) -> Mixture:
