@@ -66,8 +66,8 @@ TRAINED = {
 class Bench:
     """What all sections share: the device, sizes, limits, and the rows so far."""
 
-    def __init__(self, tiny: bool, json: Path | None):
-        self.tiny, self.json = tiny, json
+    def __init__(self, tiny: bool, file: Path | None):
+        self.tiny, self.file = tiny, file
         self.device = torch.device("cpu" if tiny else "cuda")
         self.config = MplugOwlConfig(**SMALL) if tiny else MplugOwlConfig()
         self.repeats = 3 if tiny else 20
@@ -79,14 +79,14 @@ class Bench:
         self.rows.append({"section": section, "name": name, **figures})
         shown = (f"{key} {value:.4g}" for key, value in figures.items())
         print(f"{section:9} {name:30} {', '.join(shown)}", flush=True)
-        if self.json is not None:
+        if self.file is not None:
             head = {
                 "command": shlex.join(["python", *sys.argv]),
                 "card": "CPU" if self.tiny else torch.cuda.get_device_name(),
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
             }
-            self.json.write_text(json.dumps({**head, "rows": self.rows}, indent=1) + "\n")
+            self.file.write_text(json.dumps({**head, "rows": self.rows}, indent=1) + "\n")
         torch._dynamo.reset()
         gc.collect()
         if not self.tiny:

@@ -316,6 +316,7 @@ def train_language_model(
         lr_scheduler_type="cosine", weight_decay=0.05,
     )  # fmt: skip
     fit(model, Text(world, tokenizer, (1, seed)), args, pad)
+    model.config.use_cache = True  # the Trainer turns it off, and it would be saved so
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

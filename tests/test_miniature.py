@@ -59,6 +59,10 @@ def test_the_command_describes_its_drawings_without_a_model_named():
     assert {Path(path).stem: answer for path, answer in said.items()} == CAPTIONS
 
 
+def test_it_keeps_keys_and_values_though_its_parts_were_trained_without(model):
+    assert model(input_ids=torch.tensor([[1, 5, 6]])).past_key_values.get_seq_length() == 3
+
+
 def test_answers_change_with_the_picture(model, processor):
     for question, answers in {
         "What is this?": {"elephant": "elephant", "sunflower": "sunflower", "helicopters": "helicopter"},

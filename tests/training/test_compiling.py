@@ -41,9 +41,9 @@ def test_losses_and_gradients_stay(stage, checkpointed):
     names = list(model.state_dict())
     compile_layers(model, backend="eager")
     assert list(model.state_dict()) == names
-    for shape, (loss, gradients) in zip(SHAPES, expected, strict=True):
-        found, new = step(model, *shape)
-        torch.testing.assert_close(found, loss)
-        torch.testing.assert_close(new, gradients)
-    assert 4 <= counters["stats"]["unique_graphs"] <= 16
-    assert not counters["recompile_limit"]
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for shape, (loss, gradients) in zip(SHAPES, expected, strict=True):
+            found, new = step(model, *shape)
+            torch.testing.assert_close(found, loss)
+            torch.testing.assert_close(new, gradients)
+    assert 8 < counters["stats"]["unique_graphs"] <= 16

@@ -63,9 +63,7 @@ class OwlArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa or flash_attention_2 (default: the library's choice)."}
     )
-    compile_layers: bool = field(
-        default=False, metadata={"help": "Compile each layer: faster steps on a GPU, some minutes later."}
-    )
+    compile_layers: bool = field(default=False, metadata={"help": "Compile each layer: faster steps on a GPU."})
     watch: list[str] = field(
         default_factory=list, metadata={"help": "Pictures or videos that the model describes at every evaluation."}
     )

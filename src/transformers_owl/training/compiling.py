@@ -1,4 +1,4 @@
-"""Compiled layers, for GPUs: most of what compiling a model gives, after a fraction of its time."""
+"""Layers that are compiled one by one."""
 
 import torch
 from torch import nn
