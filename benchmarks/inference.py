@@ -1,14 +1,17 @@
 """Our model beside the library's LLaVA, BLIP-2 and InstructBLIP with the same vision model and language model, on CPU.
 
 python benchmarks/inference.py [--pairs 7] [--batch 1 8 32] [--pictures 1 4] [--beside llava blip2 instructblip]
-    [--dtype float32 bfloat16] [--compiled] [--tiny] [--json FILE]
+    [--dtype float32 bfloat16] [--row-seconds 30] [--onednn] [--compiled] [--tiny] [--json FILE]
 
 All have a ViT-L/14 at 224 pixels and a LLaMA of 12 layers x 1024, with random weights; BLIP-2 and InstructBLIP have
 their own Q-Former of 12 layers x 768. Runs alternate; a row gives the medians in milliseconds and the median ratio of
-the pairs. A prompt holds its pictures and 60 tokens of text. A picture takes 65 positions for us, 256 for LLaVA, 32 for
-the other two, which take one picture a prompt and decode by the language model alone.
+the pairs, of which none starts after `--row-seconds`. A prompt holds its pictures and 60 tokens of text. A picture
+takes 65 positions for us, 256 for LLaVA, 32 for the other two, which take one picture a prompt and decode by the
+language model alone. bfloat16 is left out where the processor has no AVX-512, unless asked for.
 
 "caption" is the whole answer of 20 tokens. The lines of operations say what the arithmetic alone would give.
+
+With `--onednn` our linear layers multiply by oneDNN (docs/inference.md); the others stay as the library has them.
 
 "limit" is how much of what the machine can do (measured first) our side reached: for "encode" of its rate of
 multiplying matrices, for "decode" of its memory's bandwidth, with every weight of the language model read once a token.
@@ -17,12 +20,13 @@ docs/inference.md compiles it with decoding as it is; compiling takes minutes. `
 """
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import bandwidth, matrix_rate, operations
+from machine import DTYPES, bandwidth, matrix_rate, operations
 from side_by_side import TEXT, VISION, Report, alternate, around, decode_seconds, ready, seconds
 from transformers import (
     Blip2Config,
@@ -37,6 +41,7 @@ from transformers import (
 )
 
 from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration
+from transformers_owl.inference import use_onednn
 
 
 PICTURE = TEXT["vocab_size"] - 1
@@ -182,6 +187,10 @@ def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -
     vision, text = ({**sizes, **small} if small else sizes for sizes in (VISION, TEXT))
     torch.manual_seed(0)
     ours = ready({"owl": owl(vision, text)}, dtype)["owl"]
+    by = ""
+    if arguments.onednn:
+        use_onednn(ours)
+        by = ", oneDNN"
     for other in arguments.beside:
         theirs = ready({other: BUILD[other](vision, text)}, dtype)[other]
         for pictures in arguments.pictures if other not in OF_ONE_PICTURE else [1]:
@@ -195,20 +204,20 @@ def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -
                     report.note(f"operations to the first token, {pictures} pictures: {a / b:.2f} of {other}'s")
                 for name in ("encode", "first token") if other in OF_ONE_PICTURE else MEASURED:
                     run = MEASURED[name]
-                    row = alternate(arguments.pairs, *(lambda side=side, run=run: run(side) for side in sides))
+                    runs = [lambda side=side, run=run: run(side) for side in sides]
+                    row = alternate(arguments.pairs, *runs, row_seconds=arguments.row_seconds)
                     if name in least:
                         row["limit"] = least[name] * 1e3 / row["ours_ms"]
-                    report.add(name, batch, dtype, {"beside": other, "pictures": pictures, **row})
+                    report.add(name + by, batch, dtype, {"beside": other, "pictures": pictures, **row})
         del theirs
-    report.add(
-        "second turn / first", 1, dtype, {"beside": "ourselves", "pictures": 1, **chat_turns(ours, arguments.pairs)}
-    )
+    turns = chat_turns(ours, arguments.pairs)
+    report.add("second turn / first" + by, 1, dtype, {"beside": "ourselves", "pictures": 1, **turns})
     side = Side("owl", ours, 1, 1)
     beams = alternate(arguments.pairs, lambda: side.beams(4), lambda: side.beams(1))
-    report.add("4 beams / 1, first token", 1, dtype, {"beside": "ourselves", "pictures": 1, **beams})
+    report.add("4 beams / 1, first token" + by, 1, dtype, {"beside": "ourselves", "pictures": 1, **beams})
     if arguments.compiled:
         row = compiled_decoding(side, arguments.pairs, least_seconds(side, *limits)["decode, a token"])
-        report.add("decode, compiled", 1, dtype, {"beside": "ourselves", "pictures": 1, **row})
+        report.add("decode, compiled" + by, 1, dtype, {"beside": "ourselves", "pictures": 1, **row})
 
 
 def main() -> None:
@@ -217,7 +226,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--pictures", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--beside", nargs="+", default=["llava"], choices=[name for name in BUILD if name != "owl"])
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", nargs="+", default=DTYPES, choices=["float32", "bfloat16"])
+    parser.add_argument("--row-seconds", type=float, default=math.inf)
+    parser.add_argument("--onednn", action="store_true", help="our linear layers by oneDNN")
     parser.add_argument("--compiled", action="store_true", help="and decoding by compiled code")
     parser.add_argument("--tiny", action="store_true", help="two layers of width 64")
     parser.add_argument("--json", type=Path)

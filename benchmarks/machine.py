@@ -8,16 +8,23 @@ from torch.utils.flop_counter import FlopCounterMode
 SHAPES = ((4096, 4096, 4096), (2056, 1024, 4096), (2056, 4096, 1024), (2056, 1024, 1024))
 READ_BYTES = 2**30
 REPEATS = 5
+# Those that are not slower than float32 here.
+DTYPES = ["float32", "bfloat16"] if "AVX512" in torch.backends.cpu.get_cpu_capability() else ["float32"]
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
-    """Operations a second of a product of matrices, the best of some shapes and repeats."""
+    """Operations a second of a product of matrices, the best of some shapes, of MKL and oneDNN, and of repeats."""
     rates = []
     for rows, inner, columns in SHAPES:
-        a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
-        best = min(seconds(lambda a=a, b=b: a @ b) for _ in range(REPEATS))
-        rates.append(2 * rows * inner * columns / best)
+        a, b = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+        for linear in (torch.nn.functional.linear, by_onednn):
+            best = min(seconds(lambda a=a, b=b, linear=linear: linear(a, b)) for _ in range(REPEATS))
+            rates.append(2 * rows * inner * columns / best)
     return max(rates)
+
+
+def by_onednn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
 
 
 def bandwidth(dtype: torch.dtype) -> float:

@@ -3,8 +3,8 @@
 python benchmarks/run.py [--full] [--output build/benchmarks]
 
 Prints the tables as they come, and leaves `results.json` and a plot, `results.png`, in the folder. The short run
-takes some minutes on two cores; the full one hours, and 45 GB of the disk for the conversion of a checkpoint at full
-size.
+takes some minutes on two cores; the full one an hour or more, and 45 GB of the disk for the conversion of a checkpoint
+at full size.
 """
 
 import argparse
@@ -17,21 +17,26 @@ from matplotlib.figure import Figure
 
 
 HERE = Path(__file__).parent
-# What each run gives its scripts.
+# The scripts of each run, and what they are given.
 SHORT = {
-    "inference.py": ["--pairs", "1", "--batch", "1", "--pictures", "1", "--dtype", "float32"],
-    "video.py": ["--pairs", "1", "--batch", "1", "--dtype", "float32"],
-    "training.py": ["--pairs", "1"],
-    "packing.py": ["--pairs", "1"],
-    "start.py": ["--pairs", "3"],
+    "inference": ["inference.py", "--pairs", "1", "--batch", "1", "--pictures", "1", "--dtype", "float32"],
+    "video": ["video.py", "--pairs", "1", "--batch", "1", "--dtype", "float32"],
+    "training": ["training.py", "--pairs", "1"],
+    "packing": ["packing.py", "--pairs", "1"],
+    "start": ["start.py", "--pairs", "3"],
 }
+INFERENCE = ["inference.py", "--pairs", "3"]
+BRIEFLY = ["--row-seconds", "30"]
 FULL = {
-    "inference.py": ["--pairs", "5", "--beside", "llava", "blip2", "instructblip", "--compiled"],
-    "video.py": ["--pairs", "5"],
-    "training.py": [],
-    "packing.py": [],
-    "start.py": [],
-    "conversion.py": ["--folder", "build/bench"],
+    "inference": [*INFERENCE, *BRIEFLY, "--pictures", "1", "--compiled"],
+    "inference, 4 pictures": [*INFERENCE, *BRIEFLY, "--pictures", "4", "--batch", "1"],
+    "inference, Q-Formers": [*INFERENCE, *BRIEFLY, "--batch", "1", "8", "--beside", "blip2", "instructblip"],
+    "inference, oneDNN": [*INFERENCE, "--pictures", "1", "--batch", "1", "8", "--onednn"],
+    "video": ["video.py", "--pairs", "3", *BRIEFLY, "--batch", "1"],
+    "training": ["training.py", "--pairs", "3"],
+    "packing": ["packing.py", "--pairs", "3"],
+    "start": ["start.py", "--pairs", "3"],
+    "conversion": ["conversion.py", "--folder", "build/bench", "--form", "shards", "--pairs", "1"],
 }
 
 
@@ -55,11 +60,11 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     results = {}
-    for script, options in (FULL if arguments.full else SHORT).items():
-        file = arguments.output / f"{Path(script).stem}.json"
+    for name, (script, *options) in (FULL if arguments.full else SHORT).items():
+        file = arguments.output / f"{name}.json"
         print(f"\n{script} {' '.join(options)}", flush=True)
         subprocess.run([sys.executable, HERE / script, *options, "--json", file], check=True)
-        results[script] = json.loads(file.read_text())
+        results[name] = json.loads(file.read_text())
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     plot([row for result in results.values() for row in result["rows"]], arguments.output / "results.png")
 

@@ -1,6 +1,7 @@
 """What benchmarks beside the library's models share: sizes, alternating runs, rows of a table and of a JSON file."""
 
 import json
+import math
 import shlex
 import statistics
 import sys
@@ -68,30 +69,40 @@ def decode_seconds(model, prompt: dict[str, torch.Tensor], cache: Cache | None =
 
 
 def alternate(
-    pairs: int, ours: Callable[[], float], theirs: Callable[[], float], warm_up: bool = True
+    pairs: int,
+    ours: Callable[[], float],
+    theirs: Callable[[], float],
+    warm_up: bool = True,
+    row_seconds: float = math.inf,
 ) -> dict[str, float]:
-    """Medians in milliseconds, and the median of the ratios, after one run each that does not count."""
-    if warm_up:
-        ours(), theirs()
-    times = [(ours(), theirs()) for _ in range(pairs)]
+    """
+    Medians in milliseconds, and the median of the ratios. No pair starts after so many seconds. A first one, to warm
+    up, does not count, unless it is the only one.
+    """
+    times: list[tuple[float, float]] = []
+    start = time.perf_counter()
+    while len(times) < pairs + warm_up and (not times or time.perf_counter() - start < row_seconds):
+        times.append((ours(), theirs()))
+    times = times[warm_up:] or times
     return {
         "ours_ms": statistics.median(a for a, _ in times) * 1e3,
         "other_ms": statistics.median(b for _, b in times) * 1e3,
         "ratio": statistics.median(a / b for a, b in times),
+        "pairs": len(times),
     }
 
 
 class Report:
     """
     Prints rows as they come and keeps them. A row has `beside`, the other side's name; `ours_ms`, `other_ms` and
-    `ratio`; and, where there is one, `limit`, the share of the machine's limit that ours reached.
+    `ratio` of so many `pairs`; and, where there is one, `limit`, the share of the machine's limit that ours reached.
     """
 
     def __init__(self):
         self.rows: list[dict] = []
         self.notes: list[str] = []
         print(
-            f"{'':26}{'batch':>6}{'pictures':>9}  {'beside':14}{'owl ms':>10}{'other ms':>10}{'ratio':>7}{'limit':>7}"
+            f"{'':34}{'batch':>6}{'pictures':>9}  {'beside':14}{'owl ms':>10}{'other ms':>10}{'ratio':>7}{'limit':>7}"
         )
 
     def note(self, text: str) -> None:
@@ -102,7 +113,7 @@ class Report:
         limit = f"{row['limit']:7.0%}" if "limit" in row else " " * 7
         times = f"{row['ours_ms']:10.1f}{row['other_ms']:10.1f}{row['ratio']:7.2f}"
         kind = str(dtype).removeprefix("torch.")
-        print(f"{name:26}{batch:6}{row['pictures']:9}  {row['beside']:14}{times}{limit}  {kind}", flush=True)
+        print(f"{name:34}{batch:6}{row['pictures']:9}  {row['beside']:14}{times}{limit}  {kind}", flush=True)
         self.rows.append({"name": name, "batch": batch, "dtype": kind, **row})
 
     def write(self, file: Path) -> None:

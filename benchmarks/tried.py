@@ -23,15 +23,6 @@ from transformers_owl.mplug_owl.modeling_mplug_owl import MplugOwlConvOverTime
 FRAMES, PATCHES, WIDTH = 4, 256, VISION["hidden_size"] // 2
 
 
-class OneRow(torch.nn.Linear):
-    """By oneDNN where there is a single row."""
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        if rows.numel() == self.in_features:
-            return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
-        return super().forward(rows)
-
-
 def compiled(function: Callable, freezing: bool = False) -> Callable:
     torch._dynamo.reset()
     torch._inductor.config.freezing = freezing
@@ -40,22 +31,6 @@ def compiled(function: Callable, freezing: bool = False) -> Callable:
 
 def static_cache(side: Side) -> StaticCache:
     return StaticCache(config=side.model.config.text_config, max_cache_len=POSITIONS)
-
-
-def by_one_row(side: Side) -> Callable[[], float]:
-    """Decoding with other linear layers, which are put back after each run."""
-    layers = [*side.model.model.language_model.modules(), side.model.lm_head]
-    linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
-
-    def run() -> float:
-        for layer in linear:
-            layer.__class__ = OneRow
-        found = side.decode()
-        for layer in linear:
-            layer.__class__ = torch.nn.Linear
-        return found
-
-    return run
 
 
 def convolutions() -> tuple[Callable[[], float], Callable[[], float]]:
@@ -84,7 +59,6 @@ def main() -> None:
         row = alternate(pairs, tried, as_it_is)
         report.add(name, 1, torch.float32, {"beside": "as it is", "pictures": 1, **row})
 
-    add("decode, oneDNN", by_one_row(side), side.decode)
     cache = static_cache(side)
     add("decode, static cache", lambda: decode_seconds(model, side.prompt, cache, model), side.decode)
     step = compiled(model.forward)

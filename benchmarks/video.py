@@ -1,17 +1,21 @@
 """Our video model beside the library's Video-LLaVA with the same vision model and language model, on CPU.
 
-python benchmarks/video.py [--pairs 7] [--batch 1 4] [--frames 4] [--dtype float32 bfloat16] [--tiny] [--json FILE]
+python benchmarks/video.py [--pairs 7] [--batch 1 4] [--frames 4] [--dtype float32 bfloat16]
+    [--row-seconds 30] [--tiny] [--json FILE]
 
 Both have a ViT-L/14 at 224 pixels and a LLaMA of 12 layers x 1024, with random weights. Runs alternate; a row gives the
-medians in milliseconds and the median ratio of the pairs. A prompt holds one video and 60 tokens of text. Video-LLaVA
-shows its language model every patch of every frame, 257 positions each; ours has 65 a video. The row "video / picture"
-compares the encoding of our videos with that of as many pictures. `--tiny` tries the script itself.
+medians in milliseconds and the median ratio of the pairs, of which none starts after `--row-seconds`. A prompt holds
+one video and 60 tokens of text. Video-LLaVA shows its language model every patch of every frame, 257 positions each;
+ours has 65 a video. The row "video / picture" compares the encoding of our videos with that of as many pictures.
+bfloat16 is left out where the processor has no AVX-512, unless asked for. `--tiny` tries the script itself.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
+from machine import DTYPES
 from side_by_side import TEXT, VISION, Report, alternate, around, decode_seconds, ready, seconds
 from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
@@ -44,7 +48,7 @@ def prompt(model, positions: int, videos: torch.Tensor) -> dict[str, torch.Tenso
 
 
 @torch.no_grad()
-def compare(models, batch: int, frames: int, pairs: int) -> dict[str, dict[str, float]]:
+def compare(models, batch: int, frames: int, pairs: int, row_seconds: float) -> dict[str, dict[str, float]]:
     """Encoding of videos, first token of a prompt, time a token after that; and a video beside a picture."""
     owl, llava = models["owl"], models["llava"]
     videos = torch.randn(batch, frames, 3, 224, 224, dtype=owl.dtype)
@@ -65,11 +69,14 @@ def compare(models, batch: int, frames: int, pairs: int) -> dict[str, dict[str, 
 
     measured = {"encode": encode, "first token": first_token, "decode, a token": decode}
     rows = {
-        name: alternate(pairs, lambda run=run: run("owl"), lambda run=run: run("llava"))
+        name: alternate(pairs, lambda run=run: run("owl"), lambda run=run: run("llava"), row_seconds=row_seconds)
         for name, run in measured.items()
     }
     rows["video / picture"] = alternate(
-        pairs, lambda: encode("owl"), lambda: seconds(lambda: owl.get_image_features(videos[:, 0]))
+        pairs,
+        lambda: encode("owl"),
+        lambda: seconds(lambda: owl.get_image_features(videos[:, 0])),
+        row_seconds=row_seconds,
     )
     return rows
 
@@ -79,7 +86,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", nargs="+", default=DTYPES, choices=["float32", "bfloat16"])
+    parser.add_argument("--row-seconds", type=float, default=math.inf)
     parser.add_argument("--tiny", action="store_true", help="two layers of width 64")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -87,7 +95,8 @@ def main() -> None:
     for dtype in (getattr(torch, name) for name in arguments.dtype):
         models = build(dtype, arguments.tiny)
         for batch in arguments.batch:
-            for name, row in compare(models, batch, arguments.frames, arguments.pairs).items():
+            rows = compare(models, batch, arguments.frames, arguments.pairs, arguments.row_seconds)
+            for name, row in rows.items():
                 beside = "a picture" if name == "video / picture" else "video-llava"
                 report.add(name, batch, dtype, {"beside": beside, "pictures": arguments.frames, **row})
     if arguments.json is not None:

@@ -6,6 +6,7 @@ from conftest import GoldenCase, relative_error
 from transformers import CompileConfig, StaticCache, TorchAoConfig
 
 from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl.inference import use_onednn
 
 
 CASES = ("image-llama", "image-bloom")
@@ -36,10 +37,15 @@ def in_machine_code(name):
     return model
 
 
+def by_onednn(name):
+    return use_onednn(load(name))
+
+
 # The library has no such attention for Bloom.
 PATHS = [
     ("image-llama", sdpa), ("image-llama", eager), ("image-bloom", eager), ("image-llama", compiled),
-    ("image-bloom", compiled), pytest.param("image-llama", in_machine_code, marks=pytest.mark.slow),
+    ("image-bloom", compiled), ("image-llama", by_onednn), ("image-bloom", by_onednn),
+    pytest.param("image-llama", in_machine_code, marks=pytest.mark.slow),
 ]  # fmt: skip
 
 
@@ -67,9 +73,10 @@ def test_logits_of_a_path_are_the_originals(name, path):
         assert relative_error(logits, case.expected[f"{prompt}/train_logits"]) <= 1e-5
 
 
+@pytest.mark.parametrize("path", [load, by_onednn])
 @pytest.mark.parametrize("is_static", [False, True])
-def test_a_cache_of_either_kind_writes_what_the_original_wrote(name, is_static):
-    case, model = GoldenCase(name), load(name)
+def test_a_cache_of_either_kind_writes_what_the_original_wrote(name, is_static, path):
+    case, model = GoldenCase(name), path(name)
     for prompt in case.prompts:
         given = inputs_of(case, model, prompt)
         cache = StaticCache(config=model.config.text_config, max_cache_len=512) if is_static else None

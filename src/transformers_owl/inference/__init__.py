@@ -1,9 +1,11 @@
-"""Beyond one `generate`: chats from their cache, scores of given answers, features of pictures, attention to them."""
+"""Beyond one `generate`: chats from their cache, scores of given answers, features of pictures, attention to them;
+linear layers by oneDNN."""
 
 from .assistant import text_assistant
 from .attention import PictureAttention, draw_attention, picture_attention
 from .chat import Chat
 from .features import VisualFeatures, extract_features
+from .onednn import use_onednn
 from .scoring import AnswerScore, score_answers
 
 
@@ -17,4 +19,5 @@ __all__ = [
     "picture_attention",
     "score_answers",
     "text_assistant",
+    "use_onednn",
 ]
