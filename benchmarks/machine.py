@@ -1,8 +1,12 @@
 """What the machine can do at most: products of matrices, and reading memory."""
 
+import copy
+
 import torch
 from side_by_side import seconds
 from torch.utils.flop_counter import FlopCounterMode
+
+from transformers_owl.inference import use_onednn
 
 
 SHAPES = ((4096, 4096, 4096), (2056, 1024, 4096), (2056, 4096, 1024), (2056, 1024, 1024))
@@ -12,19 +16,17 @@ REPEATS = 5
 DTYPES = ["float32", "bfloat16"] if "AVX512" in torch.backends.cpu.get_cpu_capability() else ["float32"]
 
 
+@torch.no_grad()
 def matrix_rate(dtype: torch.dtype) -> float:
     """Operations a second of a product of matrices, the best of some shapes, of MKL and oneDNN, and of repeats."""
     rates = []
     for rows, inner, columns in SHAPES:
-        a, b = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
-        for linear in (torch.nn.functional.linear, by_onednn):
-            best = min(seconds(lambda a=a, b=b, linear=linear: linear(a, b)) for _ in range(REPEATS))
+        matrix = torch.randn(rows, inner).to(dtype)
+        linear = torch.nn.Linear(inner, columns, bias=False, dtype=dtype)
+        for layer in (linear, use_onednn(copy.deepcopy(linear))):
+            best = min(seconds(lambda layer=layer, matrix=matrix: layer(matrix)) for _ in range(REPEATS))
             rates.append(2 * rows * inner * columns / best)
     return max(rates)
-
-
-def by_onednn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
 
 
 def bandwidth(dtype: torch.dtype) -> float:

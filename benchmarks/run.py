@@ -31,7 +31,7 @@ FULL = {
     "inference": [*INFERENCE, *BRIEFLY, "--pictures", "1", "--compiled"],
     "inference, 4 pictures": [*INFERENCE, *BRIEFLY, "--pictures", "4", "--batch", "1"],
     "inference, Q-Formers": [*INFERENCE, *BRIEFLY, "--batch", "1", "8", "--beside", "blip2", "instructblip"],
-    "inference, oneDNN": [*INFERENCE, "--pictures", "1", "--batch", "1", "8", "--onednn"],
+    "inference, oneDNN": [*INFERENCE, "--pictures", "1", "--batch", "1", "8", "--dtype", "float32", "--onednn"],
     "video": ["video.py", "--pairs", "3", *BRIEFLY, "--batch", "1"],
     "training": ["training.py", "--pairs", "3"],
     "packing": ["packing.py", "--pairs", "3"],

@@ -9,6 +9,7 @@ beside `nn.Conv1d` with the frames brought to the end and back.
 """
 
 import argparse
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +18,26 @@ from inference import POSITIONS, Side, owl
 from side_by_side import TEXT, VISION, Report, alternate, decode_seconds, ready, seconds
 from transformers import StaticCache
 
+from transformers_owl.inference import use_onednn
 from transformers_owl.mplug_owl.modeling_mplug_owl import MplugOwlConvOverTime
 
 
 FRAMES, PATCHES, WIDTH = 4, 256, VISION["hidden_size"] // 2
+
+
+class LaidOut(torch.nn.Linear):
+    """By oneDNN, with the weight laid out for it once."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(rows, self.laid_out, self.bias, "none", [], "")
+
+
+def laid_out(model):
+    for layer in model.modules():
+        if type(layer) is torch.nn.Linear:
+            layer.laid_out = torch.ops.mkldnn._reorder_linear_weight(layer.weight, PATCHES)
+            layer.__class__ = LaidOut
+    return model
 
 
 def compiled(function: Callable, freezing: bool = False) -> Callable:
@@ -55,10 +72,17 @@ def main() -> None:
     model = ready({"owl": owl(VISION, TEXT)}, torch.float32)["owl"]
     side = Side("owl", model, 1, 1)
 
-    def add(name: str, tried: Callable[[], float], as_it_is: Callable[[], float], pairs: int = arguments.pairs) -> None:
-        row = alternate(pairs, tried, as_it_is)
-        report.add(name, 1, torch.float32, {"beside": "as it is", "pictures": 1, **row})
+    def add(
+        name: str, tried: Callable[[], float], other: Callable[[], float], pairs=arguments.pairs, beside="as it is"
+    ) -> None:
+        row = alternate(pairs, tried, other)
+        report.add(name, 1, torch.float32, {"beside": beside, "pictures": 1, **row})
 
+    by_onednn = Side("owl", use_onednn(copy.deepcopy(model)), 1, 1)
+    anew = Side("owl", laid_out(copy.deepcopy(model)), 1, 1)
+    add("encode, weights laid out", anew.encode, by_onednn.encode, beside="use_onednn")
+    add("decode, weights laid out", anew.decode, by_onednn.decode, beside="use_onednn")
+    del by_onednn, anew
     cache = static_cache(side)
     add("decode, static cache", lambda: decode_seconds(model, side.prompt, cache, model), side.decode)
     step = compiled(model.forward)

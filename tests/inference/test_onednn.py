@@ -73,9 +73,17 @@ def test_lora_multiplies_by_onednn_too(model):
     assert products.calls["aten.mm.default"] == 0
 
 
+def linear_types(model) -> set[type]:
+    return {type(layer) for layer in model.modules() if isinstance(layer, torch.nn.Linear)}
+
+
 def test_layers_of_other_types_stay(model):
-    use_onednn(model.bfloat16())
-    assert {type(layer) for layer in model.modules() if isinstance(layer, torch.nn.Linear)} == {torch.nn.Linear}
+    assert linear_types(use_onednn(model.bfloat16())) == {torch.nn.Linear}
+
+
+def test_nothing_changes_where_pytorch_has_no_onednn(model, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert linear_types(use_onednn(model)) == {torch.nn.Linear}
 
 
 def test_quantised_layers_stay():

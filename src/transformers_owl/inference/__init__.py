@@ -1,5 +1,4 @@
-"""Beyond one `generate`: chats from their cache, scores of given answers, features of pictures, attention to them;
-linear layers by oneDNN."""
+"""Beyond one `generate`: chats, scores of given answers, features of pictures, attention to them, oneDNN on CPUs."""
 
 from .assistant import text_assistant
 from .attention import PictureAttention, draw_attention, picture_attention
