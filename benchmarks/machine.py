@@ -1,9 +1,11 @@
 """What the machine can do at most: products of matrices, and reading memory."""
 
 import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from side_by_side import seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from transformers_owl.inference import use_onednn
@@ -11,34 +13,54 @@ from transformers_owl.inference import use_onednn
 
 SHAPES = ((4096, 4096, 4096), (2056, 1024, 4096), (2056, 4096, 1024), (2056, 1024, 1024))
 READ_BYTES = 2**30
-REPEATS = 5
-# Those that are not slower than float32 here.
-DTYPES = ["float32", "bfloat16"] if "AVX512" in torch.backends.cpu.get_cpu_capability() else ["float32"]
+WAY_SECONDS = 0.2
+# bfloat16 is slower than float32 where the processor has no instructions for it.
+DTYPES = ["float32", "bfloat16"] if torch.cpu.get_capabilities().get("avx512_bf16") else ["float32"]
+
+
+@dataclass
+class Limit:
+    """Ways to keep the machine as busy as it can be: calls, and how many operations or bytes each of them has."""
+
+    ways: list[tuple[Callable[[], object], int]]
+
+    def rate(self) -> float:
+        """Operations or bytes a second just now, by the fastest way. Each goes on for a while, as a model does."""
+        return max(sustained(run) * amount for run, amount in self.ways)
+
+
+def sustained(run: Callable[[], object]) -> float:
+    """Calls a second."""
+    calls, start, passed = 0, time.perf_counter(), 0.0
+    while passed < WAY_SECONDS:
+        run()
+        calls, passed = calls + 1, time.perf_counter() - start
+    return calls / passed
 
 
 @torch.no_grad()
-def matrix_rate(dtype: torch.dtype) -> float:
-    """Operations a second of a product of matrices, the best of some shapes, of MKL and oneDNN, and of repeats."""
-    rates = []
+def products(dtype: torch.dtype) -> Limit:
+    """Products of matrices, of some shapes, by MKL and by oneDNN."""
+    ways: list[tuple[Callable[[], object], int]] = []
     for rows, inner, columns in SHAPES:
         matrix = torch.randn(rows, inner).to(dtype)
         linear = torch.nn.Linear(inner, columns, bias=False, dtype=dtype)
         for layer in (linear, use_onednn(copy.deepcopy(linear))):
-            best = min(seconds(lambda layer=layer, matrix=matrix: layer(matrix)) for _ in range(REPEATS))
-            rates.append(2 * rows * inner * columns / best)
-    return max(rates)
+            ways.append((lambda layer=layer, matrix=matrix: layer(matrix), 2 * rows * inner * columns))
+    return Limit(ways)
 
 
-def bandwidth(dtype: torch.dtype) -> float:
-    """Bytes a second that are read from memory, the best of a sum and of a matrix times a vector."""
+def reads(dtype: torch.dtype) -> Limit:
+    """Reading memory, by a sum and by a matrix times a vector."""
     matrix = torch.ones(READ_BYTES // dtype.itemsize // 4096, 4096, dtype=dtype)  # zeros would take no memory
     vector = torch.ones(4096, dtype=dtype)
-    reads = (matrix.sum, lambda: matrix @ vector)
-    return READ_BYTES / min(seconds(read) for read in reads for _ in range(REPEATS))
+    return Limit([(matrix.sum, READ_BYTES), (lambda: matrix @ vector, READ_BYTES)])
 
 
 def operations(run) -> int:
     """Of the products of matrices in a call; attention must be the eager one, which consists of such."""
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # the counter's hooks need gradients
+    eager = torch.compiler.set_stance("force_eager")
+    # The counter's hooks need gradients.
+    with eager, torch.enable_grad(), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()

@@ -27,11 +27,13 @@ SHORT = {
 }
 INFERENCE = ["inference.py", "--pairs", "3"]
 BRIEFLY = ["--row-seconds", "30"]
+FASTER = [*INFERENCE, "--pictures", "1", "--batch", "1", "8"]
 FULL = {
-    "inference": [*INFERENCE, *BRIEFLY, "--pictures", "1", "--compiled"],
+    "inference": [*INFERENCE, *BRIEFLY, "--pictures", "1"],
     "inference, 4 pictures": [*INFERENCE, *BRIEFLY, "--pictures", "4", "--batch", "1"],
     "inference, Q-Formers": [*INFERENCE, *BRIEFLY, "--batch", "1", "8", "--beside", "blip2", "instructblip"],
-    "inference, oneDNN": [*INFERENCE, "--pictures", "1", "--batch", "1", "8", "--dtype", "float32", "--onednn"],
+    "inference, oneDNN": [*FASTER, "--dtype", "float32", "--by", "onednn"],
+    "inference, compiled": [*FASTER, "--by", "compiled"],
     "video": ["video.py", "--pairs", "3", *BRIEFLY, "--batch", "1"],
     "training": ["training.py", "--pairs", "3"],
     "packing": ["packing.py", "--pairs", "3"],

@@ -74,22 +74,26 @@ def alternate(
     theirs: Callable[[], float],
     warm_up: bool = True,
     row_seconds: float = math.inf,
+    limit: Callable[[], float] | None = None,
 ) -> dict[str, float]:
     """
     Medians in milliseconds, and the median of the ratios. No pair starts after so many seconds. A first one, to warm
-    up, does not count, unless it is the only one.
+    up, does not count, unless it is the only one. With `limit`, what our work would take at the machine's limit, each
+    pair measures that, too, and "limit" is the median share that ours reached.
     """
-    times: list[tuple[float, float]] = []
+    sides = (ours, theirs) if limit is None else (ours, theirs, limit)
+    times: list[list[float]] = []
     start = time.perf_counter()
     while len(times) < pairs + warm_up and (not times or time.perf_counter() - start < row_seconds):
-        times.append((ours(), theirs()))
+        times.append([side() for side in sides])
     times = times[warm_up:] or times
-    return {
-        "ours_ms": statistics.median(a for a, _ in times) * 1e3,
-        "other_ms": statistics.median(b for _, b in times) * 1e3,
-        "ratio": statistics.median(a / b for a, b in times),
+    row = {
+        "ours_ms": statistics.median(pair[0] for pair in times) * 1e3,
+        "other_ms": statistics.median(pair[1] for pair in times) * 1e3,
+        "ratio": statistics.median(pair[0] / pair[1] for pair in times),
         "pairs": len(times),
     }
+    return row if limit is None else {**row, "limit": statistics.median(pair[2] / pair[0] for pair in times)}
 
 
 class Report:

@@ -21,8 +21,8 @@ class OneDnnLinear(nn.Linear):
 def use_onednn(model: Model) -> Model:
     """
     Lets a model's float32 linear layers on the CPU multiply by oneDNN in inference. PyTorch takes MKL for them, which
-    is slower on AMD's processors. Other layers stay as they are, and so do training, the weights and their names; where
-    PyTorch has no oneDNN, nothing changes.
+    is slower on AMD's processors and no slower on Intel's. Other layers stay as they are, and so do training, the
+    weights and their names; where PyTorch has no oneDNN, nothing changes.
 
     Args:
         model (`nn.Module`): Any model, on the device and in the type that it will keep. It is changed in place, and
