@@ -24,6 +24,7 @@ class Limit:
 
     ways: list[tuple[Callable[[], object], int]]
 
+    @torch.no_grad()
     def rate(self) -> float:
         """Operations or bytes a second just now, by the fastest way. Each goes on for a while, as a model does."""
         return max(sustained(run) * amount for run, amount in self.ways)
@@ -38,7 +39,6 @@ def sustained(run: Callable[[], object]) -> float:
     return calls / passed
 
 
-@torch.no_grad()
 def products(dtype: torch.dtype) -> Limit:
     """Products of matrices, of some shapes, by MKL and by oneDNN."""
     ways: list[tuple[Callable[[], object], int]] = []
