@@ -25,9 +25,9 @@ class Limit:
     ways: list[tuple[Callable[[], object], int]]
 
     @torch.no_grad()
-    def rate(self) -> float:
-        """Operations or bytes a second just now, by the fastest way. Each goes on for a while, as a model does."""
-        return max(sustained(run) * amount for run, amount in self.ways)
+    def rates(self) -> list[float]:
+        """Operations or bytes a second just now, by each way. Each goes on for a while, as a model does."""
+        return [sustained(run) * amount for run, amount in self.ways]
 
 
 def sustained(run: Callable[[], object]) -> float:

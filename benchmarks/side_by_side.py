@@ -74,18 +74,18 @@ def alternate(
     theirs: Callable[[], float],
     warm_up: bool = True,
     row_seconds: float = math.inf,
-    limit: Callable[[], float] | None = None,
+    limit: Callable[[], list[float]] = list,
 ) -> dict[str, float]:
     """
     Medians in milliseconds, and the median of the ratios. No pair starts after so many seconds. A first one, to warm
-    up, does not count, unless it is the only one. With `limit`, what our work would take at the machine's limit, each
-    pair measures that, too, and "limit" is the median share that ours reached.
+    up, does not count, unless it is the only one. With `limit`, what our work would take at the machine's limit by
+    each of several ways, every pair measures that, too, and "limit" is the median share that ours reached of the way of
+    which it reached least.
     """
-    sides = (ours, theirs) if limit is None else (ours, theirs, limit)
-    times: list[list[float]] = []
+    times: list[tuple[float, float, list[float]]] = []
     start = time.perf_counter()
     while len(times) < pairs + warm_up and (not times or time.perf_counter() - start < row_seconds):
-        times.append([side() for side in sides])
+        times.append((ours(), theirs(), limit()))
     times = times[warm_up:] or times
     row = {
         "ours_ms": statistics.median(pair[0] for pair in times) * 1e3,
@@ -93,7 +93,9 @@ def alternate(
         "ratio": statistics.median(pair[0] / pair[1] for pair in times),
         "pairs": len(times),
     }
-    return row if limit is None else {**row, "limit": statistics.median(pair[2] / pair[0] for pair in times)}
+    shares = zip(*([least / pair[0] for least in pair[2]] for pair in times), strict=True)
+    medians = [statistics.median(of_way) for of_way in shares]
+    return {**row, "limit": min(medians)} if medians else row
 
 
 class Report:

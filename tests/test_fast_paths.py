@@ -109,7 +109,7 @@ def test_a_cache_of_either_kind_writes_what_the_original_wrote(name, is_static, 
 def test_compiled_pictures_give_what_the_original_gave(name):
     model = load(name)
     torch._dynamo.utils.counters.clear()
-    with torch._inductor.config.patch(freezing=True):
+    with torch._inductor.config.patch(freezing=True, cpp_wrapper=True):
         for part in (model.model.vision_model, model.model.abstractor):
             part.compile(dynamic=False)
         assert max(errors_of_logits(name, model)) <= 1e-5
@@ -125,7 +125,7 @@ def test_a_step_with_weights_laid_out_anew_writes_what_the_original_wrote(name):
     on_cpu = CompileConfig(mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
     on_cpu._compile_all_devices = True
     torch._dynamo.utils.counters.clear()
-    with torch._inductor.config.patch(freezing=True):
+    with torch._inductor.config.patch(freezing=True, cpp_wrapper=True):
         check_written(name, model, static_cache(model), compile_config=on_cpu)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 

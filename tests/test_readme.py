@@ -77,7 +77,7 @@ def test_blocks_of_inference_run(small, llama, llama_model, llama_processor, cap
         "processor": llama_processor,
         "picture": {"type": "image", "path": "examples/pictures/cat.jpg"},
     }
-    with torch._inductor.config.patch(freezing=False):  # tests/test_fast_paths.py compiles
+    with torch._inductor.config.patch(freezing=False, cpp_wrapper=False):  # tests/test_fast_paths.py compiles
         for block in blocks("docs/inference.md", "python"):
             interpreted = small(block).replace(", compile_config=on_cpu", "").replace(".compile(dynamic=False)", "")
             exec(compile(interpreted, "inference.md", "exec"), names)
