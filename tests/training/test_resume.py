@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from transformers_owl.training.train import train
@@ -66,6 +67,8 @@ def in_a_child(recipe: Path, output: Path, deadly=contextlib.nullcontext) -> int
     """Trains in a process of its own; gives the signal that ended it, or 0."""
     child = os.fork()
     if child == 0:
+        # The lock of progress bars is shared with the children, and one that is killed within never gives it back.
+        tqdm.set_lock(threading.RLock())
         try:
             with deadly():
                 train(recipe, ["--output_dir", str(output)])
