@@ -190,7 +190,10 @@ def chat_turns(model, pairs: int) -> dict[str, float]:
 
 @torch.no_grad()
 def compiled_decoding(side: Side, pairs: int, limit: Callable[[], list[float]]) -> dict[str, float]:
-    """A token by the compiled step with a static cache, against one by the step as it is with a growing cache."""
+    """
+    A token by the compiled step with a static cache, against one by the step as it is with a growing cache. PyTorch
+    compiles it as `compile_pictures` has set it.
+    """
     step = torch.compile(side.model.forward, mode="max-autotune-no-cudagraphs", fullgraph=True, dynamic=False)
     cache = StaticCache(config=side.model.config.text_config, max_cache_len=POSITIONS)
     return alternate(pairs, lambda: decode_seconds(side.model, side.prompt, cache, step), side.decode, limit=limit)
