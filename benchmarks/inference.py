@@ -12,8 +12,8 @@ language model alone. bfloat16 is left out where the processor has no instructio
 "caption" is the whole answer of 20 tokens. The lines of operations say what the arithmetic alone would give.
 
 With `--by onednn` our linear layers multiply by oneDNN, with `--by compiled` our vision model and abstractor are
-compiled, both as docs/inference.md has it; the others stay as the library has them. Compiling takes a minute for each
-number of pictures.
+compiled, both as docs/inference.md has it; the others stay as the library has them. Compiling takes a minute or two for
+single pictures, and as much for four together.
 
 "limit" is how much of what the machine can do our side reached: for "encode" of its rate of multiplying matrices, for
 "decode" of its memory's bandwidth, with every weight of the language model read once a token. Every pair measures that
@@ -45,7 +45,8 @@ from transformers import (
 )
 
 from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration
-from transformers_owl.inference import use_onednn
+from transformers_owl.inference import compile_pictures, use_onednn
+from transformers_owl.inference.compiling import SETTINGS
 
 
 PICTURE = TEXT["vocab_size"] - 1
@@ -95,13 +96,6 @@ BUILD: dict[str, Callable[[dict, dict], Any]] = {
     "instructblip": blip(InstructBlipConfig, InstructBlipForConditionalGeneration),
 }
 OF_ONE_PICTURE = ("blip2", "instructblip")
-
-
-def compile_pictures(model: MplugOwlForConditionalGeneration) -> None:
-    torch._inductor.config.freezing = True
-    torch._inductor.config.cpp_wrapper = True
-    for part in (model.model.vision_model, model.model.abstractor):
-        part.compile(dynamic=False)
 
 
 BY: dict[str, Callable[[MplugOwlForConditionalGeneration], object]] = {
@@ -190,13 +184,11 @@ def chat_turns(model, pairs: int) -> dict[str, float]:
 
 @torch.no_grad()
 def compiled_decoding(side: Side, pairs: int, limit: Callable[[], list[float]]) -> dict[str, float]:
-    """
-    A token by the compiled step with a static cache, against one by the step as it is with a growing cache. PyTorch
-    compiles it as `compile_pictures` has set it.
-    """
+    """A token by the compiled step with a static cache, against one by the step as it is with a growing cache."""
     step = torch.compile(side.model.forward, mode="max-autotune-no-cudagraphs", fullgraph=True, dynamic=False)
     cache = StaticCache(config=side.model.config.text_config, max_cache_len=POSITIONS)
-    return alternate(pairs, lambda: decode_seconds(side.model, side.prompt, cache, step), side.decode, limit=limit)
+    with torch._inductor.config.patch(SETTINGS):
+        return alternate(pairs, lambda: decode_seconds(side.model, side.prompt, cache, step), side.decode, limit=limit)
 
 
 @torch.no_grad()

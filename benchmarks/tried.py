@@ -2,8 +2,8 @@
 
 python benchmarks/tried.py [--pairs 3] [--json FILE]
 
-The model is that of `inference.py`: ViT-L/14, the abstractor and a LLaMA of 12 layers x 1024, at batch 1. A row gives
-the milliseconds of what was tried ("owl") and of how it is done ("other"), and the median ratio of the pairs. Compiling
+The model is that of `inference.py`: ViT-L/14, the abstractor and a LLaMA of 12 layers x 1024. A row gives the
+milliseconds of what was tried ("owl") and of how it is done ("other"), and the median ratio of the pairs. Compiling
 takes minutes. The last row is the other way round: a layer's convolution over the 4 frames of a video as it is done,
 beside `nn.Conv1d` with the frames brought to the end and back.
 """
@@ -18,7 +18,7 @@ from inference import POSITIONS, Side, owl
 from side_by_side import TEXT, VISION, Report, alternate, decode_seconds, ready, seconds
 from transformers import StaticCache
 
-from transformers_owl.inference import use_onednn
+from transformers_owl.inference import compile_pictures, compiling, use_onednn
 from transformers_owl.mplug_owl.modeling_mplug_owl import MplugOwlConvOverTime
 
 
@@ -50,6 +50,17 @@ def static_cache(side: Side) -> StaticCache:
     return StaticCache(config=side.model.config.text_config, max_cache_len=POSITIONS)
 
 
+def encodings(side: Side) -> list[Callable[[], float]]:
+    """By compiled code: all pictures at once, and as many as `compile_pictures` takes."""
+    compile_pictures(side.model)
+
+    def encode(at_once: int) -> float:
+        compiling.AT_ONCE = at_once
+        return side.encode()
+
+    return [lambda count=count: encode(count) for count in (len(side.pixels), compiling.AT_ONCE)]
+
+
 def convolutions() -> tuple[Callable[[], float], Callable[[], float]]:
     frames = torch.randn(1, FRAMES, PATCHES, WIDTH)
     ours = MplugOwlConvOverTime(WIDTH, WIDTH, kernel_size=3, padding=1, groups=WIDTH)
@@ -73,10 +84,15 @@ def main() -> None:
     side = Side("owl", model, 1, 1)
 
     def add(
-        name: str, tried: Callable[[], float], other: Callable[[], float], pairs=arguments.pairs, beside="as it is"
+        name: str,
+        tried: Callable[[], float],
+        other: Callable[[], float],
+        pairs: int = arguments.pairs,
+        beside: str = "as it is",
+        batch: int = 1,
     ) -> None:
         row = alternate(pairs, tried, other)
-        report.add(name, 1, torch.float32, {"beside": beside, "pictures": 1, **row})
+        report.add(name, batch, torch.float32, {"beside": beside, "pictures": 1, **row})
 
     by_onednn = Side("owl", use_onednn(copy.deepcopy(model)), 1, 1)
     anew = Side("owl", laid_out(copy.deepcopy(model)), 1, 1)
@@ -90,6 +106,8 @@ def main() -> None:
     for name, freezing in (("encode, compiled", False), ("encode, compiled, frozen", True)):
         encode = compiled(lambda: model.get_image_features(side.pixels, return_dict=True).pooler_output, freezing)
         add(name, lambda encode=encode: seconds(encode), side.encode)
+    many = Side("owl", copy.deepcopy(model), 8, 1)
+    add("encode, compiled, all at once", *encodings(many), beside="compile_pictures", batch=8)
     add("convolution over time", *convolutions(), pairs=21)
     if arguments.json is not None:
         report.write(arguments.json)

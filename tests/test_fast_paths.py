@@ -6,7 +6,8 @@ from conftest import GoldenCase, relative_error
 from transformers import CompileConfig, StaticCache, TorchAoConfig
 
 from transformers_owl import MplugOwlForConditionalGeneration
-from transformers_owl.inference import use_onednn
+from transformers_owl.inference import compile_pictures, use_onednn
+from transformers_owl.inference.compiling import SETTINGS
 
 
 CASES = ("image-llama", "image-bloom")
@@ -107,16 +108,22 @@ def test_a_cache_of_either_kind_writes_what_the_original_wrote(name, is_static, 
 
 @pytest.mark.slow
 def test_compiled_pictures_give_what_the_original_gave(name):
-    model = load(name)
-    torch._dynamo.utils.counters.clear()
-    with torch._inductor.config.patch(freezing=True, cpp_wrapper=True):
-        for part in (model.model.vision_model, model.model.abstractor):
-            part.compile(dynamic=False)
-        assert max(errors_of_logits(name, model)) <= 1e-5
-        check_written(name, model)
-    counters = torch._dynamo.utils.counters
-    assert counters["stats"]["unique_graphs"] >= 2
-    assert not counters["graph_break"]
+    model = compile_pictures(load(name))
+    stats, graph_breaks = (torch._dynamo.utils.counters[kind] for kind in ("stats", "graph_break"))
+    stats.clear()
+    graph_breaks.clear()
+    assert max(errors_of_logits(name, model)) <= 1e-5
+    check_written(name, model)
+    size = model.config.vision_config.image_size
+    pixels = torch.randn(7, 3, size, size)
+    with torch.no_grad():
+        features = model.get_image_features(pixels)
+        assert stats["unique_graphs"] == 4  # of two parts, for four pictures and for one
+        for count in range(1, 7):
+            some = model.get_image_features(pixels[:count])
+            assert relative_error(some.pooler_output, features.pooler_output[:count]) <= 1e-5
+    assert stats["unique_graphs"] == 4
+    assert not graph_breaks
 
 
 @pytest.mark.slow
@@ -125,7 +132,7 @@ def test_a_step_with_weights_laid_out_anew_writes_what_the_original_wrote(name):
     on_cpu = CompileConfig(mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
     on_cpu._compile_all_devices = True
     torch._dynamo.utils.counters.clear()
-    with torch._inductor.config.patch(freezing=True, cpp_wrapper=True):
+    with torch._inductor.config.patch(SETTINGS):
         check_written(name, model, static_cache(model), compile_config=on_cpu)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 

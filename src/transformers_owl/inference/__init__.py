@@ -1,8 +1,9 @@
-"""Beyond one `generate`: chats, scores of given answers, features of pictures, attention to them, oneDNN on CPUs."""
+"""Beyond one `generate`: chats, scores of given answers, features of pictures, attention to them, faster CPUs."""
 
 from .assistant import text_assistant
 from .attention import PictureAttention, draw_attention, picture_attention
 from .chat import Chat
+from .compiling import compile_pictures
 from .features import VisualFeatures, extract_features
 from .onednn import use_onednn
 from .scoring import AnswerScore, score_answers
@@ -13,6 +14,7 @@ __all__ = [
     "Chat",
     "PictureAttention",
     "VisualFeatures",
+    "compile_pictures",
     "draw_attention",
     "extract_features",
     "picture_attention",

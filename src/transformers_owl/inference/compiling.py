@@ -1,0 +1,40 @@
+"""Compiled code for what looks at pictures on a CPU."""
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+
+# More pictures at once leave a processor's caches between one product and the next.
+AT_ONCE = 4
+# Weights are laid out for the products that they are in, and what is compiled is called from C++.
+SETTINGS = {"freezing": True, "cpp_wrapper": True}
+
+
+def compile_pictures(model: Any) -> Any:
+    """
+    Compiles a model's vision model and abstractor for inference on a CPU. Pictures are then looked at four at a time,
+    and those left over one by one: two shapes, each of which takes a minute or two to compile when it first comes, and
+    the memory of these weights once more. Of videos, as many are looked at together as have four frames, or one. The
+    weights are those of that moment.
+
+    Args:
+        model ([`MplugOwlForConditionalGeneration`]): A model on the CPU, in the type that it will keep. It is changed
+            in place, and returned.
+    """
+    for part in (model.model.vision_model, model.model.abstractor):
+        part.compile(dynamic=False)
+    model.model._get_visual_features = MethodType(_look, model.model)
+    return model
+
+
+def _look(self, pixel_values: torch.Tensor, **kwargs):
+    """What the class of the model has under this name, for some pictures or videos at a time."""
+    together = AT_ONCE if pixel_values.ndim == 4 else max(1, AT_ONCE // max(1, pixel_values.shape[1]))
+    groups, left = divmod(len(pixel_values), together)
+    parts = pixel_values.split([together] * groups + [1] * left or [0])
+    with torch._inductor.config.patch(SETTINGS):
+        features = [type(self)._get_visual_features(self, part, **kwargs) for part in parts]
+    return tree_map(lambda *tensors: torch.cat(tensors), *features)
