@@ -46,7 +46,7 @@ from transformers import (
 
 from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration
 from transformers_owl.inference import compile_pictures, use_onednn
-from transformers_owl.inference.compiling import SETTINGS
+from transformers_owl.inference.compiled_pictures import SETTINGS
 
 
 PICTURE = TEXT["vocab_size"] - 1

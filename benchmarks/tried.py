@@ -18,7 +18,7 @@ from inference import POSITIONS, Side, owl
 from side_by_side import TEXT, VISION, Report, alternate, decode_seconds, ready, seconds
 from transformers import StaticCache
 
-from transformers_owl.inference import compile_pictures, compiling, use_onednn
+from transformers_owl.inference import compile_pictures, compiled_pictures, use_onednn
 from transformers_owl.mplug_owl.modeling_mplug_owl import MplugOwlConvOverTime
 
 
@@ -55,10 +55,10 @@ def encodings(side: Side) -> list[Callable[[], float]]:
     compile_pictures(side.model)
 
     def encode(at_once: int) -> float:
-        compiling.AT_ONCE = at_once
+        compiled_pictures.AT_ONCE = at_once
         return side.encode()
 
-    return [lambda count=count: encode(count) for count in (len(side.pixels), compiling.AT_ONCE)]
+    return [lambda count=count: encode(count) for count in (len(side.pixels), compiled_pictures.AT_ONCE)]
 
 
 def convolutions() -> tuple[Callable[[], float], Callable[[], float]]:

@@ -7,7 +7,7 @@ from transformers import CompileConfig, StaticCache, TorchAoConfig
 
 from transformers_owl import MplugOwlForConditionalGeneration
 from transformers_owl.inference import compile_pictures, use_onednn
-from transformers_owl.inference.compiling import SETTINGS
+from transformers_owl.inference.compiled_pictures import SETTINGS
 
 
 CASES = ("image-llama", "image-bloom")

@@ -3,7 +3,7 @@
 from .assistant import text_assistant
 from .attention import PictureAttention, draw_attention, picture_attention
 from .chat import Chat
-from .compiling import compile_pictures
+from .compiled_pictures import compile_pictures
 from .features import VisualFeatures, extract_features
 from .onednn import use_onednn
 from .scoring import AnswerScore, score_answers
