@@ -7,7 +7,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 
-# More pictures at once leave a processor's caches between one product and the next.
+# Eight pictures at once took longer (benchmarks/tried.py).
 AT_ONCE = 4
 # Weights are laid out for the products that they are in, and what is compiled is called from C++.
 SETTINGS = {"freezing": True, "cpp_wrapper": True}
