@@ -19,8 +19,10 @@ single pictures, and as much for four together.
 "decode" of its memory's bandwidth, with every weight of the language model read once a token. Every pair measures that
 anew, in several ways; the one that is fastest in the median of the pairs counts.
 
-The other rows compare our second chat turn with our first one, four beams with one, and with `--by compiled` decoding
-as docs/inference.md compiles it with decoding as it is. `--tiny` tries the script.
+The other rows compare our second chat turn with our first one, four beams with one, with `--by compiled` decoding as
+docs/inference.md compiles it with decoding as it is, and our encoding in bfloat16 with that in float32; the row after
+says what products of matrices alone give there (milliseconds of a million million operations, by each type's fastest
+way). `--tiny` tries the script.
 """
 
 import argparse
@@ -192,8 +194,8 @@ def compiled_decoding(side: Side, pairs: int, limit: Callable[[], list[float]]) 
 
 
 @torch.no_grad()
-def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -> None:
-    """All rows of a number type."""
+def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -> MplugOwlForConditionalGeneration:
+    """All rows of a number type, and our model of them."""
     multiply, read = products(dtype), reads(dtype)
     kind = str(dtype).removeprefix("torch.")
     report.note(f"{kind}: {max(multiply.rates()) / 1e9:.0f} GFLOP/s, {max(read.rates()) / 1e9:.1f} GB/s")
@@ -203,7 +205,7 @@ def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -
     ours = ready({"owl": owl(vision, text)}, dtype)["owl"]
     for way in arguments.by:
         BY[way](ours)
-    by = "".join(f", {way}" for way in arguments.by)
+    by = name_of(arguments.by)
     for other in arguments.beside:
         theirs = ready({other: BUILD[other](vision, text)}, dtype)[other]
         for pictures in arguments.pictures if other not in OF_ONE_PICTURE else [1]:
@@ -230,6 +232,24 @@ def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -
     if "compiled" in arguments.by:
         row = compiled_decoding(side, arguments.pairs, at_limit(side, multiply, read)["decode, a token"])
         report.add("decode, compiled / as it is", 1, dtype, {"beside": "ourselves", "pictures": 1, **row})
+    return ours
+
+
+@torch.no_grad()
+def compare_types(report: Report, models: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Encoding in bfloat16 beside float32, and products of matrices alone."""
+    for batch in arguments.batch:
+        runs = [Side("owl", models[kind], batch, 1).encode for kind in ("bfloat16", "float32")]
+        row = alternate(arguments.pairs, *runs, row_seconds=arguments.row_seconds)
+        name = "encode / in float32" + name_of(arguments.by)
+        report.add(name, batch, torch.bfloat16, {"beside": "ourselves", "pictures": 1, **row})
+    limits = [products(dtype) for dtype in (torch.bfloat16, torch.float32)]
+    row = alternate(arguments.pairs, *(lambda limit=limit: 1e12 / max(limit.rates()) for limit in limits))
+    report.add("products / in float32", 1, torch.bfloat16, {"beside": "the machine", "pictures": 0, **row})
+
+
+def name_of(ways: list[str]) -> str:
+    return "".join(f", {way}" for way in ways)
 
 
 def main() -> None:
@@ -245,8 +265,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     report = Report()
-    for name in arguments.dtype:
-        compare(report, getattr(torch, name), arguments)
+    models = {kind: compare(report, getattr(torch, kind), arguments) for kind in arguments.dtype}
+    if len(models) > 1:
+        compare_types(report, models, arguments)
     if arguments.json is not None:
         report.write(arguments.json)
 

@@ -25,7 +25,7 @@ def compile_pictures(model: Any) -> Any:
             in place, and returned.
     """
     for part in (model.model.vision_model, model.model.abstractor):
-        part.compile(dynamic=False)
+        part.compile(dynamic=False, isolate_recompiles=True)
     model.model._get_visual_features = MethodType(_look, model.model)
     return model
 
