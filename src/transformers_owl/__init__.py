@@ -21,6 +21,7 @@ from transformers.models.auto.tokenization_auto import (
     TOKENIZER_MAPPING_NAMES,
 )
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_torchvision_available
 
 from .mplug_owl.configuration_mplug_owl import (
@@ -53,6 +54,10 @@ AutoVideoProcessor.register(MplugOwlConfig, MplugOwlVideoProcessor)
 if not is_torchvision_available():
     # The library then exports a stand-in that refuses every video processor. Ours does without torchvision.
     vars(sys.modules["transformers"])["AutoVideoProcessor"] = AutoVideoProcessor
+# Since 5.19 the library refuses this task before it looks here; until then it has none of this name.
+PIPELINE_REGISTRY.register_pipeline(
+    "image-to-text", MplugOwlImageToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
+)
 AutoTokenizer.register(MplugOwlConfig, tokenizer_class=MplugOwlTokenizer)
 # The releases name a tokenizer class whose ids differ from the original's: the library keeps a list of such models.
 TOKENIZER_MAPPING_NAMES[MplugOwlConfig.model_type] = MplugOwlTokenizer.__name__
