@@ -102,7 +102,7 @@ class PlaceholderGeneration:
         """Prompt lookup asks the processors about ids of the prompt, in as many columns as it knows of."""
         generator = super()._get_candidate_generator(*args, **kwargs)  # type: ignore[misc]
         if isinstance(generator, PromptLookupCandidateGenerator):
-            generator.vocab_size = max(generator.vocab_size, *(visual_id + 1 for visual_id in self._visual_ids()))
+            generator.vocab_size = max(self.config.text_config.vocab_size, max(self._visual_ids()) + 1)
         return generator
 
     if Version(INSTALLED) < Version("5.18"):

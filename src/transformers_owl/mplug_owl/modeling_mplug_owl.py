@@ -659,7 +659,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
             inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1).to(visual.device), visual)
         return inputs_embeds
 
-    def _note_missing(self, kind: str, token_id: int, mask: torch.Tensor) -> None:
+    def _note_missing(self, kind: str, token_id: Any, mask: torch.Tensor) -> None:
         """Placeholders of a kind of which nothing was given: text, if the id is one of the vocabulary's."""
         message = f"The text has positions of {kind}s, but no {kind} was given"
         if token_id >= self.config.text_config.vocab_size:
