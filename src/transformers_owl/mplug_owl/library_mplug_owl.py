@@ -53,6 +53,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 from transformers.tokenization_utils_tokenizers import TokenizersBackend  # a tokenizer that is data alone
 from transformers.utils import torch_compilable_check  # a check that compiled code may hold
+from transformers.utils.chat_template_utils import render_jinja_template  # a chat as text, and where answers lie in it
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults  # conventions of `forward`
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files  # files of a folder or repository
 from transformers.utils.output_capturing import capture_outputs  # hidden states and attentions of layers
@@ -165,6 +166,7 @@ __all__ = [
     "maybe_load_adapters",
     "merge_with_config_defaults",
     "register_checkpoint_conversion_mapping",
+    "render_jinja_template",
     "tokenizer_class_from_name",
     "torch_compilable_check",
 ]
