@@ -1,6 +1,9 @@
 """The command line on an original-format checkpoint and real photographs."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from transformers_owl.cli import app
+from transformers_owl.demo import caption as captions
 
 
 PICTURES = Path(__file__).parent.parent / "examples/pictures"
@@ -84,3 +88,28 @@ def test_a_missing_model_is_named():
     result = CliRunner().invoke(app, ["caption", CAT, "--model", "./no/such/folder"])
     assert result.exit_code == 1
     assert "no/such/folder" in result.stderr
+
+
+def test_a_missing_drawing_is_named(monkeypatch, tmp_path):
+    missing = tmp_path / "owl.png"
+    monkeypatch.setattr(captions, "SAMPLES", [*captions.SAMPLES, missing])
+    result = CliRunner().invoke(app, ["caption"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"{missing}: missing, though part of transformers_owl. Install it again" in result.stderr
+
+
+def run_module(*arguments, **environment) -> str:
+    command = [sys.executable, "-m", "transformers_owl", *arguments]
+    return subprocess.check_output(command, env={**os.environ, **environment}, text=True)
+
+
+def test_the_package_runs_as_the_command():
+    assert run_module("--help").split()[:2] == ["Usage:", "transformers-owl"]
+
+
+def test_the_shell_completes_commands_and_options():
+    shell = {"_TRANSFORMERS_OWL_COMPLETE": "complete_bash"}
+    assert run_module(**shell, COMP_WORDS="transformers-owl cap", COMP_CWORD="1").split() == ["caption"]
+    assert "--prompt" in run_module(**shell, COMP_WORDS="transformers-owl caption --p", COMP_CWORD="2").split()
+    script = run_module("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert "complete -o default -F _transformers_owl_completion transformers-owl" in script
