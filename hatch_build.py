@@ -8,12 +8,11 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class CodeBesideWeights(BuildHookInterface):
-    """Puts the code beside the weights: in a wheel, or for an editable install as copies that git ignores."""
+    """Copies the code anew for every wheel and editable install; git ignores the copies."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         package = Path(self.root, "src/transformers_owl")
+        for old in (package / "miniature").glob("*.py"):
+            old.unlink()
         for file in (package / "mplug_owl").glob("[!_]*.py"):
-            if version == "editable":
-                shutil.copyfile(file, package / "miniature" / file.name)
-            else:
-                build_data["force_include"][str(file)] = f"transformers_owl/miniature/{file.name}"
+            shutil.copyfile(file, package / "miniature" / file.name)

@@ -171,6 +171,30 @@ def test_ten_examples_teach_it_two_photographs(model, processor, tmp_path):
         assert ask(tuned, processor, "Who is that?", pictures=[crops(name, 6)[-1]]) == [answer]
 
 
+def number_read_without_the_package(python: str, folder: Path, picture: str, here: Path) -> str:
+    """What a Python says about a picture of a number by the code in the model's folder alone."""
+    script = f"""
+import sys
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True)
+content = [{{"type": "image", "path": {picture!r}}}, {{"type": "text", "text": "What number is written?"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}], add_generation_prompt=True, tokenize=True, return_dict=True,
+    return_tensors="pt",
+)
+written = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+assert "transformers_owl" not in sys.modules
+print(processor.decode(written, skip_special_tokens=True))
+"""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(here / "modules")}
+    done = subprocess.run(
+        [python, "-c", script], env=environment, cwd=here, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 def test_the_folder_is_a_whole_repository(tmp_path):
     """At most 32 MB, with a card; with the code beside it, as in a wheel, it works where the package is not."""
     code = {path.name: path.read_text() for path in Path(MINIATURE).with_name("mplug_owl").glob("[!_]*.py")}
@@ -182,20 +206,4 @@ def test_the_folder_is_a_whole_repository(tmp_path):
         (folder / name).write_text(text)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 32e6
     assert "| left/right |" in (folder / "README.md").read_text()
-    script = (
-        "import sys; from transformers import AutoModel, AutoProcessor\n"
-        f"model = AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)\n"
-        f"processor = AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True)\n"
-        "text = processor.apply_chat_template([{'role': 'user', 'content': [{'type': 'image'}, "
-        "{'type': 'text', 'text': 'What number is written?'}]}], add_generation_prompt=True)\n"
-        f"inputs = processor(text=[text], images=[{drawing('number')!r}], return_tensors='pt')\n"
-        "written = model.generate(**inputs)[0, inputs['input_ids'].shape[1]:]\n"
-        "print(processor.decode(written, skip_special_tokens=True))\n"
-        "assert 'transformers_owl' not in sys.modules\n"
-    )
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "47"
+    assert number_read_without_the_package(sys.executable, folder, drawing("number"), tmp_path) == "47"

@@ -11,7 +11,8 @@ from . import conversion
 from .running import errors
 
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+# Plain text: Rich would add half as much again to the time that a help text takes.
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def print_version(asked: bool) -> None:
