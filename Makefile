@@ -14,7 +14,7 @@ PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test lint test-oldest test-slow test-serving bench clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/demo
 	$(VENV)/bin/transformers-owl caption
 
 test: lint
@@ -46,10 +46,15 @@ clean:
 	rm -rf $(VENV) $(OLDEST_VENV) $(VLLM_VENV) build
 
 # torch goes first: a plain requirement of it may bring the far larger CUDA build.
-$(VENV)/installed: pyproject.toml
+$(VENV)/demo: pyproject.toml
+	@echo "SAYS"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q --upgrade "pip>=25.1"
 	$(VENV)/bin/pip install -q $(TORCH)
+	$(VENV)/bin/pip install -q -e .
+	touch $@
+
+$(VENV)/installed: $(VENV)/demo
 	$(VENV)/bin/pip install -q -e . --group dev
 	touch $@
 
