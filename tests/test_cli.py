@@ -98,18 +98,44 @@ def test_a_missing_drawing_is_named(monkeypatch, tmp_path):
     assert f"{missing}: missing, though part of transformers_owl. Install it again" in result.stderr
 
 
-def run_module(*arguments, **environment) -> str:
-    command = [sys.executable, "-m", "transformers_owl", *arguments]
-    return subprocess.check_output(command, env={**os.environ, **environment}, text=True)
-
-
 def test_the_package_runs_as_the_command():
-    assert run_module("--help").split()[:2] == ["Usage:", "transformers-owl"]
+    said = subprocess.check_output([sys.executable, "-m", "transformers_owl", "--help"], text=True)
+    assert said.startswith("Usage: transformers-owl ")
+
+
+def complete(*arguments, **environment) -> str:
+    program = "from transformers_owl_cli.commands import app; app(prog_name='transformers-owl')"
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.check_output(command, env={**os.environ, **environment}, text=True)
 
 
 def test_the_shell_completes_commands_and_options():
     shell = {"_TRANSFORMERS_OWL_COMPLETE": "complete_bash"}
-    assert run_module(**shell, COMP_WORDS="transformers-owl cap", COMP_CWORD="1").split() == ["caption"]
-    assert "--prompt" in run_module(**shell, COMP_WORDS="transformers-owl caption --p", COMP_CWORD="2").split()
-    script = run_module("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert complete(**shell, COMP_WORDS="transformers-owl cap", COMP_CWORD="1").split() == ["caption"]
+    assert "--prompt" in complete(**shell, COMP_WORDS="transformers-owl caption --p", COMP_CWORD="2").split()
+    script = complete("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "complete -o default -F _transformers_owl_completion transformers-owl" in script
+
+
+@pytest.mark.parametrize(
+    ("words", "package", "extra"),
+    [
+        (["web"], "gradio", "demo"),
+        (["merge", "--adapter", "a", "--base", "b", "--output", "c"], "peft", "convert"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(words, package, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in ("transformers_owl.demo.web", "transformers_owl.conversion.merge"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    assert package in result.stderr and f'pip install ".[{extra}]"' in result.stderr
+
+
+def test_the_version_is_that_of_the_installed_package(monkeypatch, tmp_path):
+    installed = tmp_path / "transformers_owl-7.8.9.dist-info/METADATA"
+    installed.parent.mkdir()
+    installed.write_text("Metadata-Version: 2.4\nName: transformers-owl\nVersion: 7.8.9\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert CliRunner().invoke(app, ["--version"]).stdout == "7.8.9\n"

@@ -1,6 +1,7 @@
 """What is built holds all that it should, and the package works however it was installed."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -48,6 +49,15 @@ def tree(tmp_path_factory) -> Path:
 
 def test_no_file_is_a_symbolic_link():
     assert not [line for line in run("git", "ls-files", "--stage", cwd=ROOT).splitlines() if line.startswith("120000")]
+
+
+def test_no_index_is_asked_for_this_package():
+    """None has it yet; an address of Git does."""
+    hub = "src/transformers_owl/mplug_owl/"
+    for name in tracked():
+        text = (ROOT / name).read_text(encoding="utf-8", errors="ignore") if not name.startswith(hub) else ""
+        asked = re.findall(r"""pip install[^\n`]*[ "']transformers[-_]owl(?!\S*@|\S* @ git\+)\S*""", text)
+        assert not asked, f"{name}: {asked}"
 
 
 def test_a_wheel_has_every_file_of_the_package_and_the_code_beside_the_miniature(tree, tmp_path):
