@@ -33,7 +33,7 @@ from transformers.modeling_utils import load_state_dict, str_to_torch_dtype
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor, __version__
+from .. import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor, __version__
 
 
 DTYPE_NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
