@@ -1,4 +1,4 @@
-"""Prints the card of a model, rendered from the package's `model_cards/`: one file of data a release, one template.
+"""Prints the card of a model, rendered from `model_cards/`: one file of data a release, one template.
 
 python conversion/card.py mplug-owl-llama-7b
 """

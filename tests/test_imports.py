@@ -91,6 +91,7 @@ FENCES = {
     "mplug_owl": ["mplug_owl/library_mplug_owl.py"],
     "inference": ["inference/library.py"],
     "training": ["training/library.py"],
+    "conversion": ["conversion/library.py"],
     "evaluation": ["evaluation/harness.py"],
     "demo": ["demo/library.py"],
     "serving": ["serving/engine.py"],
@@ -98,10 +99,14 @@ FENCES = {
 # The modules whose names these packages document.
 DOCUMENTED = {
     "transformers": {"transformers"}, "accelerate": {"accelerate", "accelerate.utils"}, "datasets": {"datasets"},
-    "gradio": {"gradio"}, "lmms_eval": set(), "peft": {"peft"}, "vllm": {"vllm"}, "webdataset": {"webdataset"},
+    "gradio": {"gradio"}, "lmms_eval": set(), "peft": {"peft", "peft.utils"}, "vllm": {"vllm"}, "webdataset": {"webdataset"},
 }  # fmt: skip
 SUBMODULES_ALLOWED = ("cli.py", "mplug_owl")
-FENCED = [path for path in FILES if path.relative_to(PACKAGE).parent.as_posix().replace(".", "") in FENCES]
+FENCED = [
+    path
+    for path in FILES
+    if path.is_relative_to(PACKAGE) and path.relative_to(PACKAGE).parent.as_posix().replace(".", "") in FENCES
+]
 
 
 def fences(path: Path) -> list[Path]:

@@ -9,13 +9,6 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, PreTrainedModel
-from transformers.modeling_gguf_pytorch_utils import (
-    TENSOR_PROCESSORS,
-    TensorProcessor,
-    get_gguf_hf_weights_map,
-    load_gguf_checkpoint,
-)
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .. import MplugOwlForConditionalGeneration, MplugOwlImageProcessor, MplugOwlProcessor
 from ..fresh import fresh_config, rename_text, rename_vision
@@ -32,6 +25,13 @@ from .checkpoints import (
     without_tied,
     write_rest,
     write_weights,
+)
+from .library import (
+    SAFE_WEIGHTS_NAME,
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+    load_gguf_checkpoint,
 )
 
 

@@ -8,7 +8,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from .. import __version__
 
 
-CARDS = Path(__file__).with_name("model_cards")
+PACKAGED = Path(__file__).with_name("model_cards")  # in a wheel
+CARDS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "model_cards"  # in a clone
 METADATA = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
 
 

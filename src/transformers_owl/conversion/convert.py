@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import torch
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .. import MplugOwlProcessor
 from .card import render
 from .checkpoints import Checkpoint, open_owl, save_safetensors, unfinished, write_rest, write_weights
+from .library import SAFE_WEIGHTS_NAME
 
 
 def convert(checkpoint: str, output: Path, dtype: torch.dtype | None = None, max_shard_size: str = "5GB") -> None:

@@ -5,12 +5,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from transformers.utils import WEIGHTS_NAME
-from transformers.utils.hub import cached_file
 
 from .. import MplugOwlConfig, MplugOwlForConditionalGeneration
 from .checkpoints import Checkpoint, Piece, convert, held, open_owl, save_pickle, unfinished, write_weights
+from .library import WEIGHTS_NAME, LlamaRotaryEmbedding, cached_file
 
 
 # The original's tokenizer and settings are not ours: they come from a release.

@@ -6,13 +6,11 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.utils import load_peft_weights
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, apply_renamings
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .. import MplugOwlForConditionalGeneration, MplugOwlProcessor
 from .card import render
 from .checkpoints import Checkpoint, held, save_safetensors, unfinished, without_tied, write_rest, write_weights
+from .library import SAFE_WEIGHTS_NAME, WeightRenaming, apply_renamings, get_model_conversion_mapping
 
 
 PREFIX = "base_model.model."  # PEFT's own, before the model's names
