@@ -31,13 +31,14 @@ HUB_FILES = sorted((PACKAGE / "mplug_owl").glob("*.py"))
 # where a video file is opened.
 HUB_IMPORTS = {
     "av", "base64", "bisect", "collections", "contextlib", "copy", "dataclasses", "difflib", "functools", "http",
-    "importlib", "inspect", "io", "ipaddress", "json", "math", "mimetypes", "os", "packaging", "pathlib", "re", "socket",
-    "ssl", "string", "struct", "time", "typing", "urllib", "warnings", "zlib", "PIL", "huggingface_hub", "jinja2",
+    "importlib", "inspect", "io", "ipaddress", "json", "math", "mimetypes", "os", "packaging", "pathlib", "re",
+    "socket", "ssl", "string", "struct", "time", "typing", "urllib", "warnings", "zlib", "PIL", "huggingface_hub", "jinja2",
     "numpy", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 # A room may import those below it.
 ROOMS = [
-    "library", "mplug_owl", "fresh", "pages", "serving", "inference", "conversion", "evaluation", "training", "demo", "cli",
+    "library", "mplug_owl", "fresh", "pages", "serving", "inference", "conversion", "evaluation", "training", "demo",
+    "cli",
 ]  # fmt: skip
 
 
@@ -99,7 +100,8 @@ FENCES = {
 # The modules whose names these packages document.
 DOCUMENTED = {
     "transformers": {"transformers"}, "accelerate": {"accelerate", "accelerate.utils"}, "datasets": {"datasets"},
-    "gradio": {"gradio"}, "lmms_eval": set(), "peft": {"peft", "peft.utils"}, "vllm": {"vllm"}, "webdataset": {"webdataset"},
+    "gradio": {"gradio"}, "lmms_eval": set(), "peft": {"peft", "peft.utils"}, "vllm": {"vllm"},
+    "webdataset": {"webdataset"},
 }  # fmt: skip
 SUBMODULES_ALLOWED = ("cli.py", "mplug_owl")
 FENCED = [
