@@ -1,21 +1,17 @@
 """Configuration of mPLUG-Owl: vision model, visual abstractor, and the composite with a causal language model."""
 
+import copy
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 from transformers.utils import logging
-from transformers.utils.versions import require_version
+
+from .library_mplug_owl import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 VERSION = "0.1.0"  # of the package; what it saves carries it
-
-
-require_version("transformers>=5.21.0", "mPLUG-Owl needs it: run `pip install -U transformers`.")
-
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec  # noqa: E402
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig  # noqa: E402
-
 
 logger = logging.get_logger(__name__)
 
@@ -162,10 +158,10 @@ class MplugOwlConfig(PreTrainedConfig):
     """
 
     model_type = "mplug-owl"
-    sub_configs_defaults = {
+    sub_configs = {
         "vision_config": MplugOwlVisionConfig,
         "visual_abstractor_config": MplugOwlVisualAbstractorConfig,
-        "text_config": SubConfigSpec(AutoConfig, model_type="llama"),
+        "text_config": AutoConfig,
     }
     base_model_fsdp_plan = {}  # the parts bring theirs
 
@@ -180,12 +176,14 @@ class MplugOwlConfig(PreTrainedConfig):
     code_version: str | None = None
 
     def __post_init__(self, **kwargs):
+        for name, config_class in self.sub_configs.items():
+            setattr(self, name, _part(config_class, getattr(self, name)))
         super().__post_init__(**kwargs)
         if self.code_version not in (None, VERSION):
             logger.warning_once(
                 f"This checkpoint was written by transformers_owl {self.code_version}, the code at work is {VERSION}. "
-                f"If something goes wrong, run `pip install transformers_owl=={self.code_version}`, or do not import "
-                "the package and load the repository's own code by trust_remote_code=True."
+                "If something goes wrong, do not import the package, and load the repository's own code by "
+                "trust_remote_code=True."
             )
         self.code_version = VERSION
         vision, abstractor, text = self.vision_config, self.visual_abstractor_config, self.text_config
@@ -253,6 +251,16 @@ def _read_original_config(config_dict: dict) -> dict:
         given = config_dict.get(section) or {}
         config[section] = {field: value for field, value in given.items() if field in fields}
     return config
+
+
+def _part(config_class: Any, given: PreTrainedConfig | dict | None) -> PreTrainedConfig:
+    """The configuration of a part, the caller's left as it is."""
+    if isinstance(given, PreTrainedConfig):
+        return copy.deepcopy(given)
+    fields = dict(given or {})
+    if config_class is AutoConfig:
+        config_class = CONFIG_MAPPING[fields.get("model_type", "llama")]
+    return config_class(**fields)
 
 
 def _check_language_model(text_config: PreTrainedConfig) -> None:

@@ -13,13 +13,12 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
 from .download_mplug_owl import download
+from .library_mplug_owl import PilBackend
 
 
 # What Pillow raises for files that are damaged, cut off, too large to decode, or no pictures: each format its own.
@@ -62,57 +61,41 @@ class MplugOwlImageProcessor(PilBackend):
         settings, remaining = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         return release_settings(settings, pretrained_model_name_or_path, cls.size, kwargs), remaining
 
-    def preprocess(self, images, *args, **kwargs):
-        """As in the library, but a ValueError for arguments of another name or type."""
-        try:
-            return super().preprocess(images, *args, **kwargs)
-        except (StrictDataclassFieldValidationError, TypeError) as error:
-            raise ValueError(f"The image processor cannot work with these arguments: {error}") from error
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        for name, only in {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True}.items():
+            if kwargs.get(name) not in (None, only):
+                raise ValueError(f"`{name}` is {kwargs[name]}, but mPLUG-Owl's images are whole and RGB: leave it out.")
 
-    def _validate_preprocess_kwargs(self, size=None, crop_size=None, pad_size=None, **kwargs):
-        for name, pixels in (("size", size), ("crop_size", crop_size), ("pad_size", pad_size)):
-            sides = () if pixels is None else (pixels.height or 0, pixels.width or 0)
-            if not all(0 < side <= LARGEST for side in sides):
-                raise ValueError(f"`{name}` is {pixels}, but `height` and `width` from 1 to {LARGEST} were expected.")
-        super()._validate_preprocess_kwargs(size=size, crop_size=crop_size, pad_size=pad_size, **kwargs)
-
-    def _preprocess(
-        self,
-        images: list[np.ndarray],
-        do_rescale: bool,
-        rescale_factor: float,
-        do_normalize: bool,
-        image_mean,
-        image_std,
-        do_pad: bool | None,
-        pad_size,
-        return_tensors,
-        **kwargs,
-    ) -> BatchFeature:
-        """As in the library, value for value, but rescaled and normalised by a table of the 256 levels of a colour."""
-        off: dict = {"do_rescale": False, "do_normalize": False, "do_pad": False, "return_tensors": None}
-        off |= {
-            "rescale_factor": rescale_factor,
-            "image_mean": image_mean,
-            "image_std": image_std,
-            "pad_size": pad_size,
-        }
-        levels = super()._preprocess(images, **off, **kwargs)["pixel_values"]
-        table = np.tile(np.arange(256, dtype=np.uint8), (3, 1, 1))
-        if do_rescale:
-            table = self.rescale(table, rescale_factor)
-        if do_normalize:
-            table = self.normalize(table, image_mean, image_std)
+    def preprocess(
+        self, images, do_resize=None, size=None, resample=None, do_rescale=None, rescale_factor=None, do_normalize=None,
+        image_mean=None, image_std=None, return_tensors=None,
+    ) -> BatchFeature:  # fmt: skip
+        opened = flat_list(self.fetch_images(images))
+        if self.do_resize if do_resize is None else do_resize:
+            sides = sides_of(self.size if size is None else size)
+            resample = self.resample if resample is None else resample
+            opened = [resize(image, sides, resample) for image in opened]
+        table = self._table(do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+        levels = [np.asarray(image).transpose(2, 0, 1) for image in opened]
         pixel_values: Any = [np.empty(image.shape, table.dtype) for image in levels]
         if len({image.shape for image in levels}) == 1 and return_tensors is not None:
             # One array becomes a tensor without a copy.
             pixel_values = np.empty((len(levels), *levels[0].shape), table.dtype)
         for image, values in zip(levels, pixel_values, strict=True):
             for colour in range(3):
-                np.take(table[colour, 0], image[colour], out=values[colour], mode="clip")
-        if do_pad:
-            pixel_values = self.pad(list(pixel_values), pad_size=pad_size)
+                np.take(table[colour], image[colour], out=values[colour], mode="clip")
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+    def _table(self, do_rescale, rescale_factor, do_normalize, image_mean, image_std) -> np.ndarray:
+        """What becomes of each of the 256 levels of each colour, (3, 256): the library's values to the last bit."""
+        table = np.tile(np.arange(256, dtype=np.uint8), (3, 1, 1))
+        if self.do_rescale if do_rescale is None else do_rescale:
+            table = self.rescale(table, self.rescale_factor if rescale_factor is None else rescale_factor)
+        if self.do_normalize if do_normalize is None else do_normalize:
+            mean = self.image_mean if image_mean is None else image_mean
+            table = self.normalize(table, mean, self.image_std if image_std is None else image_std)
+        return table[:, 0]
 
     def fetch_images(self, image_url_or_urls):
         """Opens what is given by path, URL or base64, and turns every PIL image into RGB; lists keep their form."""
@@ -135,6 +118,43 @@ class MplugOwlImageProcessor(PilBackend):
             f"A picture was expected, but {type(image).__name__} was given: pass a PIL image, an array, a path, a "
             "URL, or a list of them."
         )
+
+
+def flat_list(images) -> list[PIL.Image.Image]:
+    """Images one after the other, however they are nested."""
+    if isinstance(images, (list, tuple)):
+        return [image for entry in images for image in flat_list(entry)]
+    return [images]
+
+
+def sides_of(size) -> tuple[int, int]:
+    """Width and height in pixels of `{"height": ..., "width": ...}` or of one number for both."""
+    sides = (size, size) if isinstance(size, int) else (size.get("width"), size.get("height"))
+    if not all(isinstance(side, int) and 0 < side <= LARGEST for side in sides):
+        raise ValueError(f"`size` is {size}, but `height` and `width` from 1 to {LARGEST} were expected.")
+    return sides
+
+
+def resize(
+    image: PIL.Image.Image, size: tuple[int, int], resample: int, box: tuple[float, float, float, float] | None = None
+) -> PIL.Image.Image:
+    """
+    As `image.resize(size, resample, box)` in Pillow 13, with any Pillow: the two passes round to levels in between, so
+    their order decides. Since 13 the columns come first where the height shrinks by more than twice what the width
+    does; before, the rows always came first.
+
+    Args:
+        size (`tuple[int, int]`): Width and height, in pixels.
+        resample (`int`): Pillow's filter.
+        box (`tuple`, *optional*): Left, top, right and bottom of the part to resize, in pixels.
+    """
+    (wide, high), (width, height) = image.size, size
+    left, top, right, bottom = box or (0, 0, wide, high)
+    if high - height > max(0, 2 * (wide - width)):
+        columns = image.resize((wide, height), resample, (0, top, wide, bottom))
+        return columns.resize(size, resample, (left, 0, right, height))
+    rows = image.resize((width, high), resample, (left, 0, right, high))
+    return rows.resize(size, resample, (0, top, width, bottom))
 
 
 def release_settings(settings: dict[str, Any], folder, default: dict[str, int], kwargs: dict) -> dict[str, Any]:

@@ -7,42 +7,51 @@ abstractor, Q queries, B rows of a batch, L positions of a row, H width of the l
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.attention.flex_attention import BlockMask
-from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig, GenerationMixin
-from transformers.integrations.peft import maybe_load_adapters
-from transformers.masking_utils import create_masks_for_generate
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
-    ModelOutput,
+    CausalLMOutputWithPast,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModel
-from transformers.models.bloom.modeling_bloom import BloomForCausalLM
 from transformers.processing_utils import Unpack
 from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.utils import TransformersKwargs, torch_compilable_check
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from .configuration_mplug_owl import MplugOwlConfig, MplugOwlVisionConfig, MplugOwlVisualAbstractorConfig
+from .library_mplug_owl import (
+    ALL_ATTENTION_FUNCTIONS,
+    CACHE_NAMES,
+    GenerationByRows,
+    GradientCheckpointingLayer,
+    can_return_tuple,
+    capture_outputs,
+    create_masks_for_generate,
+    init,
+    maybe_load_adapters,
+    merge_with_config_defaults,
+    torch_compilable_check,
+)
 from .weights_mplug_owl import read_original
 
 
 if TYPE_CHECKING:  # named here, the file is copied beside saved weights
     from .pipeline_mplug_owl import MplugOwlImageToTextPipeline  # noqa: F401
+
+
+logger = logging.get_logger(__name__)
+# Of a language model, whatever this version calls the cache.
+LANGUAGE_MODEL_OUTPUTS = frozenset(field.name for field in fields(BaseModelOutputWithPast))
 
 
 @dataclass
@@ -78,23 +87,16 @@ class MplugOwlModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class MplugOwlCausalLMOutputWithPast(ModelOutput):
+class MplugOwlCausalLMOutputWithPast(CausalLMOutputWithPast):
     """
-    Output of [`MplugOwlForConditionalGeneration`].
+    Output of [`MplugOwlForConditionalGeneration`]: that of a causal language model, and what it saw.
 
     Args:
         loss (`torch.Tensor` (), *optional*): Mean next-token cross-entropy where `labels` are not -100.
         logits (`torch.Tensor` (B, L, V)): Scores of the next token; `logits_to_keep` shortens L.
-        past_key_values (`Cache`, *optional*): Keys and values of the positions so far.
-        hidden_states, attentions (*optional*): Of the language model's layers, if asked for.
         image_hidden_states, video_hidden_states (`torch.Tensor` (N, Q + 1, H), *optional*): What it saw.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
     video_hidden_states: torch.Tensor | None = None
 
@@ -269,7 +271,7 @@ class MplugOwlPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["MplugOwlVisionEmbeddings", "MplugOwlVisionLayer", "MplugOwlVisualAbstractorModel"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -468,26 +470,13 @@ def default_generation_config(config: MplugOwlConfig) -> GenerationConfig:
     )
 
 
-def expect(fits: bool, name: str, given: Any, expected: str) -> None:
-    """Raises a ValueError that says what was given and expected, unless it fits."""
-    if not fits:
-        what = f"type {type(given).__name__}"
-        if isinstance(given, torch.Tensor):
-            what = f"shape {tuple(given.shape)} and dtype {given.dtype}"
-        raise ValueError(f"{name} of {what} was given, but {expected} was expected.")
-
-
-def is_mask(mask: torch.Tensor, rows: int, length: int, has_cache: bool) -> bool:
-    """Whether it masks tokens (B, L), with a cache also those before, or attention (B or 1, heads or 1, L, keys)."""
-    if mask.ndim == 4:
-        is_kind = mask.dtype == torch.bool or mask.is_floating_point()
-        return mask.shape[0] in (1, rows) and mask.shape[2] == length and is_kind
-    fits = mask.shape == (rows, length) or (has_cache and mask.ndim == 2 and mask.shape[0] == rows)
-    return fits and mask.shape[1] >= length and not mask.is_complex()
-
-
-def is_integer(value: Any, ndim: int) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim == ndim and value.dtype in (torch.int64, torch.int32)
+def keep_positions(hidden_states: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
+    """The last positions of (B, L, H), or those of a tensor: one for all rows, one a row, or a mask of (B, L)."""
+    if isinstance(kept, int):
+        return hidden_states[:, -kept:] if kept else hidden_states
+    if kept.dtype == torch.bool:
+        return hidden_states[kept]
+    return hidden_states[:, kept] if kept.ndim == 1 else torch.take_along_dim(hidden_states, kept[..., None], dim=1)
 
 
 class MplugOwlModel(MplugOwlFromOriginal):
@@ -505,7 +494,6 @@ class MplugOwlModel(MplugOwlFromOriginal):
         is_scaled = (text.get("rope_parameters") or {}).get("rope_type", "default") != "default"
         field = config.text_config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
         self.context_length = math.inf if is_scaled else text.get(field, math.inf)
-        self.layer_types = frozenset(text.get("layer_types") or ())
         self.embedding_norm = nn.Identity()
         if config.text_config.model_type == "bloom":
             # Bloom's norm is for the embeddings of text alone: visual features join behind it.
@@ -533,12 +521,11 @@ class MplugOwlModel(MplugOwlFromOriginal):
         Returns:
             [`MplugOwlVisualFeatures`]: `pooler_output` (N, Q + 1, H).
         """
-        expect(
-            isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 4,
-            "pixel_values",
-            pixel_values,
-            "(pictures, channels, height, width), videos in pixel_values_videos,",
-        )
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                f"pixel_values of shape {tuple(pixel_values.shape)} were given, but (images, channels, height, width) "
+                "was expected; videos go into pixel_values_videos."
+            )
         return self._get_visual_features(pixel_values, **kwargs)
 
     @can_return_tuple
@@ -549,18 +536,13 @@ class MplugOwlModel(MplugOwlFromOriginal):
         What the language model sees of videos.
 
         Args:
-            pixel_values_videos (`torch.Tensor` (N, T, 3, S, S)): Normalised pixels, S is `vision_config.image_size`.
+            pixel_values_videos (`torch.Tensor` (N, T, 3, S, S)): Normalised pixels, S is `vision_config.image_size`;
+                without T, videos of one frame.
             output_attentions, output_hidden_states (`bool`, *optional*): Also those of both models' layers.
 
         Returns:
             [`MplugOwlVisualFeatures`]: `pooler_output` (N, Q + 1, H).
         """
-        expect(
-            isinstance(pixel_values_videos, torch.Tensor) and pixel_values_videos.ndim == 5,
-            "pixel_values_videos",
-            pixel_values_videos,
-            "(videos, frames, channels, height, width)",
-        )
         return self._get_visual_features(pixel_values_videos, **kwargs)
 
     def _get_visual_features(self, pixel_values, **kwargs) -> MplugOwlVisualFeatures:
@@ -583,7 +565,6 @@ class MplugOwlModel(MplugOwlFromOriginal):
         pixel_values_videos: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, MplugOwlVisualFeatures] | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -595,7 +576,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
             pixel_values (`torch.Tensor` (N, 3, S, S), *optional*): The pictures of all rows, in their order.
             pixel_values_videos (`torch.Tensor` (N, T, 3, S, S), *optional*): The videos of all rows, in their order.
             attention_mask (`torch.Tensor` (B, L), *optional*): 0 at padding.
-            position_ids, past_key_values, inputs_embeds: As for the language model.
+            position_ids, inputs_embeds: As for the language model; its cache too, under the library's name for it.
             mm_encoder_outputs (`dict`, *optional*): Features under "image" and "video" in place of pixels.
 
         Raises:
@@ -603,55 +584,41 @@ class MplugOwlModel(MplugOwlFromOriginal):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
-        self._check_tokens(input_ids, inputs_embeds)
-        tokens = inputs_embeds if input_ids is None else input_ids
-        self._check_layout(tokens, attention_mask, position_ids, past_key_values)
         features = self._encode(pixel_values, pixel_values_videos, mm_encoder_outputs or {})
         inputs_embeds = self._embed(input_ids, inputs_embeds, features)
+        has_cache = any(kwargs.get(name) is not None for name in CACHE_NAMES)
+        self._check_layout(inputs_embeds, attention_mask, position_ids, has_cache)
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
         return MplugOwlModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            **{name: value for name, value in outputs.items() if name in LANGUAGE_MODEL_OUTPUTS},
             image_hidden_states=features.get("image"),
             video_hidden_states=features.get("video"),
         )
 
-    def _check_tokens(self, input_ids, inputs_embeds) -> None:
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if inputs_embeds is None:
-            expect(is_integer(given, 2) and 0 not in given.shape, "input_ids", given, "(rows, positions) of int64")
-        else:
-            width = self.config.text_config.hidden_size
-            fits = isinstance(given, torch.Tensor) and given.ndim == 3 and given.is_floating_point()
-            fits = fits and given.shape[2] == width and 0 not in given.shape
-            expect(fits, "inputs_embeds", given, f"(rows, positions, {width}) of floating-point values")
-        if given.shape[1] > self.context_length:
-            raise ValueError(
-                f"{given.shape[1]} positions were given, but the language model holds {self.context_length}: shorten "
-                f"the text, or give fewer pictures (each takes {self.config.num_query_tokens + 1} positions)."
+    def _check_layout(self, inputs_embeds, attention_mask, position_ids, has_cache: bool) -> None:
+        """What the language model would take, broadcast or cut, and answer otherwise than asked."""
+        rows, length = inputs_embeds.shape[:2]
+        if length > self.context_length:
+            logger.warning_once(
+                f"{length} positions were given, but the language model was made for {self.context_length}: its "
+                "answers may be noise. Shorten the text, or give fewer images."
             )
-
-    def _check_layout(self, tokens: Any, attention_mask, position_ids, past_key_values) -> None:
-        """Mask and positions fit the tokens (B, L, ...); with a cache, a mask also covers the positions before them."""
-        rows, length = tokens.shape[:2]
-        fits = attention_mask is None or isinstance(attention_mask, BlockMask)
-        if isinstance(attention_mask, dict):  # language models with layers of several kinds take a mask for each
-            fits = bool(attention_mask) and self.layer_types == set(attention_mask)
-        elif isinstance(attention_mask, torch.Tensor):
-            fits = is_mask(attention_mask, rows, length, has_cache=past_key_values is not None)
-        expect(fits, "attention_mask", attention_mask, f"({rows}, {length})")
-        if position_ids is not None:
-            fits = is_integer(position_ids, 2) or is_integer(position_ids, 3)
-            fits = fits and position_ids.shape[-2] in (1, rows) and position_ids.shape[-1] == length
-            expect(fits, "position_ids", position_ids, f"({rows}, {length}) of int64")
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            masked = attention_mask.shape[1]
+            if len(attention_mask) != rows or masked < length or (masked > length and not has_cache):
+                raise ValueError(
+                    f"attention_mask of shape {tuple(attention_mask.shape)} was given, but {(rows, length)} was "
+                    "expected, or longer after a cache."
+                )
+        if position_ids is not None and position_ids.shape[-1] != length:
+            raise ValueError(
+                f"position_ids of shape {tuple(position_ids.shape)} were given, but {length} for each row were expected."
+            )
 
     def _encode(self, pixel_values, pixel_values_videos, mm_encoder_outputs) -> dict[str, torch.Tensor]:
         """Features (N, Q + 1, H) of what was given, under "image" and "video"."""
@@ -672,43 +639,42 @@ class MplugOwlModel(MplugOwlFromOriginal):
         token_ids = {"image": self.config.image_token_id, "video": self.config.video_token_id}
         if input_ids is not None:
             masks = {kind: input_ids == token_id for kind, token_id in token_ids.items()}
-            # The ids may lie outside the vocabulary: any row of the embedding does, since it is replaced below.
-            text_ids = input_ids.masked_fill(masks["image"] | masks["video"], 0)
-            self._check_vocabulary(text_ids)
+            text_ids = input_ids
+            for kind, mask in masks.items():
+                if kind in features:
+                    # The id may lie outside the vocabulary: any row of the embedding does, since it is replaced below.
+                    text_ids = text_ids.masked_fill(mask, 0)
+                elif input_ids.shape[1] > 1 and not self.training:
+                    self._note_missing(kind, token_ids[kind], mask)
             inputs_embeds = self.get_input_embeddings()(text_ids)
         else:
             masks = {kind: self._find_embedded(token_ids[kind], inputs_embeds) for kind in features}
         inputs_embeds = self.embedding_norm(inputs_embeds)
-        for kind, mask in masks.items():
-            visual = features.get(kind)
+        for kind, visual in features.items():
+            mask = masks[kind]
             self._check_count(kind, mask, visual)
-            if visual is not None:
-                visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
-                inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1).to(visual.device), visual)
+            visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1).to(visual.device), visual)
         return inputs_embeds
 
-    # The two checks read values back from the device, so a decoding step goes without: its one token per row was
-    # chosen by the model, and is never a whole picture.
-    def _check_vocabulary(self, text_ids: torch.Tensor) -> None:
-        if text_ids.shape[1] > 1:
-            vocab_size = self.config.text_config.vocab_size
-            torch_compilable_check(
-                ((text_ids >= 0) & (text_ids < vocab_size)).all(),
-                f"input_ids must lie between 0 and {vocab_size - 1}, but for image_token_id "
-                f"{self.config.image_token_id} and video_token_id {self.config.video_token_id}: prepare them with the "
-                "processor of this checkpoint.",
-            )
+    def _note_missing(self, kind: str, token_id: int, mask: torch.Tensor) -> None:
+        """Placeholders of a kind of which nothing was given: text, if the id is one of the vocabulary's."""
+        message = f"The text has positions of {kind}s, but no {kind} was given"
+        if token_id >= self.config.text_config.vocab_size:
+            advice = "prepare both with MplugOwlProcessor, and pass all that it returns"
+            torch_compilable_check(~mask.any(), f"{message}: {advice}.")
+        elif not torch.compiler.is_compiling() and mask.any():
+            logger.warning_once(f"{message}: they are read as text.")
 
-    def _check_count(self, kind: str, mask: torch.Tensor, visual: torch.Tensor | None) -> None:
-        if visual is not None or mask.shape[1] > 1:
-            given = 0 if visual is None else visual.shape[0] * visual.shape[1]
-            torch_compilable_check(
-                mask.sum() == given,
-                lambda: (
-                    f"The text has {int(mask.sum())} {kind} positions, but the {kind}s given need {given} "
-                    f"({self.config.num_query_tokens + 1} each): prepare both with MplugOwlProcessor."
-                ),
-            )
+    def _check_count(self, kind: str, mask: torch.Tensor, visual: torch.Tensor) -> None:
+        given = visual.shape[0] * visual.shape[1]
+        torch_compilable_check(
+            mask.sum() == given,
+            lambda: (
+                f"The text has {int(mask.sum())} {kind} positions, but the {kind}s given need {given} "
+                f"({self.config.num_query_tokens + 1} each): prepare both with MplugOwlProcessor."
+            ),
+        )
 
     def _find_embedded(self, token_id, inputs_embeds) -> torch.Tensor:
         """Where the embedding of a placeholder's id stands, (B, L)."""
@@ -723,7 +689,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         return (inputs_embeds == placeholder).all(-1)
 
 
-class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationMixin):
+class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationByRows, GenerationMixin):
     """
     mPLUG-Owl with its language modelling head: answers about pictures and videos.
 
@@ -780,9 +746,15 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationMixin):
 
     def create_masks_for_generate(self, config, **kwargs):
         """Masks for a static cache: Bloom makes its positions from a 2D mask, the others take the library's."""
-        if config.text_config.model_type == "bloom":
-            return BloomForCausalLM.create_masks_for_generate(self, config.text_config, **kwargs)  # type: ignore[arg-type]
-        return create_masks_for_generate(config=config, **kwargs)
+        if config.text_config.model_type != "bloom":
+            return create_masks_for_generate(config=config, **kwargs)
+        (cache,) = (kwargs[name] for name in CACHE_NAMES if name in kwargs)
+        mask, tokens = kwargs["attention_mask"], kwargs["inputs_embeds"]
+        if mask is None:
+            mask = tokens.new_ones(len(tokens), int(cache.get_seq_length()) + tokens.shape[1], dtype=torch.long)
+        if mask.ndim == 4:
+            return mask
+        return nn.functional.pad(mask, (0, max(0, cache.get_max_length() - mask.shape[1])))
 
     @can_return_tuple
     def forward(
@@ -792,7 +764,6 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationMixin):
         pixel_values_videos: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -813,55 +784,22 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationMixin):
             pixel_values_videos=pixel_values_videos,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        self._check_kept(logits_to_keep, outputs.last_hidden_state)
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(keep_positions(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
+            visual_ids = torch.tensor([self.config.image_token_id, self.config.video_token_id], device=labels.device)
             loss = self.loss_function(
                 logits=logits,
-                labels=self._check_labels(labels, logits),
+                labels=labels.masked_fill(torch.isin(labels, visual_ids), -100),
                 vocab_size=self.config.text_config.vocab_size,
                 **kwargs,
             )
-        return MplugOwlCausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
-            video_hidden_states=outputs.video_hidden_states,
-        )
-
-    def _check_kept(self, kept: Any, hidden_states: torch.Tensor) -> None:
-        rows, length, _ = hidden_states.shape
-        if is_integer(kept, 1) or is_integer(kept, 2):
-            torch_compilable_check(
-                ((kept >= -length) & (kept < length)).all(),
-                f"logits_to_keep must be positions below {length}, which is how many there are.",
-            )
-        elif not isinstance(kept, torch.Tensor) or kept.dtype != torch.bool or kept.shape != (rows, length):
-            fits = type(kept) is int and kept >= 0
-            expect(fits, "logits_to_keep", kept, "a number, not negative, or a tensor of positions")
-
-    def _check_labels(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Labels (B, L) of int64 with -100 at pictures and videos."""
-        *shape, vocab_size = logits.shape
-        fits = is_integer(labels, 2) and list(labels.shape) == shape
-        expect(fits, "labels", labels, f"{tuple(shape)} of int64, as the logits,")
-        visual_ids = torch.tensor([self.config.image_token_id, self.config.video_token_id], device=labels.device)
-        labels = labels.masked_fill(torch.isin(labels, visual_ids), -100).long()
-        predicted = labels.masked_fill(labels == -100, 0)
-        torch_compilable_check(
-            ((predicted >= 0) & (predicted < vocab_size)).all(),
-            f"labels must be -100 or lie between 0 and {vocab_size - 1}, but for the ids of pictures and videos.",
-        )
-        return labels
+        rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return MplugOwlCausalLMOutputWithPast(loss=loss, logits=logits, **rest)
 
 
 MplugOwlModel.register_for_auto_class("AutoModel")

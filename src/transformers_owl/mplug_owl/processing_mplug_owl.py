@@ -17,9 +17,9 @@ from transformers.processing_utils import (
     ProcessorMixin,
     TextKwargs,
 )
-from transformers.video_processing_utils import VideoProcessorMixin
 
 from .image_processing_mplug_owl import MplugOwlImageProcessor
+from .library_mplug_owl import VideoProcessorMixin
 from .tokenization_mplug_owl import (
     BOUNDARY,
     ESCAPE,

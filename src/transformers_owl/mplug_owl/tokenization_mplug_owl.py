@@ -6,8 +6,8 @@ All of it is data in `tokenizer.json`: a saved folder loads as a plain `Tokenize
 """
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
-from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
-from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+from .library_mplug_owl import TokenizersBackend, get_tokenizer_config, tokenizer_class_from_name
 
 
 IMAGE_TOKEN = "<image>"

@@ -17,7 +17,6 @@ import PIL.Image
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import VideosKwargs
-from transformers.video_processing_utils import VideoProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from .image_processing_mplug_owl import (
@@ -30,6 +29,7 @@ from .image_processing_mplug_owl import (
     short_name,
     to_levels,
 )
+from .library_mplug_owl import VideoProcessorMixin
 
 
 # Containers that FFmpeg may look for. Playlists, which make it open further addresses, are not among them.
@@ -43,7 +43,7 @@ class MplugOwlVideosKwargs(VideosKwargs, total=False):
     timestamps: list[int | float] | list[list[int | float]] | None
 
 
-class MplugOwlVideoProcessor(VideoProcessorMixin, MplugOwlImageProcessor):
+class MplugOwlVideoProcessor(MplugOwlImageProcessor, VideoProcessorMixin):
     r"""
     Prepares videos for mPLUG-Owl. Frames become pixels as pictures do: straight to a square by PIL's bicubic filter.
 

@@ -7,17 +7,28 @@ the original's names the library reads all of them backwards, so each must tell 
 import json
 
 import torch
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
-from transformers.modeling_utils import load_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from .library_mplug_owl import (
+    ConversionOps,
+    WeightConverter,
+    WeightRenaming,
+    cached_file,
+    get_checkpoint_shard_files,
+    load_state_dict,
+    register_checkpoint_conversion_mapping,
+)
 from .tokenization_mplug_owl import IMAGE_TOKEN, VIDEO_TOKEN, MplugOwlTokenizer
 
 
 def _tensor(collected: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
     return collected[0] if isinstance(collected, list) else collected
+
+
+def head_dim_of(model) -> int:
+    """Width of a head of the vision model; a process may hold only some of its heads."""
+    config = model.config if model.config.base_config_key == "vision_config" else model.config.vision_config
+    return config.hidden_size // config.num_attention_heads
 
 
 class SplitHeads(ConversionOps):
@@ -26,8 +37,7 @@ class SplitHeads(ConversionOps):
     @torch.no_grad()
     def convert(self, input_dict, source_patterns, target_patterns, full_layer_name, model, **kwargs):
         (fused,) = map(_tensor, input_dict.values())
-        num_heads = model.get_submodule(full_layer_name.rsplit(".", 2)[0]).num_heads
-        parts = fused.unflatten(0, (num_heads, len(target_patterns), -1)).unbind(1)
+        parts = fused.unflatten(0, (-1, len(target_patterns), head_dim_of(model))).unbind(1)
         return {name: part.flatten(0, 1).contiguous() for name, part in zip(target_patterns, parts, strict=True)}
 
     @property
@@ -41,8 +51,7 @@ class MergeHeads(ConversionOps):
     @torch.no_grad()
     def convert(self, input_dict, source_patterns, target_patterns, full_layer_name, model, **kwargs):
         parts = [_tensor(input_dict[name]) for name in source_patterns]
-        num_heads = model.get_submodule(full_layer_name.rsplit(".", 2)[0]).num_heads
-        fused = torch.stack([part.unflatten(0, (num_heads, -1)) for part in parts], dim=1)
+        fused = torch.stack([part.unflatten(0, (-1, head_dim_of(model))) for part in parts], dim=1)
         return {target_patterns[0]: fused.flatten(0, 2).contiguous()}
 
     @property

@@ -7,6 +7,8 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from ..mplug_owl.image_processing_mplug_owl import resize
+
 
 ASPECT = (3 / 4, 4 / 3)
 
@@ -37,7 +39,7 @@ class Augmentation:
     ) -> list[PIL.Image.Image]:
         """The part of each, resized to `size` (width, height) by PIL's filter `resample`."""
         box = None if self.crop == (1, 1) else self.box(frames[0].width, frames[0].height, random)
-        resized = [frame.resize(size, resample, box) for frame in frames]
+        resized = [resize(frame, size, resample, box) for frame in frames]
         is_mirrored = self.flip and random.random() < 0.5
         return [PIL.ImageOps.mirror(frame) for frame in resized] if is_mirrored else resized
 

@@ -10,6 +10,7 @@ import PIL.Image
 import torch
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from ..mplug_owl.image_processing_mplug_owl import resize
 from ..mplug_owl.processing_mplug_owl import PICTURE_SOURCES, VIDEO_SOURCES, check_chats
 from ..mplug_owl.video_processing_mplug_owl import read_frames
 from .packing import pack
@@ -185,7 +186,7 @@ class ConversationCollator:
         size = (processor.size["width"], processor.size["height"])
         opened = self.open(part)
         frames = opened if isinstance(opened, list) else [opened]
-        small = [frame if frame.size == size else frame.resize(size, processor.resample) for frame in frames]
+        small = [frame if frame.size == size else resize(frame, size, processor.resample) for frame in frames]
         return small if isinstance(opened, list) else small[0]
 
     def open(self, part: dict[str, Any]) -> PIL.Image.Image | list[PIL.Image.Image]:

@@ -1,0 +1,1 @@
+../mplug_owl/library_mplug_owl.py

@@ -1,0 +1,125 @@
+"""What this folder needs of the library beyond its documented names: one entry a line, each with what it is for.
+
+An entry that a release of transformers moves or changes is mended here and nowhere else. The versions between which
+this was tried are `OLDEST` and `NEWEST`.
+"""
+
+import functools
+import warnings
+from importlib.metadata import version
+
+from packaging.version import Version
+
+
+OLDEST, NEWEST = "5.16.1", "5.24"  # of transformers, as tried
+INSTALLED = version("transformers")
+RANGE = f'"transformers>={OLDEST},<={NEWEST}.99"'
+
+if Version(INSTALLED) < Version(OLDEST):
+    raise ImportError(
+        f"mPLUG-Owl needs transformers {OLDEST} or newer, but {INSTALLED} is installed: run `pip install {RANGE}`."
+    )
+if Version(INSTALLED).release[:2] > Version(NEWEST).release:
+    warnings.warn(
+        f"mPLUG-Owl was tried with transformers {OLDEST} to {NEWEST}, and {INSTALLED} is installed. If something fails, "
+        f"run `pip install {RANGE}`.",
+        stacklevel=2,
+    )
+
+# ruff: noqa: E402
+import torch
+
+# Fresh weights that `from_pretrained` does not draw where a checkpoint has them.
+from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping  # the original's weight names
+
+# Steps of a conversion between the original's weights and ours.
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
+from transformers.generation import GenerationMixin
+from transformers.image_processing_backends import PilBackend  # settings of an image processor that needs no torchvision
+from transformers.integrations.peft import maybe_load_adapters  # the base model's folder, where an adapter's was given
+from transformers.masking_utils import create_masks_for_generate  # masks of a static cache
+from transformers.modeling_layers import GradientCheckpointingLayer  # layers that can be computed anew
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict  # attention by name; a weights file
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # which model types can write
+from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
+from transformers.tokenization_utils_tokenizers import TokenizersBackend  # a tokenizer that is data alone
+from transformers.utils import torch_compilable_check  # a check that compiled code may hold
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults  # conventions of `forward`
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files  # files of a folder or repository
+from transformers.utils.output_capturing import capture_outputs  # hidden states and attentions of layers
+
+try:
+    from transformers.video_processing_utils import VideoProcessorMixin  # saves and loads a video processor
+except ImportError:  # before 5.19, one class did this and computed by torchvision, which ours never asks it to
+    from transformers.video_processing_utils import BaseVideoProcessor as VideoProcessorMixin
+
+# Under which names a forward pass and its output may carry the cache: the first since 5.24, the second before.
+CACHE_NAMES = ("cache", "past_key_values")
+
+
+
+class GenerationByRows:
+    """`generate` that repeats the images of a row together. The library's own does since 5.18; until then, image by
+    image, which mixes up the beams of rows with several images."""
+
+    if Version(INSTALLED) < Version("5.18"):
+
+        def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
+            seen = {}
+            for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+                if expand_size > 1 and kwargs.get(name) is not None:
+                    token_id = getattr(self.config, f"{kind}_token_id")
+                    seen[kind] = getattr(self, f"get_{kind}_features")(kwargs.pop(name))
+                    positions = (input_ids == token_id).sum(dim=1) // seen[kind].pooler_output.shape[1]
+                    rows = seen[kind].pooler_output.split(positions.tolist())
+                    seen[kind].pooler_output = torch.cat([row for row in rows for _ in range(expand_size)])
+            if seen:
+                kwargs["mm_encoder_outputs"] = seen
+            return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)  # type: ignore[misc]
+
+        @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
+        def prepare_inputs_for_generation(self, *args, is_first_iteration=False, **kwargs):
+            seen = kwargs.pop("mm_encoder_outputs", None)
+            if is_first_iteration and seen:
+                kwargs["mm_encoder_outputs"] = seen
+            return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)  # type: ignore[misc]
+
+
+# Private methods of the library's classes that are overridden here, since no public one does the same.
+OVERRIDDEN = {
+    "GenerationMixin._expand_inputs_for_generation": "repeats the images of a row together, before 5.18",
+    "PreTrainedModel._init_weights": "draws fresh queries, class tokens and positions",
+    "ProcessorMixin._process_videos": "counts clips: the library counts no lists of image files, and no paths",
+    "ProcessorMixin._get_num_multimodal_tokens": "tells an engine how many positions an image or video takes",
+    "ProcessorMixin._get_arguments_from_pretrained": "loads a release, which has no video processor",
+    "Pipeline._sanitize_parameters": "tells a call's own arguments from those of `generate`",
+    "Pipeline._forward": "keeps the new tokens of all answers",
+}
+
+__all__ = [
+    "ALL_ATTENTION_FUNCTIONS",
+    "CACHE_NAMES",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "ConversionOps",
+    "GenerationByRows",
+    "GradientCheckpointingLayer",
+    "PilBackend",
+    "TokenizersBackend",
+    "VideoProcessorMixin",
+    "WeightConverter",
+    "WeightRenaming",
+    "cached_file",
+    "can_return_tuple",
+    "capture_outputs",
+    "create_masks_for_generate",
+    "get_checkpoint_shard_files",
+    "get_tokenizer_config",
+    "init",
+    "load_state_dict",
+    "maybe_load_adapters",
+    "merge_with_config_defaults",
+    "register_checkpoint_conversion_mapping",
+    "tokenizer_class_from_name",
+    "torch_compilable_check",
+]
