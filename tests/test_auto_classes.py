@@ -10,13 +10,13 @@ import transformers
 from conftest import GoldenCase
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # in all versions without torchvision
 
 import transformers_owl
 
@@ -41,9 +41,9 @@ ELSEWHERE = """
 
     import PIL.Image, torch
     from transformers import (
-        AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor,
-        AutoTokenizer,
+        AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer,
     )
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
     folder, picture, text, again = sys.argv[1:]
     load = lambda auto_class: auto_class.from_pretrained(folder, trust_remote_code=True)
     model, processor = load(AutoModel), load(AutoProcessor)
@@ -119,6 +119,7 @@ def test_the_saved_folder_holds_the_hub_folder_flat(saved):
         "configuration_mplug_owl.py",
         "download_mplug_owl.py",
         "image_processing_mplug_owl.py",
+        "library_mplug_owl.py",
         "modeling_mplug_owl.py",
         "pipeline_mplug_owl.py",
         "processing_mplug_owl.py",
@@ -144,14 +145,24 @@ def test_models_of_every_release_load_by_auto_model(name):
     assert model.can_generate()
 
 
-def test_an_older_library_is_told_what_is_needed(saved):
-    """The configuration is the first file of a repository to be imported: it names the floor."""
+VERSIONS = {
+    "5.15.2": ("ImportError: mPLUG-Owl needs transformers 5.16.1 or newer, but 5.15.2 is installed", False),
+    "5.24.7": ("", True),
+    "99.0.0": ("was tried with transformers 5.16.1 to", True),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_another_library_than_those_tried_is_named(saved, version):
+    """The folder is loaded as the library loads it; nothing in it is imported before the version is looked at."""
     program = f"""
-        import sys, importlib.metadata
-        version = importlib.metadata.version
-        importlib.metadata.version = lambda name: "5.20.0" if name == "transformers" else version(name)
+        import importlib.metadata, sys
+        found = importlib.metadata.version
+        importlib.metadata.version = lambda name: "{version}" if name == "transformers" else found(name)
         sys.path.insert(0, {str(saved)!r})
-        import configuration_mplug_owl
+        import library_mplug_owl
     """
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
-    assert "transformers>=5.21.0 is required" in result.stderr.splitlines()[-2] + result.stderr.splitlines()[-1]
+    message, works = VERSIONS[version]
+    assert (result.returncode == 0) == works
+    assert message in result.stderr and ("pip install" in result.stderr) == bool(message)

@@ -1,6 +1,5 @@
 """mPLUG-Owl (arXiv 2304.14178) for today's Hugging Face libraries. Importing it registers the Auto classes."""
 
-import sys
 from pathlib import Path
 
 from transformers import (
@@ -11,18 +10,9 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-)
-from transformers.models.auto.tokenization_auto import (
-    MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
-    TOKENIZER_MAPPING_NAMES,
-)
-from transformers.models.auto.video_processing_auto import AutoVideoProcessor
-from transformers.utils import is_torchvision_available
+from transformers.pipelines import PIPELINE_REGISTRY
 
+from .library import register_abilities, register_image_processor, register_tokenizer, register_video_processor
 from .mplug_owl.configuration_mplug_owl import (
     VERSION,
     MplugOwlConfig,
@@ -46,21 +36,16 @@ AutoConfig.register(MplugOwlUnderscoreConfig.model_type, MplugOwlUnderscoreConfi
 for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
     auto_class.register(MplugOwlConfig, MplugOwlForConditionalGeneration)
 AutoProcessor.register(MplugOwlConfig, MplugOwlProcessor)
-AutoImageProcessor.register(
-    MplugOwlConfig, image_processor_classes=dict.fromkeys(("pil", "torchvision"), MplugOwlImageProcessor)
+register_image_processor(MplugOwlConfig, MplugOwlImageProcessor)
+register_video_processor(MplugOwlConfig, MplugOwlVideoProcessor)
+# Since 5.19 the library refuses this task before it looks here; until then it has none of this name.
+PIPELINE_REGISTRY.register_pipeline(
+    "image-to-text", MplugOwlImageToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
 )
-AutoVideoProcessor.register(MplugOwlConfig, MplugOwlVideoProcessor)
-if not is_torchvision_available():
-    # The library then exports a stand-in that refuses every video processor. Ours does without torchvision.
-    vars(sys.modules["transformers"])["AutoVideoProcessor"] = AutoVideoProcessor
 AutoTokenizer.register(MplugOwlConfig, tokenizer_class=MplugOwlTokenizer)
-# The releases name a tokenizer class whose ids differ from the original's: the library keeps a list of such models.
-TOKENIZER_MAPPING_NAMES[MplugOwlConfig.model_type] = MplugOwlTokenizer.__name__
-MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS.add(MplugOwlConfig.model_type)
-# `transformers serve` and trainers look up there what a model can do.
-for names in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
-    for config_class in (MplugOwlConfig, MplugOwlUnderscoreConfig):
-        names[config_class.model_type] = MplugOwlForConditionalGeneration.__name__
+register_tokenizer(MplugOwlConfig, MplugOwlTokenizer)
+for config_class in (MplugOwlConfig, MplugOwlUnderscoreConfig):
+    register_abilities(config_class, MplugOwlForConditionalGeneration)
 
 __all__ = [
     "MINIATURE",

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
-from transformers.configuration_utils import PreTrainedConfig
+from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig, PreTrainedModel
 
 from .mplug_owl.configuration_mplug_owl import MplugOwlConfig
 from .mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration

@@ -21,13 +21,12 @@ def browser():
 def site(questions, systems, tmp_path):
     """A running page: its address and its file."""
     pytest.importorskip("gradio")
-    from transformers_owl.evaluation.rating_page import launch
+    from transformers_owl.evaluation.rating_page import serving
 
     port = free_port()
     output = tmp_path / "ratings.jsonl"
-    page = launch(RatingDesk(questions, systems, output), "127.0.0.1", port, block=False)
-    yield f"http://127.0.0.1:{port}", output
-    page.close()
+    with serving(RatingDesk(questions, systems, output), "127.0.0.1", port):
+        yield f"http://127.0.0.1:{port}", output
 
 
 def enter(browser, address, name, **settings):

@@ -1,6 +1,7 @@
 """Pictures of every kind become what a viewer shows; anything unreadable is a ValueError that says so."""
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from transformers import AutoProcessor
 from transformers.image_processing_backends import PilBackend
 
 from transformers_owl import MplugOwlImageProcessor
+from transformers_owl.mplug_owl.image_processing_mplug_owl import resize
 
 
 def shown(image) -> np.ndarray:
@@ -140,12 +142,22 @@ def test_programs_are_not_run(tmp_path):
         MplugOwlImageProcessor()(str(tmp_path / "picture.eps"))
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"sise": 9}, {"do_resize": "yes"}, {"size": {"height": 9}}, {"size": 0}], ids=str
-)
-def test_arguments_that_do_not_fit_are_named(arguments):
-    with pytest.raises(ValueError, match=next(iter(arguments))):
-        MplugOwlImageProcessor()(PIL.Image.new("RGB", (8, 8)), **arguments)
+@pytest.mark.parametrize("size", [{"height": 9}, {"height": 0, "width": 3}, {"shortest_edge": 30}, 0, 10**6], ids=str)
+def test_a_size_that_does_not_fit_is_named(size):
+    with pytest.raises(ValueError, match="size"):
+        MplugOwlImageProcessor()(PIL.Image.new("RGB", (8, 8)), size=size)
+
+
+@pytest.mark.parametrize("name", ["sise", "do_pad", "crop_size"])
+def test_a_call_takes_no_other_arguments(name):
+    with pytest.raises(TypeError, match=name):
+        MplugOwlImageProcessor()(PIL.Image.new("RGB", (8, 8)), **{name: 9})
+
+
+@pytest.mark.parametrize("setting", [{"do_center_crop": True}, {"do_pad": True}, {"do_convert_rgb": False}])
+def test_settings_that_would_have_no_effect_are_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        MplugOwlImageProcessor(**setting)
 
 
 def test_a_damaged_open_picture_is_named(tmp_path):
@@ -201,17 +213,35 @@ def test_the_releases_crop_never_takes_effect(llama, tmp_path, settings):
     "options",
     [
         {}, {"do_normalize": False}, {"do_rescale": False}, {"do_rescale": False, "do_normalize": False},
-        {"do_pad": True, "pad_size": {"height": 256, "width": 240}},
-        {"do_center_crop": True, "crop_size": {"height": 100, "width": 90}},
+        {"do_resize": False}, {"size": {"height": 30, "width": 70}}, {"resample": PIL.Image.Resampling.BILINEAR},
         {"image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 3.0], "rescale_factor": 0.5},
     ],
 )  # fmt: skip
 def test_the_table_of_colours_gives_the_librarys_values_to_the_last_bit(options):
-    class Library(MplugOwlImageProcessor):
-        _preprocess = PilBackend._preprocess
+    class Library(PilBackend):
+        resample, size = MplugOwlImageProcessor.resample, MplugOwlImageProcessor.size
+        image_mean, image_std = MplugOwlImageProcessor.image_mean, MplugOwlImageProcessor.image_std
+        do_resize = do_rescale = do_normalize = do_convert_rgb = True
 
     noise = np.random.default_rng(0).integers(0, 256, (2, 50, 40, 3), dtype=np.uint8)
     expected = Library()(list(noise), return_tensors="pt", **options)["pixel_values"]
     actual = MplugOwlImageProcessor()(list(noise), return_tensors="pt", **options)["pixel_values"]
     assert actual.dtype == expected.dtype
     assert torch.equal(actual, expected)
+
+
+SIZES = [*np.random.default_rng(0).integers(1, 400, (300, 4)).tolist(), [90, 3000, 56, 56], [300, 900, 224, 224]]
+
+
+def test_pixels_are_those_of_pillow_13_with_every_pillow():
+    """Written by Pillow 13; run with an older one, this compares the two."""
+    digest = hashlib.sha256()
+    for number, (wide, high, width, height) in enumerate(SIZES):
+        noise = np.random.default_rng(number).integers(0, 256, (high, wide, 3), dtype=np.uint8)
+        box = None if number % 2 else (wide / 4, high / 8, wide, high)
+        resized = resize(PIL.Image.fromarray(noise), (width, height), PIL.Image.Resampling.BICUBIC, box)
+        digest.update(resized.tobytes())
+        if PIL.__version__.startswith("13."):
+            plain = PIL.Image.fromarray(noise).resize((width, height), PIL.Image.Resampling.BICUBIC, box)
+            assert resized.tobytes() == plain.tobytes(), (wide, high, width, height)
+    assert digest.hexdigest() == "d339e00358ffc7a2529463c3b2bbd17d705b2c83e6b14a32fb73b89c1cbd6519"

@@ -1,5 +1,7 @@
 """The model as a citizen of the library: language models of many kinds, outputs, memory, caches, devices, errors."""
 
+import logging
+
 import accelerate
 import pytest
 import torch
@@ -304,22 +306,13 @@ MISTAKES = {
         lambda i: {**i, "pixel_values": torch.cat([i["pixel_values"]] * 2)},
         "10 image positions.*need 20",
     ),
-    "no picture": (lambda i: {"input_ids": i["input_ids"]}, "10 image positions.*need 0"),
+    "no picture": (lambda i: {"input_ids": i["input_ids"]}, "positions of images, but no image was given"),
     "wrong size": (lambda i: {**i, "pixel_values": torch.randn(2, 3, 28, 29)}, r"shape \(2, 3, 28, 29\)"),
     "one picture without a batch": (lambda i: {**i, "pixel_values": torch.randn(3, 28, 28)}, r"shape \(3, 28, 28\)"),
     "integer pixels": (
         lambda i: {**i, "pixel_values": torch.zeros(2, 3, 28, 28, dtype=torch.uint8)},
         "dtype torch.uint8",
     ),
-    "float ids": (lambda i: {**i, "input_ids": i["input_ids"].float()}, "input_ids of shape"),
-    "ids without a batch": (lambda i: {**i, "input_ids": i["input_ids"][0]}, "input_ids of shape"),
-    "negative ids": (
-        lambda i: {**i, "input_ids": i["input_ids"].masked_fill(i["input_ids"] == 100, -1)},
-        "between 0 and 99",
-    ),
-    "ids of another tokenizer": (lambda i: {**i, "input_ids": i["input_ids"] + 100}, "between 0 and 99"),
-    "too long": (lambda i: {"input_ids": torch.ones(1, 2049, dtype=torch.long)}, "2049 positions.*holds 2048"),
-    "a list of ids": (lambda i: {**i, "input_ids": i["input_ids"].tolist()}, "input_ids of type list"),
     "no pictures": (lambda i: {**i, "pixel_values": i["pixel_values"][:0]}, r"shape \(0, 3, 28, 28\)"),
     "a mask of another length": (
         lambda i: {**i, "attention_mask": torch.ones(2, 13)},
@@ -329,13 +322,7 @@ MISTAKES = {
         lambda i: {**i, "position_ids": torch.arange(13)[None]},
         r"position_ids of shape \(1, 13\)",
     ),
-    "narrow embeddings": (lambda i: {"inputs_embeds": torch.randn(2, 14, 31)}, r"\(rows, positions, 32\)"),
-    "labels of another length": (lambda i: {**i, "labels": i["input_ids"][:, 1:]}, r"labels of shape \(2, 13\)"),
-    "labels of another tokenizer": (
-        lambda i: {**i, "labels": i["input_ids"] + 900},
-        "labels must be -100 or lie between",
-    ),
-    "negative logits_to_keep": (lambda i: {**i, "logits_to_keep": -1}, "logits_to_keep of type int"),
+    "negative logits_to_keep": (lambda i: {**i, "logits_to_keep": -1}, "logits_to_keep is -1"),
     "ids and embeddings": (lambda i: {**i, "inputs_embeds": torch.randn(2, 14, 32)}, "Exactly one of"),
     "nothing": (lambda i: {}, "Exactly one of"),
     "embeddings alone": (
@@ -358,6 +345,48 @@ def test_mistakes_are_named(name):
     spoil, message = MISTAKES[name]
     with pytest.raises(ValueError, match=message):
         model(**spoil(example(model)))
+
+
+# What torch names by itself.
+REFUSED = {
+    "float ids": lambda i: {**i, "input_ids": i["input_ids"].float()},
+    "ids without a batch": lambda i: {**i, "input_ids": i["input_ids"][0]},
+    "a list of ids": lambda i: {**i, "input_ids": i["input_ids"].tolist()},
+    "negative ids": lambda i: {**i, "input_ids": i["input_ids"].masked_fill(i["input_ids"] == 100, -1)},
+    "ids of another tokenizer": lambda i: {**i, "input_ids": i["input_ids"] + 100},
+    "narrow embeddings": lambda i: {"inputs_embeds": torch.randn(2, 14, 31)},
+    "labels of another length": lambda i: {**i, "labels": i["input_ids"][:, 1:]},
+    "labels of another tokenizer": lambda i: {**i, "labels": i["input_ids"] + 900},
+    "a picture of another size": lambda i: {**i, "pixel_values": torch.randn(2, 3, 29, 28)},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_an_error(name):
+    model = build()
+    model(**example(model))
+    with pytest.raises((AttributeError, IndexError, RuntimeError, TypeError, ValueError)):
+        model(**REFUSED[name](example(model)))
+
+
+def test_more_positions_than_the_language_model_holds_log_a_warning(caplog):
+    model = build()
+    model.model.context_length = 16
+    model(input_ids=torch.ones(1, 16, dtype=torch.long))
+    assert "positions were given" not in caplog.text
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    model(input_ids=torch.ones(1, 17, dtype=torch.long))
+    assert "17 positions were given, but the language model was made for 16" in caplog.text
+
+
+def test_placeholders_without_pixels_are_text_only_inside_the_vocabulary(caplog):
+    model = build(image_token_id=3, video_token_id=4)
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    ids = torch.tensor([[5, 3, 3, 3, 3, 3, 6]])
+    with torch.no_grad():
+        expected = model.model.language_model(ids).last_hidden_state @ model.lm_head.weight.T
+        torch.testing.assert_close(model(input_ids=ids).logits, expected)
+    assert "positions of images, but no image was given: they are read as text" in caplog.text
 
 
 def test_heads_must_divide_the_width():

@@ -247,7 +247,6 @@ def test_damaged_files_are_named(clip, folder, processor):
         ("clip", {"fps": 1, "num_frames": 4}, "num_frames and fps are given"),
         ("clip", {"fps": 1, "do_sample_frames": False}, "takes all frames"),
         ("clip", {"size": 10**6}, "`size` is .* from 1 to 4096"),
-        ("clip", {"frames": 3}, "cannot work with these arguments"),
         (np.zeros((4, 9, 9, 3), np.uint8), {"fps": 1}, "frame rate of an array"),
         (np.zeros((4, 9, 9, 3), np.uint8), {"video_metadata": [{"fps": 1}] * 2}, "2 entries, but 1 videos"),
         (np.zeros((4, 9, 9, 3), np.uint8), {"video_metadata": {"fps": 0}}, "is 0, but a positive number"),
@@ -259,6 +258,11 @@ def test_damaged_files_are_named(clip, folder, processor):
 def test_mistakes_are_named(clip, processor, videos, options, message):
     with pytest.raises(ValueError, match=message):
         processor(clip if isinstance(videos, str) else videos, **options)
+
+
+def test_a_call_takes_no_other_arguments(clip, processor):
+    with pytest.raises(TypeError, match="frames"):
+        processor(clip, frames=3)
 
 
 def test_videos_of_a_batch_have_equally_many_frames(clip, folder, processor):

@@ -191,6 +191,14 @@ def test_every_sample_comes_once_with_its_own_pictures(launched, name):
     assert sorted(captions) == sorted(caption(*numbers) for numbers in pairs)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_process_ends_with_the_best_checkpoint(launched, rank):
+    found = json.loads((launched / f"best-{rank}.json").read_text())
+    assert found == {"named": "best/checkpoint-2", "has": [2]}
+    state = json.loads((launched / "best/checkpoint-3/trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(launched / "best/checkpoint-2")
+
+
 @pytest.mark.parametrize("stage, gradients", [("everything", 108), ("pretrain", 87), ("instruct", 56)])
 def test_fsdp2_shards_every_parameter_and_changes_nothing(launched, stage, gradients):
     """

@@ -198,3 +198,21 @@ def test_a_run_killed_after_its_last_checkpoint_still_saves_its_model(recipe, tm
     assert train(path, [*options, "--max_steps", "4"]).state.global_step == 4
     assert answers.read_text() == '{"step": 2}\n'
     assert [folder.name for folder in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_a_run_killed_after_its_last_checkpoint_saves_its_best_model(recipe, files, tmp_path):
+    path = recipe("instruct")
+    content = yaml.safe_load(path.read_text())
+    content["eval_data"] = {"rows": {"sources": [files.text(range(5))]}}
+    content |= {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "max_steps": 4}
+    # The largest loss counts as the best: that of the first checkpoint.
+    content |= {"metric_for_best_model": "loss", "greater_is_better": True, "report_to": "none"}
+    path.write_text(yaml.safe_dump(content))
+    options = ["--output_dir", str(tmp_path / "out")]
+    expected = [weights(Path(train(path, options).state.best_model_checkpoint)), weights(tmp_path / "out")]
+    (tmp_path / "out" / "adapter_model.safetensors").unlink()
+    assert Path(train(path, options).state.best_model_checkpoint) == tmp_path / "out" / "checkpoint-2"
+    found, last = weights(tmp_path / "out"), weights(tmp_path / "out" / "checkpoint-4")
+    for best in expected:
+        assert all(torch.equal(found[name], best[name]) for name in found)
+    assert any(not torch.equal(found[name], last[name]) for name in found)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
@@ -68,6 +69,34 @@ def count_samples(folder: Path, model: str, sources: dict[str, dict]) -> None:
         trainer = Recorder(owl, arguments, mixture, processing_class=processor, data_collator=mixture.collator)
         trainer.train()
         (folder / f"{name}-{RANK}.json").write_text(json.dumps(trainer.records))
+
+
+class Judged(OwlTrainer):
+    """Its second step is the best."""
+
+    def evaluate(self, *args, **kwargs):
+        return {"eval_loss": abs(self.state.global_step - 2)}
+
+
+def keep_the_best(folder: Path, model: str, rows: dict) -> None:
+    """Trains for three steps; writes which checkpoint each process takes for the best, and whether it has its weights."""
+    arguments = TrainingArguments(
+        str(folder / "best"), max_steps=3, per_device_train_batch_size=2, remove_unused_columns=False, report_to=[],
+        eval_strategy="steps", eval_steps=1, save_steps=1, load_best_model_at_end=True, disable_tqdm=True, use_cpu=True,
+        optim="sgd", learning_rate=0.05,
+    )  # fmt: skip
+    processor = AutoProcessor.from_pretrained(model)
+    mixture = Mixture(
+        {"data": Group.from_dict({"sources": [rows]})}, ConversationCollator(processor), 2, rank=RANK, world_size=2
+    )
+    owl = prepare_stage(MplugOwlForConditionalGeneration.from_pretrained(model), "projection")
+    trainer = Judged(owl, arguments, mixture, eval_dataset=[{}], data_collator=mixture.collator)
+    trainer.train()
+    saved = {step: load_file(folder / f"best/checkpoint-{step}/model.safetensors") for step in (1, 2, 3)}
+    weight = "model.abstractor.visual_fc.weight"
+    has = [step for step, weights in saved.items() if torch.equal(weights[weight], owl.get_parameter(weight))]
+    found = {"named": Path(trainer.state.best_model_checkpoint).relative_to(folder).as_posix(), "has": has}
+    (folder / f"best-{RANK}.json").write_text(json.dumps(found))
 
 
 def shard(model: nn.Module) -> None:
@@ -145,5 +174,6 @@ if __name__ == "__main__":
     train(folder / "recipe.yaml", [*settings["options"], "--output_dir", str(output)])
     if what == "whole":
         count_samples(folder, settings["model"], settings["sources"])
+        keep_the_best(folder, settings["model"], settings["sources"]["rows"]["source"])
         check_shards(folder, settings["model"])
     torch.distributed.destroy_process_group()

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import find_adapter_config_file
 
 from ..mplug_owl.configuration_mplug_owl import MplugOwlConfig
+from .library import is_adapter
 
 
 def load(model: str, device: str | None = None, dtype: str = "auto") -> tuple[Any, Any]:
@@ -26,7 +26,7 @@ def load(model: str, device: str | None = None, dtype: str = "auto") -> tuple[An
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if find_adapter_config_file(model) is None:
+    if not is_adapter(model):
         config = AutoConfig.from_pretrained(model)
         if not isinstance(config, MplugOwlConfig):
             raise ValueError(

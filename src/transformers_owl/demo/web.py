@@ -1,9 +1,7 @@
 """A chat in the browser."""
 
 import html
-import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -13,10 +11,8 @@ from typing import Any
 
 import gradio as gr
 import PIL.Image
-from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .. import pages
 from ..inference import Chat, draw_attention, picture_attention
 from ..mplug_owl.image_processing_mplug_owl import open_picture
 from ..mplug_owl.video_processing_mplug_owl import visual_part
@@ -146,39 +142,9 @@ def _shown() -> Iterator[None]:
         gr.Warning(str(error), title="No answer")
 
 
-class Page(gr.Blocks):
-    """A page that takes what was uploaded to it and nothing else: gradio would fetch the URLs that a request names."""
-
-    async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
-        _refuse_urls(inputs)
-        return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
-
-
-def _refuse_urls(data: Any) -> None:
-    if isinstance(data, dict):
-        if "://" in str(data.get("path", "")):
-            raise gr.Error("Only uploaded pictures are read, no addresses.", print_exception=False)
-        data = list(data.values())
-    if isinstance(data, list):
-        for value in data:
-            _refuse_urls(value)
-
-
-class NoForwarding:
-    """Refuses requests by which gradio would fetch something from another server for whoever asks."""
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (":/" in scope["path"] or "/proxy=" in scope["path"]):
-            return await PlainTextResponse("Not here.", 403)(scope, receive, send)
-        return await self.app(scope, receive, send)
-
-
 def build_page(desk: OwlDesk, name: str) -> gr.Blocks:
-    """The page for the model called `name`; `launch` it with `css=STYLE`."""
-    with Page(title="mPLUG-Owl", analytics_enabled=False, delete_cache=(300, 3600)) as page:
+    """The page for the model called `name`, to be served with `css=STYLE`."""
+    with gr.Blocks(title="mPLUG-Owl", analytics_enabled=False, delete_cache=(300, 3600)) as page:
         gr.HTML(
             f'<div class="title"><h1>mPLUG-Owl</h1><div class="quiet">{html.escape(name)}<br>'
             "It can be wrong with confidence. Pictures and words are not kept.</div></div>"
@@ -245,24 +211,9 @@ def check_port(host: str, port: int) -> None:
 @contextmanager
 def serving(model, processor, name: str, host: str, port: int) -> Iterator[gr.Blocks]:
     """Serves the page at `http://HOST:PORT`; uploads lie in a folder that goes with it."""
-    with tempfile.TemporaryDirectory(prefix="transformers-owl-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build_page(OwlDesk(model, processor), name)
-        page.queue(max_size=64)
-        page.launch(
-            server_name=host,
-            server_port=port,
-            css=STYLE,
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-            footer_links=[],
-            max_file_size=MAX_FILE_SIZE,
-            run_history=False,
-            ssr_mode=False,
-            app_kwargs={"middleware": [Middleware(NoForwarding)]},
-            prevent_thread_lock=True,
-        )
-        try:
-            yield page
-        finally:
-            page.close()
-            os.environ.pop("GRADIO_TEMP_DIR", None)
+
+    def build() -> gr.Blocks:
+        return build_page(OwlDesk(model, processor), name).queue(max_size=64)
+
+    with pages.serving(build, host, port, takes_uploads=True, css=STYLE, max_file_size=MAX_FILE_SIZE) as page:
+        yield page

@@ -1,10 +1,13 @@
 """A page on which people rate answers: blind, in random order, by mouse or keyboard, saved at every click."""
 
 import html
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
 
+from .. import pages
 from .answering import earlier_turns
 from .rating_desk import RatingDesk
 from .ratings import Mark
@@ -69,7 +72,7 @@ HELP = (
 
 
 def build_page(desk: RatingDesk) -> gr.Blocks:
-    """The page; `launch` it with `css=STYLE` and `js=KEYS`."""
+    """The page, to be served with `css=STYLE` and `js=KEYS`."""
     # The question's id travels with every event: a click that is still on its way belongs to what its rater saw.
     with gr.Blocks(title="OwlEval: rate answers", analytics_enabled=False, fill_width=True) as page:
         number = gr.Number(visible=False, precision=0)
@@ -173,21 +176,15 @@ def _small(text: str) -> str:
     return f'<div class="quiet">{html.escape(text)}</div>'
 
 
-def launch(desk: RatingDesk, host: str, port: int, block: bool = True) -> gr.Blocks:
+@contextmanager
+def serving(desk: RatingDesk, host: str, port: int) -> Iterator[gr.Blocks]:
     """Serves the page at `http://HOST:PORT`."""
-    page = build_page(desk)
-    folders = sorted(
-        {str(question.picture.parent.resolve()) for question in desk.questions.values() if question.picture}
-    )
-    page.launch(
-        server_name=host,
-        server_port=port,
-        css=STYLE,
-        js=KEYS,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        footer_links=[],
-        allowed_paths=folders,
-        prevent_thread_lock=not block,
-        quiet=not block,
-    )
-    return page
+    folders = {question.picture.parent for question in desk.questions.values() if question.picture}
+    with pages.serving(lambda: build_page(desk), host, port, folders=sorted(folders), css=STYLE, js=KEYS) as page:
+        yield page
+
+
+def launch(desk: RatingDesk, host: str, port: int) -> None:
+    """Serves the page until it is interrupted."""
+    with serving(desk, host, port) as page:
+        page.block_thread()

@@ -10,6 +10,8 @@ import PIL.ImageOps
 import torch
 from transformers import DynamicCache
 
+from .library import attention_implementations
+
 
 @dataclass(frozen=True)
 class PictureAttention:
@@ -97,8 +99,7 @@ def _answer(processor, answer: str, word: str | None) -> tuple[torch.Tensor, lis
 @contextmanager
 def _attention_weights(model) -> Iterator[None]:
     """Only the eager implementation gives weights: switches to it, and back."""
-    parts = {name: getattr(model.config, name)._attn_implementation for name in model.config.sub_configs}
-    before = {"": model.config._attn_implementation, **parts}
+    before = attention_implementations(model)
     model.set_attn_implementation("eager")
     try:
         yield

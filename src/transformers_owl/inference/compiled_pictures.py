@@ -1,10 +1,12 @@
 """Compiled code for what looks at pictures on a CPU."""
 
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+
+from .library import inductor_settings
 
 
 # Eight pictures at once took longer (benchmarks/tried.py).
@@ -35,6 +37,16 @@ def _look(self, pixel_values: torch.Tensor, **kwargs):
     together = AT_ONCE if pixel_values.ndim == 4 else max(1, AT_ONCE // max(1, pixel_values.shape[1]))
     groups, left = divmod(len(pixel_values), together)
     parts = pixel_values.split([together] * groups + [1] * left or [0])
-    with torch._inductor.config.patch(SETTINGS):
+    with inductor_settings(**SETTINGS):
         features = [type(self)._get_visual_features(self, part, **kwargs) for part in parts]
-    return tree_map(lambda *tensors: torch.cat(tensors), *features)
+    return _joined(features)
+
+
+def _joined(groups: Sequence[Any]) -> Any:
+    """One output, or a field of one, from those of the groups: tensors end to end."""
+    first = groups[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(groups)
+    if isinstance(first, tuple):
+        return tuple(_joined(each) for each in zip(*groups, strict=True))
+    return type(first)(**{name: _joined([group[name] for group in groups]) for name in first})

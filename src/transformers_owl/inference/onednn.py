@@ -5,6 +5,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from .library import onednn_linear
+
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -15,7 +17,7 @@ class OneDnnLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled():
             return super().forward(input)
-        return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
+        return onednn_linear(input, self.weight, self.bias)
 
 
 def use_onednn(model: Model) -> Model:

@@ -7,6 +7,7 @@ this was tried are `OLDEST` and `NEWEST`.
 import functools
 import warnings
 from importlib.metadata import version
+from typing import Any
 
 from packaging.version import Version
 
@@ -21,8 +22,8 @@ if Version(INSTALLED) < Version(OLDEST):
     )
 if Version(INSTALLED).release[:2] > Version(NEWEST).release:
     warnings.warn(
-        f"mPLUG-Owl was tried with transformers {OLDEST} to {NEWEST}, and {INSTALLED} is installed. If something fails, "
-        f"run `pip install {RANGE}`.",
+        f"mPLUG-Owl was tried with transformers {OLDEST} to {NEWEST}, and {INSTALLED} is installed. If something "
+        f"fails, run `pip install {RANGE}`.",
         stacklevel=2,
     )
 
@@ -35,8 +36,15 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 
 # Steps of a conversion between the original's weights and ours.
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
-from transformers.generation import GenerationMixin
-from transformers.image_processing_backends import PilBackend  # settings of an image processor that needs no torchvision
+from transformers.generation import (
+    GenerationMixin,
+    LogitsProcessorList,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator  # takes ids of a prompt on trial
+from transformers.image_processing_backends import (
+    PilBackend,  # settings of an image processor that needs no torchvision
+)
 from transformers.integrations.peft import maybe_load_adapters  # the base model's folder, where an adapter's was given
 from transformers.masking_utils import create_masks_for_generate  # masks of a static cache
 from transformers.modeling_layers import GradientCheckpointingLayer  # layers that can be computed anew
@@ -49,6 +57,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files  # files of a folder or repository
 from transformers.utils.output_capturing import capture_outputs  # hidden states and attentions of layers
 
+
 try:
     from transformers.video_processing_utils import VideoProcessorMixin  # saves and loads a video processor
 except ImportError:  # before 5.19, one class did this and computed by torchvision, which ours never asks it to
@@ -58,18 +67,52 @@ except ImportError:  # before 5.19, one class did this and computed by torchvisi
 CACHE_NAMES = ("cache", "past_key_values")
 
 
+class OpenVocabulary(LogitsProcessorList):
+    """Processors of logits that index by the ids of a prompt, those of placeholders outside the vocabulary too."""
 
-class GenerationByRows:
-    """`generate` that repeats the images of a row together. The library's own does since 5.18; until then, image by
-    image, which mixes up the beams of rows with several images."""
+    def __init__(self, processors: LogitsProcessorList, visual_ids: tuple[int, int]):
+        super().__init__(processors)
+        self.visual_ids = visual_ids
+
+    def __call__(self, input_ids, scores, **kwargs):
+        guided = [each for each in self if isinstance(each, UnbatchedClassifierFreeGuidanceLogitsProcessor)]
+        others = LogitsProcessorList(each for each in self if each not in guided)
+        scores = LogitsProcessorList(guided)(input_ids, scores, **kwargs)  # it adds logits of the model's own columns
+        vocab_size = scores.shape[-1]
+        missing = max(self.visual_ids) + 1 - vocab_size
+        if missing > 0:
+            scores = torch.nn.functional.pad(scores, (0, missing), value=-float("inf"))
+        scores = others(input_ids, scores, **kwargs)
+        scores[:, list(self.visual_ids)] = -float("inf")
+        return scores[:, :vocab_size]
+
+
+class PlaceholderGeneration:
+    """`generate` for prompts with placeholders, comes before `GenerationMixin` among a model's base classes."""
+
+    config: Any
+
+    def _visual_ids(self) -> tuple[int, int]:
+        return self.config.image_token_id, self.config.video_token_id
+
+    def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
+        return OpenVocabulary(super()._get_logits_processor(*args, **kwargs), self._visual_ids())  # type: ignore[misc]
+
+    def _get_candidate_generator(self, *args, **kwargs):
+        """Prompt lookup asks the processors about ids of the prompt, in as many columns as it knows of."""
+        generator = super()._get_candidate_generator(*args, **kwargs)  # type: ignore[misc]
+        if isinstance(generator, PromptLookupCandidateGenerator):
+            generator.vocab_size = max(self.config.text_config.vocab_size, max(self._visual_ids()) + 1)
+        return generator
 
     if Version(INSTALLED) < Version("5.18"):
+        # `generate` repeated images one by one, and so mixed up the beams of rows with several of them.
 
         def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
             seen = {}
-            for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            names = ("image", "pixel_values"), ("video", "pixel_values_videos")
+            for (kind, name), token_id in zip(names, self._visual_ids(), strict=True):
                 if expand_size > 1 and kwargs.get(name) is not None:
-                    token_id = getattr(self.config, f"{kind}_token_id")
                     seen[kind] = getattr(self, f"get_{kind}_features")(kwargs.pop(name))
                     positions = (input_ids == token_id).sum(dim=1) // seen[kind].pooler_output.shape[1]
                     rows = seen[kind].pooler_output.split(positions.tolist())
@@ -88,6 +131,8 @@ class GenerationByRows:
 
 # Private methods of the library's classes that are overridden here, since no public one does the same.
 OVERRIDDEN = {
+    "GenerationMixin._get_logits_processor": "processors index by the ids of a prompt",
+    "GenerationMixin._get_candidate_generator": "so does prompt lookup",
     "GenerationMixin._expand_inputs_for_generation": "repeats the images of a row together, before 5.18",
     "PreTrainedModel._init_weights": "draws fresh queries, class tokens and positions",
     "ProcessorMixin._process_videos": "counts clips: the library counts no lists of image files, and no paths",
@@ -102,9 +147,9 @@ __all__ = [
     "CACHE_NAMES",
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "ConversionOps",
-    "GenerationByRows",
     "GradientCheckpointingLayer",
     "PilBackend",
+    "PlaceholderGeneration",
     "TokenizersBackend",
     "VideoProcessorMixin",
     "WeightConverter",

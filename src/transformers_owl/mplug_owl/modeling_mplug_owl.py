@@ -32,8 +32,8 @@ from .configuration_mplug_owl import MplugOwlConfig, MplugOwlVisionConfig, Mplug
 from .library_mplug_owl import (
     ALL_ATTENTION_FUNCTIONS,
     CACHE_NAMES,
-    GenerationByRows,
     GradientCheckpointingLayer,
+    PlaceholderGeneration,
     can_return_tuple,
     capture_outputs,
     create_masks_for_generate,
@@ -473,6 +473,8 @@ def default_generation_config(config: MplugOwlConfig) -> GenerationConfig:
 def keep_positions(hidden_states: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
     """The last positions of (B, L, H), or those of a tensor: one for all rows, one a row, or a mask of (B, L)."""
     if isinstance(kept, int):
+        if kept < 0:
+            raise ValueError(f"logits_to_keep is {kept}, but 0 for all positions or how many of the last was expected.")
         return hidden_states[:, -kept:] if kept else hidden_states
     if kept.dtype == torch.bool:
         return hidden_states[kept]
@@ -617,7 +619,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
                 )
         if position_ids is not None and position_ids.shape[-1] != length:
             raise ValueError(
-                f"position_ids of shape {tuple(position_ids.shape)} were given, but {length} for each row were expected."
+                f"position_ids of shape {tuple(position_ids.shape)} were given, but {length} a row were expected."
             )
 
     def _encode(self, pixel_values, pixel_values_videos, mm_encoder_outputs) -> dict[str, torch.Tensor]:
@@ -657,7 +659,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
             inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1).to(visual.device), visual)
         return inputs_embeds
 
-    def _note_missing(self, kind: str, token_id: int, mask: torch.Tensor) -> None:
+    def _note_missing(self, kind: str, token_id: Any, mask: torch.Tensor) -> None:
         """Placeholders of a kind of which nothing was given: text, if the id is one of the vocabulary's."""
         message = f"The text has positions of {kind}s, but no {kind} was given"
         if token_id >= self.config.text_config.vocab_size:
@@ -689,7 +691,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         return (inputs_embeds == placeholder).all(-1)
 
 
-class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, GenerationByRows, GenerationMixin):
+class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGeneration, GenerationMixin):
     """
     mPLUG-Owl with its language modelling head: answers about pictures and videos.
 

@@ -1,6 +1,6 @@
 """What a recipe may say: our own names, and all of `transformers.TrainingArguments`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +94,16 @@ class OwlArguments:
         return {name: Group.from_dict(entry) for name, entry in (vars(self)[which] or {}).items()}
 
 
+KINDS = [OwlArguments, TrainingArguments]
+
+
 class RecipeParser(HfArgumentParser):
     """Fails by a ValueError where argparse would print two hundred options and exit."""
 
     def __init__(self):
-        super().__init__([OwlArguments, TrainingArguments], allow_abbrev=False)  # type: ignore[list-item]
+        super().__init__(KINDS, allow_abbrev=False)  # type: ignore[list-item]
         self.set_defaults(**DEFAULTS)
-        self.names = sorted({action.dest for action in self._actions} - {"help"})
+        self.names = sorted(each.name for kind in KINDS for each in fields(kind) if each.init)
 
     def error(self, message):
         raise ValueError(message)

@@ -8,11 +8,11 @@ import jinja2
 import numpy as np
 import PIL.Image
 import torch
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..mplug_owl.image_processing_mplug_owl import resize
 from ..mplug_owl.processing_mplug_owl import PICTURE_SOURCES, VIDEO_SOURCES, check_chats
 from ..mplug_owl.video_processing_mplug_owl import read_frames
+from .library import render_jinja_template
 from .packing import pack
 
 

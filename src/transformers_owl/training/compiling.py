@@ -1,8 +1,8 @@
 """Layers that are compiled one by one."""
 
-import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .library import GradientCheckpointingLayer
 
 
 # Shapes and modes for which the layers of all parts together may be compiled anew, before they run as they are.
@@ -17,8 +17,7 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> nn.Module:
         model: An Owl, or a `PeftModel` around one; its parameters keep their names.
         backend (`str`): Of `torch.compile`.
     """
-    torch._dynamo.config.recompile_limit = VARIANTS
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
-            layer.compile(backend=backend)
+            layer.compile(backend=backend, recompile_limit=VARIANTS)
     return model

@@ -16,6 +16,7 @@ from typing import Any
 import PIL.Image
 
 from ..mplug_owl.image_processing_mplug_owl import UNREADABLE, as_shown
+from .library import expand_urls, group_by_keys, is_saved_dataset
 from .names import check_names
 from .readers import READERS, Messages, caption
 
@@ -147,8 +148,6 @@ class Shards:
     """
 
     def __init__(self, path: str, **options):
-        from webdataset.shardlists import expand_urls
-
         self.source = Source.from_dict({"format": "webdataset", "path": path, **options})
         self.shards = expand_urls(path)
 
@@ -157,8 +156,6 @@ class Shards:
         The files of each sample as bytes. Where a shard cannot be read on, the last item is a [`BadSampleError`], which
         `sample` raises.
         """
-        from webdataset.tariterators import group_by_keys
-
         try:
             yield from group_by_keys(_members(shard))
         except (OSError, EOFError, ValueError, tarfile.TarError) as error:
@@ -203,7 +200,7 @@ class StrictMember(tarfile.TarInfo):
 
 def _members(shard: str) -> Iterator[dict[str, Any]]:
     """The files in a tar file, as `webdataset` groups them."""
-    from webdataset.gopen import gopen
+    from webdataset import gopen
 
     with gopen(shard) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictMember) as archive:
         for member in archive:
@@ -276,7 +273,7 @@ def _load_dataset(source: Source):
     """A `datasets.Dataset`, its pictures left undecoded."""
     import datasets
 
-    if (Path(source.path) / "state.json").exists():
+    if is_saved_dataset(source.path):
         rows = datasets.load_from_disk(source.path)
     else:
         rows = datasets.load_dataset(source.path, split=source.split)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .library import LORA, WRAPPED
+
 
 # Parts by the beginning of their parameters' names.
 PARTS = {
@@ -105,5 +107,5 @@ def module_table(model: nn.Module) -> list[dict]:
 
 def part_of(name: str) -> str:
     """The part that a parameter belongs to, by its name: "vision_model", "abstractor", "language_model", "LoRA", ..."""
-    name = name.removeprefix("base_model.model.")
-    return "LoRA" if ".lora_" in name else name.removeprefix("model.").partition(".")[0]
+    name = name.removeprefix(WRAPPED)
+    return "LoRA" if LORA in name else name.removeprefix("model.").partition(".")[0]

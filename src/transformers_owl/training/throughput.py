@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from .library import FROZEN_COPY
 from .stages import part_of
 
 
@@ -34,7 +35,7 @@ class TrainingFlops:
         # Weights of each part, and those of them that train.
         self.weights = {part: [0, 0] for part in ("vision", "temporal", "keys and values", "abstractor", "text")}
         for name, module in model.named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and "original_module" not in name:
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and FROZEN_COPY not in name:
                 size = _size(module)
                 self.weights[_part(name)][0] += size
                 self.weights[_part(name)][1] += size * module.weight.requires_grad

@@ -14,11 +14,11 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import OwlArguments, parse_recipe
 from .collator import ConversationCollator
 from .compiling import compile_layers
+from .library import get_last_checkpoint
 from .mixture import Mixture, NoAnswerLeftError, RowGroup, encode, open_visuals
 from .packing import check_packing
 from .sources import BadSampleError

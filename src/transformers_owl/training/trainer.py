@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
-from transformers import Trainer, TrainerState
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers import TrainerState
 
+from .library import UNFINISHED, WholeCheckpoints, get_last_checkpoint
 from .mixture import Mixture, MixtureLoader
 from .throughput import TrainingFlops, gradient_norms
 from .watching import ANSWERS_FILE
 
 
-UNFINISHED = "unfinished"
 SKIPPED_FILE = "skipped-{rank}.jsonl"
 
 
-class OwlTrainer(Trainer):
+class OwlTrainer(WholeCheckpoints):
     """
     A `Trainer` whose runs can be killed at any moment. A checkpoint is written aside and renamed when it is whole; it
     holds the place in the data, so that a resumed run sees what an uninterrupted one would have seen.
@@ -50,7 +50,6 @@ class OwlTrainer(Trainer):
         self._counted = torch.zeros(3, dtype=torch.float64)  # tokens, pictures, FLOPs since the last log
         self._began: float | None = None
         self._norms: dict[str, float] = {}
-        self._is_saving = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         output = self._output
@@ -63,7 +62,7 @@ class OwlTrainer(Trainer):
             if self.train_dataset.first >= self.args.max_steps * self.args.gradient_accumulation_steps:
                 # All is done but for what comes after; the library would train for one more step.
                 self.state = TrainerState.load_from_json(str(Path(str(resume_from_checkpoint), "trainer_state.json")))
-                return self._load_from_checkpoint(str(resume_from_checkpoint))
+                return self.load_trained(str(resume_from_checkpoint))
         done = self.train_dataset.first // self.args.gradient_accumulation_steps
         shorten(output / self._skipped_file, done)
         if self.args.should_save:
@@ -89,7 +88,7 @@ class OwlTrainer(Trainer):
         videos, frames = inputs["pixel_levels_videos"].shape[:2] if "pixel_levels_videos" in inputs else (0, 0)
         flops = self._flops(lengths, pictures, videos, frames)
         self._counted += torch.tensor([sum(lengths), pictures + videos * frames, flops], dtype=torch.float64)
-        inputs = self.train_dataset.collator.with_pixels(self._prepare_inputs(inputs))
+        inputs = self.train_dataset.collator.with_pixels(send_to_device(inputs, self.args.device))
         loss = super().training_step(model, inputs, num_items_in_batch)
         is_logged = (self.state.global_step + 1) % self.state.logging_steps == 0
         if is_logged and self.accelerator.sync_gradients:
@@ -132,36 +131,8 @@ class OwlTrainer(Trainer):
     def _data_file(self) -> str:
         return f"data-{self.args.process_index}.json"
 
-    def _get_output_dir(self, trial) -> str:
-        return str(Path(super()._get_output_dir(trial), UNFINISHED if self._is_saving else ""))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._is_saving:
-            super()._push_from_checkpoint(checkpoint_folder)
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """As in the library, but aside; renamed, rotated and pushed when all processes have written their part."""
-        final = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
-        aside = final.parent / UNFINISHED / final.name
-        self._is_saving = True
-        super()._save_checkpoint(model, trial)
-        self._is_saving = False
-        (aside / self._data_file).write_text(json.dumps(self._place(), indent=1))
-        if self.args.should_save and self.state.best_model_checkpoint == str(aside):
-            self.state.best_model_checkpoint = str(final)
-            self.state.save_to_json(str(aside / "trainer_state.json"))
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            if final.exists():
-                final.rename(aside.parent / f"old-{final.name}")
-            aside.rename(final)
-            shutil.rmtree(aside.parent)
-            rotate_checkpoints(
-                str(final.parent), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-            )
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
+    def add_to_checkpoint(self, folder: Path) -> None:
+        (folder / self._data_file).write_text(json.dumps(self._place(), indent=1))
 
     def _place(self) -> dict[str, Any]:
         """How far this process has come in the data."""

@@ -1,0 +1,58 @@
+"""The fence of this package's registrations: what they lean on in the library beyond its documented names."""
+
+import sys
+
+from transformers import PreTrainedConfig, is_torchvision_available
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.tokenization_auto import (
+    MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
+    TOKENIZER_MAPPING_NAMES,
+)
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
+
+# Without the first four this package cannot be imported; the last two only tell others what the model can do.
+LEANS_ON = {
+    "transformers.models.auto.image_processing_auto.AutoImageProcessor": "how image processors are found, also where "
+    "torchvision is missing; `transformers` itself had a stand-in then before 5.18, which refuses all of them",
+    "transformers.AutoImageProcessor": "where users find that class: the stand-in is replaced",
+    "transformers.models.auto.video_processing_auto.AutoVideoProcessor": "video processors without torchvision: the "
+    "class of this name in `transformers` is then a stand-in that refuses all of them",
+    "transformers.AutoVideoProcessor": "where a processor's video processor is loaded: the stand-in is replaced",
+    "transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES": "names our tokenizer for the model type",
+    "transformers.models.auto.tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS": "our tokenizer is taken in "
+    "place of the one that a release names, whose ids differ from the original's",
+    "transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "where `transformers serve` "
+    "and trainers look up what a model can do",
+    "transformers.models.auto.modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES": "the same, in newer trainers",
+}
+
+
+def register_image_processor(config_class: type[PreTrainedConfig], processor_class: type) -> None:
+    AutoImageProcessor.register(
+        config_class, image_processor_classes=dict.fromkeys(("pil", "torchvision"), processor_class)
+    )
+    _show(AutoImageProcessor)
+
+
+def register_video_processor(config_class: type[PreTrainedConfig], processor_class: type) -> None:
+    AutoVideoProcessor.register(config_class, processor_class)
+    _show(AutoVideoProcessor)
+
+
+def _show(auto_class: type) -> None:
+    if not is_torchvision_available():
+        vars(sys.modules["transformers"])[auto_class.__name__] = auto_class
+
+
+def register_tokenizer(config_class: type[PreTrainedConfig], tokenizer_class: type) -> None:
+    """Lets `AutoTokenizer` take this class, whatever class a folder of the model type names."""
+    TOKENIZER_MAPPING_NAMES[config_class.model_type] = tokenizer_class.__name__
+    MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS.add(config_class.model_type)
+
+
+def register_abilities(config_class: type[PreTrainedConfig], model_class: type) -> None:
+    """Lists the model among those that see; a version without one of the lists has nobody who reads it."""
+    for name in ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES"):
+        vars(modeling_auto).get(name, {})[config_class.model_type] = model_class.__name__

@@ -1,0 +1,169 @@
+"""
+Pages of gradio behind a gate of our own, and the fence of both.
+
+Gradio would fetch an address that a request names as a file, forward one in the path, and answer many more requests
+than a page makes. Here only what a page asks for passes, and the files that a request names are those of its folders.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+LEANS_ON = {
+    "gradio: requests of a page": "what the browser asks for, which passes; a page that asks for more does not work",
+    "gradio: files in a request": "an object of JSON with its `path`; the address beside it can be left out",
+    "gradio: GRADIO_TEMP_DIR": "where uploads and what a page shows lie",
+    "gradio.Blocks.launch": "`app_kwargs` takes what stands before gradio's application",
+}
+
+READ = {f"/{name}" for name in ("", "config", "theme.css", "favicon.ico")} | {
+    f"/gradio_api/{name}" for name in ("queue/data", "upload_progress", "startup-events")
+}
+READ_BELOW = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+CALLED = {f"/gradio_api/{name}" for name in ("queue/join", "run/predict", "cancel", "reset")}
+UPLOAD, FILE = "/gradio_api/upload", "/gradio_api/file="
+MAX_CALL = 4 * 2**20  # bytes
+
+
+class Refusal(Exception):
+    """A status, and a word for whoever asked."""
+
+
+class Gate:
+    """
+    What stands before gradio's application.
+
+    Args:
+        app (`ASGIApp`): Gradio's.
+        folders (`Sequence[str]`): Absolute paths of what may be read, links resolved.
+        takes_uploads (`bool`): Whether files may be sent.
+    """
+
+    def __init__(self, app: ASGIApp, folders: Sequence[str], takes_uploads: bool):
+        self.app = app
+        self.folders = folders
+        self.takes_uploads = takes_uploads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close"})
+        if scope["type"] == "http":
+            try:
+                scope, receive = await self.admit(scope, receive)
+            except Refusal as refusal:
+                status, word = refusal.args
+                return await PlainTextResponse(word, status)(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+    async def admit(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+        """
+        The request as gradio gets it.
+
+        Raises:
+            Refusal: for one that no page makes.
+        """
+        path, is_read = scope["path"], scope["method"] in ("GET", "HEAD")
+        if is_read and path.startswith(FILE):
+            self.check_file(path.removeprefix(FILE))
+        elif scope["method"] == "POST" and path in CALLED:
+            return await self.read_call(scope, receive)
+        elif not (is_read and (path in READ or path.startswith(READ_BELOW))) and not (
+            self.takes_uploads and scope["method"] == "POST" and path == UPLOAD
+        ):
+            raise Refusal(403, "Not here.")
+        return scope, receive
+
+    def check_file(self, path: str) -> None:
+        # Of an address no part is a folder: it is not absolute.
+        whole = Path(os.path.normpath(path))
+        if "\0" in path or not any(whole.is_relative_to(folder) for folder in self.folders):
+            raise Refusal(403, "Only uploaded pictures are read, no addresses and no other files.")
+
+    async def read_call(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+        """A call with its files checked, written anew: what gradio reads is what was checked."""
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > MAX_CALL:
+                raise Refusal(413, "The conversation is too long: start a new one.")
+            if not message.get("more_body", False):
+                break
+        try:
+            call = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise Refusal(400, "This is no JSON.") from error
+        self.check_files(call)
+        body = json.dumps(call).encode()
+        headers = {b"content-type": b"application/json", b"content-length": str(len(body)).encode()}
+        kept = [(name, value) for name, value in scope["headers"] if name not in headers]
+        rest = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive_checked() -> Message:
+            return next(rest, None) or await receive()
+
+        return {**scope, "headers": [*kept, *headers.items()]}, receive_checked
+
+    def check_files(self, data: Any) -> None:
+        """Every `path` in it must lie in the folders; the `url` beside one, by which a browser knows it, is left out."""
+        left = [data]
+        while left:
+            value = left.pop()
+            if isinstance(value, dict):
+                if isinstance(value.get("path"), str):
+                    self.check_file(value["path"])
+                    value.pop("url", None)
+                left += value.values()
+            elif isinstance(value, list):
+                left += value
+
+
+@contextmanager
+def serving(
+    build: Callable[[], gr.Blocks],
+    host: str,
+    port: int,
+    folders: Sequence[Path] = (),
+    takes_uploads: bool = False,
+    **options: Any,
+) -> Iterator[gr.Blocks]:
+    """
+    Serves a page at `http://HOST:PORT`; uploads, and copies of what it shows, lie in a folder that goes with it.
+
+    Args:
+        build: Makes the page.
+        folders (`Sequence[Path]`): What it may show besides.
+        takes_uploads (`bool`): Whether files may be sent to it.
+        options: Further ones of `Blocks.launch`.
+    """
+    with tempfile.TemporaryDirectory(prefix="transformers-owl-") as made:
+        shown = [os.path.realpath(folder) for folder in (made, *folders)]
+        os.environ["GRADIO_TEMP_DIR"] = shown[0]
+        page = build()
+        page.launch(
+            server_name=host,
+            server_port=port,
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            allowed_paths=shown[1:],
+            app_kwargs={"middleware": [Middleware(Gate, folders=shown, takes_uploads=takes_uploads)]},
+            prevent_thread_lock=True,
+            **options,
+        )
+        try:
+            yield page
+        finally:
+            page.close()
+            os.environ.pop("GRADIO_TEMP_DIR", None)

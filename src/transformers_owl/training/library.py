@@ -1,0 +1,113 @@
+"""The fence of training: what it leans on in other packages beyond their documented names."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.utils.chat_template_utils import render_jinja_template
+
+
+LEANS_ON = {
+    "transformers.Trainer._save_checkpoint": "writes a checkpoint; no event comes before it, and the one after comes "
+    "when older checkpoints are already gone",
+    "transformers.Trainer._get_output_dir": "the folder that a checkpoint is written into",
+    "transformers.Trainer._push_from_checkpoint": "uploads a checkpoint, before it is whole",
+    "transformers.Trainer._load_from_checkpoint": "the weights of a run that has nothing left to train",
+    "transformers.Trainer._load_best_model": "the same, where the best ones are wanted",
+    "transformers.trainer_utils.get_last_checkpoint": "where a run goes on",
+    "transformers.trainer_utils.rotate_checkpoints": "removes older checkpoints, but the best one",
+    "transformers.modeling_layers.GradientCheckpointingLayer": "what a layer is, in all models of the library",
+    "transformers.utils.chat_template_utils.render_jinja_template": "a chat as text, and which characters are answers",
+    "webdataset.shardlists.expand_urls": "`{00000..00099}` stands for a hundred files",
+    "webdataset.tariterators.group_by_keys": "files of a tar shard, by sample",
+    "datasets: state.json": "a folder that `save_to_disk` wrote has such a file",
+    "peft: names of parameters": "what stands before and in the names of a model with LoRA",
+}
+
+__all__ = [
+    "FROZEN_COPY",
+    "LORA",
+    "WRAPPED",
+    "GradientCheckpointingLayer",
+    "WholeCheckpoints",
+    "expand_urls",
+    "get_last_checkpoint",
+    "group_by_keys",
+    "is_saved_dataset",
+    "render_jinja_template",
+]
+
+UNFINISHED = "unfinished"
+WRAPPED = "base_model.model."  # before the name of every parameter
+LORA = ".lora_"  # in the name of every parameter of LoRA
+FROZEN_COPY = "original_module"  # in the names of what a module of `modules_to_save` was before
+
+
+class WholeCheckpoints(Trainer):
+    """A Trainer that writes each checkpoint aside, and renames it when all processes have written their part."""
+
+    is_saving = False
+
+    def add_to_checkpoint(self, folder: Path) -> None:
+        """Called in each process when the library's part of a checkpoint is in `folder`."""
+
+    def _get_output_dir(self, trial) -> str:
+        return str(Path(super()._get_output_dir(trial), UNFINISHED if self.is_saving else ""))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_saving:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """As in the library, but aside; renamed, rotated and pushed when it is whole."""
+        final = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        aside = final.parent / UNFINISHED / final.name
+        self.is_saving = True
+        super()._save_checkpoint(model, trial)
+        self.is_saving = False
+        self.add_to_checkpoint(aside)
+        if self.state.best_model_checkpoint == str(aside):
+            self.state.best_model_checkpoint = str(final)
+            if self.args.should_save:
+                self.state.save_to_json(str(aside / "trainer_state.json"))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if final.exists():
+                final.rename(aside.parent / f"old-{final.name}")
+            aside.rename(final)
+            shutil.rmtree(aside.parent)
+            rotate_checkpoints(
+                str(final.parent), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def load_trained(self, checkpoint: str) -> None:
+        """The weights of a finished run: the best ones where `load_best_model_at_end` wants them, else the last."""
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None and Path(best).is_dir():
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(checkpoint)
+
+
+def expand_urls(pattern: str) -> list[str]:
+    from webdataset.shardlists import expand_urls
+
+    return expand_urls(pattern)
+
+
+def group_by_keys(files):
+    """Samples `{"__key__", "__url__", SUFFIX: data, ...}` of files `{"fname", "data", "__url__"}`."""
+    from webdataset.tariterators import group_by_keys
+
+    return group_by_keys(files)
+
+
+def is_saved_dataset(path: Any) -> bool:
+    """Whether `Dataset.save_to_disk` wrote this folder."""
+    return (Path(path) / "state.json").exists()
