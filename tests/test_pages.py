@@ -7,6 +7,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from browser import free_port
@@ -29,7 +30,7 @@ def shown(tmp_path_factory):
 def build():
     with gr.Blocks(analytics_enabled=False) as page:
         file, said = gr.File(), gr.Textbox()
-        gr.Button().click(lambda path: open(path).read(), file, said, api_visibility="private")
+        gr.Button().click(lambda path: Path(path).read_text(), file, said, api_visibility="private")
     return page
 
 
@@ -112,8 +113,8 @@ def test_an_uploaded_file_is_read_and_the_address_beside_it_is_not(site, bait):
 
 
 WRONG_FILES = [
-    "{url}", "http:/{rest}", "HTTP://{rest}", " {url}", "//{rest}", "file://{hidden}", "{hidden}", "{shown}/../hidden/a.txt",
-    "{shown}evil", "a.txt", "", "{shown}/\0/a.txt", "/etc/passwd", "../../../../etc/passwd",
+    "{url}", "http:/{rest}", "HTTP://{rest}", " {url}", "//{rest}", "file://{hidden}", "{hidden}",
+    "{shown}/../hidden/a.txt", "{shown}evil", "a.txt", "", "{shown}/\0/a.txt", "/etc/passwd", "../../../../etc/passwd",
 ]  # fmt: skip
 
 

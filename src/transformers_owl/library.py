@@ -12,14 +12,15 @@ from transformers.models.auto.tokenization_auto import (
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 
-# Without the first four this package cannot be imported; the last two only tell others what the model can do.
+# Without those of processors and tokenizers this package is not imported: releases would get other ids, or none.
+# The others only help users and trainers: where one is missing, nothing else fails.
 LEANS_ON = {
     "transformers.models.auto.image_processing_auto.AutoImageProcessor": "how image processors are found, also where "
     "torchvision is missing; `transformers` itself had a stand-in then before 5.18, which refuses all of them",
     "transformers.AutoImageProcessor": "where users find that class: the stand-in is replaced",
-    "transformers.models.auto.video_processing_auto.AutoVideoProcessor": "video processors without torchvision: the "
-    "class of this name in `transformers` is then a stand-in that refuses all of them",
-    "transformers.AutoVideoProcessor": "where a processor's video processor is loaded: the stand-in is replaced",
+    "transformers.models.auto.video_processing_auto.AutoVideoProcessor": "how video processors are found, also where "
+    "torchvision is missing; `transformers` itself has a stand-in then, which refuses all of them",
+    "transformers.AutoVideoProcessor": "where users find that class: the stand-in is replaced",
     "transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES": "names our tokenizer for the model type",
     "transformers.models.auto.tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS": "our tokenizer is taken in "
     "place of the one that a release names, whose ids differ from the original's",

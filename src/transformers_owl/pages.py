@@ -35,7 +35,7 @@ UPLOAD, FILE = "/gradio_api/upload", "/gradio_api/file="
 MAX_CALL = 4 * 2**20  # bytes
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """A status, and a word for whoever asked."""
 
 
@@ -60,7 +60,7 @@ class Gate:
         if scope["type"] == "http":
             try:
                 scope, receive = await self.admit(scope, receive)
-            except Refusal as refusal:
+            except RefusedError as refusal:
                 status, word = refusal.args
                 return await PlainTextResponse(word, status)(scope, receive, send)
         return await self.app(scope, receive, send)
@@ -70,7 +70,7 @@ class Gate:
         The request as gradio gets it.
 
         Raises:
-            Refusal: for one that no page makes.
+            RefusedError: for one that no page makes.
         """
         path, is_read = scope["path"], scope["method"] in ("GET", "HEAD")
         if is_read and path.startswith(FILE):
@@ -80,14 +80,14 @@ class Gate:
         elif not (is_read and (path in READ or path.startswith(READ_BELOW))) and not (
             self.takes_uploads and scope["method"] == "POST" and path == UPLOAD
         ):
-            raise Refusal(403, "Not here.")
+            raise RefusedError(403, "Not here.")
         return scope, receive
 
     def check_file(self, path: str) -> None:
         # Of an address no part is a folder: it is not absolute.
         whole = Path(os.path.normpath(path))
         if "\0" in path or not any(whole.is_relative_to(folder) for folder in self.folders):
-            raise Refusal(403, "Only uploaded pictures are read, no addresses and no other files.")
+            raise RefusedError(403, "Only uploaded pictures are read, no addresses and no other files.")
 
     async def read_call(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
         """A call with its files checked, written anew: what gradio reads is what was checked."""
@@ -96,13 +96,13 @@ class Gate:
             message = await receive()
             body += message.get("body", b"")
             if len(body) > MAX_CALL:
-                raise Refusal(413, "The conversation is too long: start a new one.")
+                raise RefusedError(413, "The conversation is too long: start a new one.")
             if not message.get("more_body", False):
                 break
         try:
             call = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise Refusal(400, "This is no JSON.") from error
+            raise RefusedError(400, "This is no JSON.") from error
         self.check_files(call)
         body = json.dumps(call).encode()
         headers = {b"content-type": b"application/json", b"content-length": str(len(body)).encode()}
@@ -115,7 +115,7 @@ class Gate:
         return {**scope, "headers": [*kept, *headers.items()]}, receive_checked
 
     def check_files(self, data: Any) -> None:
-        """Every `path` in it must lie in the folders; the `url` beside one, by which a browser knows it, is left out."""
+        """Every `path` in it must lie in the folders; the `url` beside it, which a browser needs alone, is left out."""
         left = [data]
         while left:
             value = left.pop()
@@ -147,7 +147,7 @@ def serving(
         options: Further ones of `Blocks.launch`.
     """
     with tempfile.TemporaryDirectory(prefix="transformers-owl-") as made:
-        shown = [os.path.realpath(folder) for folder in (made, *folders)]
+        shown = [os.path.realpath(folder) for folder in [Path(made), *folders]]
         os.environ["GRADIO_TEMP_DIR"] = shown[0]
         page = build()
         page.launch(

@@ -1,5 +1,7 @@
 """Prompts, chats and masks; and what a user can get wrong."""
 
+import base64
+
 import PIL.Image
 import pytest
 import torch
@@ -7,6 +9,7 @@ from conftest import SYSTEM
 from transformers import LlamaTokenizer
 
 from transformers_owl import MplugOwlImageProcessor, MplugOwlProcessor, MplugOwlTokenizer
+from transformers_owl.mplug_owl.processing_mplug_owl import read_template
 
 
 RED = PIL.Image.new("RGB", (40, 30), "red")
@@ -144,13 +147,10 @@ def test_raw_text_takes_every_placeholder_for_a_picture(llama_processor):
         ({"text": ["a", None]}, r"`text` is \['a', None\]"),
         ({"text": 5}, "`text` is 5"),
         ({"text": "a \ud83e b"}, "half a character"),
-        ({"text": "a", "text_pair": "b"}, "`text_pair` is no argument"),
         ({"text": "a", "text_kwargs": {"pading": True}}, "`pading` is no argument.*Did you mean `padding`"),
         ({"text": "a", "text_kwargs": True}, "`text_kwargs` is True, but a dictionary"),
-        ({"text": "a", "padding_side": "middle"}, "'padding_side' with value 'middle'"),
         ({"text": "a", "padding": "max_length", "max_length": 10**12}, "`max_length` is 1000000000000, but a number"),
         ({"text": "<image>", "images": RED, "size": 10**6}, "`size` is .* from 1 to 4096"),
-        ({"text": "<image>", "images": RED, "do_resize": "yes"}, "'do_resize' with value 'yes'"),
         ({}, "at least one input"),
         ({"text": "a", "pading": True}, "`pading` is no argument.*Did you mean `padding`"),
         ({"text": "<|video|>"}, "videos"),
@@ -184,13 +184,15 @@ def test_mistakes_are_named(llama_processor, arguments, message):
         ),
         ([{"role": "user", "content": [{"type": "image", "image": RED, "path": "a.png"}]}], {}, "has image and path"),
         ([user("<image>")], {"tokenize": True}, r"there are \[1\] and \[0\]"),
+        ([user("Hi")], {"system": "You are a pirate."}, "`system` is no argument"),
         ([user("Hi")], {"add_generation_promt": True}, "Did you mean `add_generation_prompt`"),
-        ([user("Hi")], {"tools": [{"type": "function"}]}, "`tools` is no argument"),
-        ([user("Hi")], {"load_audio_from_video": True}, "`load_audio_from_video` is no argument"),
+        (
+            [user("Hi")],
+            {"tools": [{"type": "function"}]},
+            "`tools` was given, but the chat template has no place for it",
+        ),
         ([user("Hi")], {"processor_kwargs": {"pading": True}}, "Did you mean `padding`"),
-        ([user("Hi")], {"processor_kwargs": "padding"}, "`processor_kwargs` is 'padding'"),
-        ([user("Hi")], {"chat_template": 5}, "`chat_template` is 5"),
-        ([user("Hi")], {"chat_template": "{% for %}"}, "does not fit the chat template"),
+        ([user("Hi")], {"chat_template": "{% for %}"}, "chat template cannot be read"),
     ],
 )
 def test_mistakes_in_chats_are_named(llama_processor, messages, options, message):
@@ -199,7 +201,7 @@ def test_mistakes_in_chats_are_named(llama_processor, messages, options, message
 
 
 def test_what_is_turned_off_may_be_named(llama_processor):
-    options = {"tools": [], "documents": None, "load_audio_from_video": False}
+    options = {"tools": [], "documents": None, "load_audio_from_video": True}
     assert llama_processor.apply_chat_template([user("Hi")], **options) == f"{SYSTEM}\nHuman: Hi"
 
 
@@ -207,3 +209,78 @@ def test_a_template_of_ones_own_may_take_variables_and_tools(llama_processor):
     template = "{{ greeting }} {{ tools | length }} {{ messages[0].content }}"
     options = {"chat_template": template, "greeting": "Ahoy", "tools": [{"type": "function"}]}
     assert llama_processor.apply_chat_template([{"role": "user", "content": "Hi"}], **options) == "Ahoy 1 Hi"
+
+
+@pytest.mark.parametrize("name", ["image", "url", "path", "base64", "image_url"])
+@pytest.mark.parametrize("nothing", [{}, {"url": None}, {"path": None, "image": None}])
+def test_a_source_of_an_image_has_many_names_and_nothing_beside_it(llama_processor, tmp_path, name, nothing):
+    """`image_url` as OpenAI's clients write it, and columns without a value as rows of a table have them."""
+    RED.save(tmp_path / "red.png")
+    path = str(tmp_path / "red.png")
+    content = base64.b64encode((tmp_path / "red.png").read_bytes()).decode()
+    source = {"image": RED, "url": path, "path": path, "base64": "data:image/png;base64," + content}
+    source["image_url"] = {"url": source["base64"]}
+    part = {**nothing, "type": "image_url" if name == "image_url" else "image", name: source[name]}
+    inputs = tokenize(llama_processor, [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}])
+    expected = llama_processor.image_processor(RED, return_tensors="pt")["pixel_values"]
+    assert torch.equal(inputs["pixel_values"], expected)
+    row = llama_processor.encode_chat([{"role": "user", "content": [part]}, assistant("red")])
+    assert row.is_visual.sum() == 65 and len(row.visuals) == 1
+
+
+CHATML = """\
+{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '</s>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+MARKED = """\
+{%- for message in messages %}{% if message.role == 'assistant' %}A:{% generation %}{{ message.content + '</s>' }}
+{%- endgeneration %}{% else %}Q:{% for part in message.content %}{{ '<image>' if part.type == 'image' else part.text }}
+{%- endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"""
+
+
+def with_template(processor, template):
+    if template == CHATML:
+        processor.tokenizer.chat_template = CHATML
+        template = read_template("language_model", processor.tokenizer)
+    return MplugOwlProcessor(processor.image_processor, processor.tokenizer, chat_template=template)
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED], ids=["of the language model", "with marks"])
+def test_a_template_of_ones_own_marks_the_answers(llama_processor, template):
+    processor = with_template(llama_processor, template)
+    first = user("<image>", "What is <image>?")
+    first["content"][0]["image"] = RED
+    messages = [first, assistant("Red it is."), user("Sure?"), assistant("Yes")]
+    row = processor.encode_chat(messages)
+    tokenizer = processor.tokenizer
+    answers = [[*tokenizer(text, add_special_tokens=False)["input_ids"], 2] for text in ("Red it is.", "Yes")]
+    assert row.ids[row.is_answer].tolist() == answers[0] + answers[1]
+    assert row.is_visual.sum() == 65  # the typed one stays text
+    prompt = tokenize(processor, messages[:1], add_generation_prompt=True)["input_ids"][0]
+    assert row.ids[: len(prompt)].tolist() == prompt.tolist()
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED], ids=["of the language model", "with marks"])
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_a_conversation_goes_on_after_what_the_model_wrote(llama_processor, template, has_ended):
+    """The ids so far, the answer's and the new turn's are those of the whole chat, whichever template renders it."""
+    processor = with_template(llama_processor, template)
+    messages = [user("Hi"), assistant("Hello.")]
+    turn = user("<image>", "And?")
+    turn["content"][0]["image"] = RED
+    new = processor.continue_chat(messages, turn, has_ended)
+    tail = {CHATML: "\n<|im_start|>user\n<image>\nAnd?</s>\n<|im_start|>assistant\n", MARKED: "Q:<image>And?A:"}[
+        template
+    ]
+    tail = tail if has_ended else "</s>" + tail
+    expected = processor(text=[tail], images=[RED], add_special_tokens=False, return_tensors="pt")
+    assert new["input_ids"].tolist() == expected["input_ids"].tolist()
+    assert torch.equal(new["pixel_values"], expected["pixel_values"])
+
+
+def test_a_template_without_marks_must_write_answers_as_they_are(llama_processor):
+    for template in ("{{ messages[0].content }}", "{% for m in messages %}{{ m.content | upper }}{% endfor %}"):
+        processor = MplugOwlProcessor(
+            llama_processor.image_processor, llama_processor.tokenizer, chat_template=template
+        )
+        with pytest.raises(ValueError, match=r"mark the answers by {% generation %}"):
+            processor.encode_chat([{"role": "user", "content": "Hi"}, assistant("Hello.")])

@@ -79,7 +79,7 @@ class Judged(OwlTrainer):
 
 
 def keep_the_best(folder: Path, model: str, rows: dict) -> None:
-    """Trains for three steps; writes which checkpoint each process takes for the best, and whether it has its weights."""
+    """Trains for three steps; writes which checkpoint each process takes for the best, and whose weights it has."""
     arguments = TrainingArguments(
         str(folder / "best"), max_steps=3, per_device_train_batch_size=2, remove_unused_columns=False, report_to=[],
         eval_strategy="steps", eval_steps=1, save_steps=1, load_best_model_at_end=True, disable_tqdm=True, use_cpu=True,

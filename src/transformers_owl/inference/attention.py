@@ -76,7 +76,7 @@ def picture_attention(model, processor, messages: Sequence[dict], word: str | No
         ).attentions
     positions = torch.stack([layer[0].float().mean(0)[steps].mean(0).cpu() for layer in written]).mean(0)
     at_pictures = positions[:read][(prompt[0, :read] == processor.image_token_id).cpu()]
-    at_pictures = at_pictures.view(-1, processor.num_query_tokens + 1)
+    at_pictures = at_pictures.view(-1, processor.num_positions())
     patches = _patches_of_queries(features.abstractor_attentions, processor.num_query_tokens)
     return [_combine(shares, seen) for shares, seen in zip(at_pictures, patches, strict=True)]
 

@@ -35,6 +35,7 @@ class Chat:
         self.ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
         self.pixels: dict[str, list[torch.Tensor]] = {"pixel_values": [], "pixel_values_videos": []}
         self.cache = DynamicCache(config=model.config.text_config) if cache is None else cache
+        self.ends = torch.tensor(model.generation_config.eos_token_id, device=model.device)
         self._stop = _Stop()
 
     def ask(self, text: str, images: Sequence = (), **options) -> str:
@@ -124,21 +125,21 @@ class Chat:
 
     def _shown(self, name: str, ids: torch.Tensor) -> int:
         """How many pictures or videos these ids hold."""
-        tokens = {"pixel_values": self.processor.image_token_id, "pixel_values_videos": self.processor.video_token_id}
-        return int((ids == tokens[name]).sum()) // (self.processor.num_query_tokens + 1)
+        kind, token_id = {
+            "pixel_values": ("image", self.processor.image_token_id),
+            "pixel_values_videos": ("video", self.processor.video_token_id),
+        }[name]
+        return int((ids == token_id).sum()) // self.processor.num_positions(kind)
 
     def _prepare(self, turn: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Ids and pixels of one turn. Later turns go on behind the cached text: no system sentence, no BOS."""
-        is_first = self.ids.shape[1] == 0
-        head = self.messages if is_first else [{"role": "system", "content": ""}]
-        inputs = self.processor.apply_chat_template(
-            [*head, turn],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"add_special_tokens": is_first},
-        )
+        """Ids and pixels of one turn, to be read after the cached text."""
+        if self.ids.shape[1] == 0:
+            inputs = self.processor.apply_chat_template(
+                [*self.messages, turn], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )
+        else:
+            has_ended = bool(torch.isin(self.ids[0, -1], self.ends))
+            inputs = self.processor.continue_chat(self.messages, turn, has_ended)
         return {name: inputs[name].to(self.model.device) for name in ("input_ids", *self.pixels) if name in inputs}
 
 

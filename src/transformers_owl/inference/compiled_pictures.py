@@ -1,6 +1,5 @@
 """Compiled code for what looks at pictures on a CPU."""
 
-from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -42,11 +41,11 @@ def _look(self, pixel_values: torch.Tensor, **kwargs):
     return _joined(features)
 
 
-def _joined(groups: Sequence[Any]) -> Any:
+def _joined(groups: list[Any]) -> Any:
     """One output, or a field of one, from those of the groups: tensors end to end."""
     first = groups[0]
     if isinstance(first, torch.Tensor):
         return torch.cat(groups)
     if isinstance(first, tuple):
-        return tuple(_joined(each) for each in zip(*groups, strict=True))
+        return tuple(_joined(list(each)) for each in zip(*groups, strict=True))
     return type(first)(**{name: _joined([group[name] for group in groups]) for name in first})

@@ -53,6 +53,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 from transformers.tokenization_utils_tokenizers import TokenizersBackend  # a tokenizer that is data alone
 from transformers.utils import torch_compilable_check  # a check that compiled code may hold
+from transformers.utils.chat_template_utils import render_jinja_template  # a chat as text, and where answers lie in it
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults  # conventions of `forward`
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files  # files of a folder or repository
 from transformers.utils.output_capturing import capture_outputs  # hidden states and attentions of layers
@@ -129,17 +130,41 @@ class PlaceholderGeneration:
             return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)  # type: ignore[misc]
 
 
-# Private methods of the library's classes that are overridden here, since no public one does the same.
-OVERRIDDEN = {
-    "GenerationMixin._get_logits_processor": "processors index by the ids of a prompt",
-    "GenerationMixin._get_candidate_generator": "so does prompt lookup",
-    "GenerationMixin._expand_inputs_for_generation": "repeats the images of a row together, before 5.18",
-    "PreTrainedModel._init_weights": "draws fresh queries, class tokens and positions",
-    "ProcessorMixin._process_videos": "counts clips: the library counts no lists of image files, and no paths",
-    "ProcessorMixin._get_num_multimodal_tokens": "tells an engine how many positions an image or video takes",
-    "ProcessorMixin._get_arguments_from_pretrained": "loads a release, which has no video processor",
-    "Pipeline._sanitize_parameters": "tells a call's own arguments from those of `generate`",
-    "Pipeline._forward": "keeps the new tokens of all answers",
+# Every name that is imported above, and every private one that the files of this folder set, override or call.
+LEANS_ON = {
+    "transformers.initialization": "fresh weights, drawn only where a checkpoint has none",
+    "transformers.conversion_mapping.register_checkpoint_conversion_mapping": "the original's weight names",
+    "transformers.core_model_loading.ConversionOps": "a step of a conversion between the original's weights and ours",
+    "transformers.core_model_loading.WeightConverter": "weights that are split, joined or reshaped",
+    "transformers.core_model_loading.WeightRenaming": "weights that are renamed",
+    "transformers.generation.candidate_generator.PromptLookupCandidateGenerator": "takes ids of the prompt on trial",
+    "transformers.image_processing_backends.PilBackend": "settings of an image processor that needs no torchvision",
+    "transformers.integrations.peft.maybe_load_adapters": "the base model's folder, where an adapter's was given",
+    "transformers.masking_utils.create_masks_for_generate": "masks of a static cache",
+    "transformers.modeling_layers.GradientCheckpointingLayer": "layers whose activations can be computed anew",
+    "transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS": "attention by its name",
+    "transformers.modeling_utils.load_state_dict": "opens a weights file without reading it",
+    "transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "which model types can write",
+    "transformers.models.auto.tokenization_auto.get_tokenizer_config": "which class a folder's tokenizer has",
+    "transformers.models.auto.tokenization_auto.tokenizer_class_from_name": "that class",
+    "transformers.tokenization_utils_tokenizers.TokenizersBackend": "a tokenizer that is data alone",
+    "transformers.utils.torch_compilable_check": "a check that compiled code may hold",
+    "transformers.utils.chat_template_utils.render_jinja_template": "a chat as text, and where answers lie in it",
+    "transformers.utils.generic.can_return_tuple": "`return_dict=False`",
+    "transformers.utils.generic.merge_with_config_defaults": "`output_attentions` and the like from a configuration",
+    "transformers.utils.hub.cached_file": "a file of a folder or repository",
+    "transformers.utils.hub.get_checkpoint_shard_files": "the shards of an index",
+    "transformers.utils.output_capturing.capture_outputs": "hidden states and attentions of layers",
+    "transformers.video_processing_utils.VideoProcessorMixin": "saves and loads a video processor",
+    "transformers.GenerationMixin._get_logits_processor": "processors of logits index by the ids of a prompt",
+    "transformers.GenerationMixin._get_candidate_generator": "so does prompt lookup",
+    "transformers.GenerationMixin._expand_inputs_for_generation": "repeats the images of a row together, before 5.18",
+    "transformers.PreTrainedModel._init_weights": "draws fresh queries, class tokens and positions",
+    "transformers.ProcessorMixin._process_videos": "counts clips: the library counts no image files as frames, no paths",
+    "transformers.ProcessorMixin._get_num_multimodal_tokens": "tells an engine how many positions an image takes",
+    "transformers.ProcessorMixin._get_arguments_from_pretrained": "loads a release, which has no video processor",
+    "transformers.ImageTextToTextPipeline._sanitize_parameters": "tells a call's own arguments from `generate`'s",
+    "transformers.ImageTextToTextPipeline._forward": "keeps the new tokens of all answers",
 }
 
 __all__ = [
@@ -165,6 +190,7 @@ __all__ = [
     "maybe_load_adapters",
     "merge_with_config_defaults",
     "register_checkpoint_conversion_mapping",
+    "render_jinja_template",
     "tokenizer_class_from_name",
     "torch_compilable_check",
 ]

@@ -1,14 +1,24 @@
-"""The processor of mPLUG-Owl: prompts with placeholders, pictures and videos to the model's inputs."""
+"""The processor of mPLUG-Owl: everything from messages to the model's inputs.
+
+A chat is read into one form (`read_chats`), rendered by the chat template, and tokenized; every placeholder becomes the
+positions of its image or video (`num_positions`). Training asks for the same with the answers marked
+(`encode_chat`), a conversation that continues for the new turn alone (`continue_chat`).
+"""
 
 import difflib
 import functools
 import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub.dataclasses import validate_typed_dict
-from huggingface_hub.errors import StrictDataclassFieldValidationError
+import jinja2.meta
+import numpy as np
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import (
     AudioKwargs,
     ImagesKwargs,
@@ -19,7 +29,7 @@ from transformers.processing_utils import (
 )
 
 from .image_processing_mplug_owl import MplugOwlImageProcessor
-from .library_mplug_owl import VideoProcessorMixin
+from .library_mplug_owl import VideoProcessorMixin, render_jinja_template
 from .tokenization_mplug_owl import (
     BOUNDARY,
     ESCAPE,
@@ -35,65 +45,68 @@ SYSTEM_SENTENCE = (
     "The following is a conversation between a curious human and AI assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions."
 )
-
-# The original's prompts. With `add_generation_prompt` earlier answers stand as the original's inference had them;
-# without, as training has them: each answer tokenized by itself and followed by EOS.
-CHAT_TEMPLATE = """\
-{%- macro typed(text) -%}
-    {{- text | replace(IMAGE, ESCAPED_IMAGE) | replace(VIDEO, ESCAPED_VIDEO) | replace(BOUNDARY, '') -}}
-{%- endmacro -%}
-{%- macro joined(content) -%}
-    {%- if content is string -%}
-        {{- typed(content) -}}
+# A Unicode noncharacter that ends an answer while a chat is rendered; no text contains it, and no token is made of it.
+ANSWER_END = "\ufdd2"
+LONGEST = 2**20  # positions of a row
+SOURCES = {"image": ("image", "url", "path", "base64", "image_url"), "video": ("video", "url", "path")}
+# Turns the messages into strings with placeholders, for a language model's own chat template.
+FLATTEN = """\
+{%- set flat = namespace(messages=[]) -%}
+{%- for message in messages -%}
+    {%- set part = namespace(text='') -%}
+    {%- if message.content is string -%}
+        {%- set part.text = message.content -%}
     {%- else -%}
-        {%- for part in content -%}{{- typed(part.text) -}}{%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
-{%- if messages[0].role == 'system' -%}
-    {{- joined(messages[0].content) -}}
-    {%- set turns = messages[1:] -%}
-{%- else -%}
-    {{- SYSTEM -}}
-    {%- set turns = messages -%}
-{%- endif -%}
-{%- for message in turns -%}
-    {%- if message.role == 'user' and message.content is string -%}
-        {{- '\\nHuman: ' + typed(message.content) -}}
-    {%- elif message.role == 'user' -%}
-        {%- for part in message.content -%}
-            {%- if part.type == 'image' -%}
-                {{- '\\nHuman: ' + IMAGE -}}
-            {%- elif part.type == 'video' -%}
-                {{- '\\nHuman: ' + VIDEO -}}
-            {%- else -%}
-                {{- '\\nHuman: ' + typed(part.text) -}}
-            {%- endif -%}
+        {%- for each in message.content -%}
+            {%- if each.type == 'image' -%}{%- set part.text = part.text + '<image>\\n' -%}
+            {%- elif each.type == 'video' -%}{%- set part.text = part.text + '<|video|>\\n' -%}
+            {%- else -%}{%- set part.text = part.text + each.text -%}{%- endif -%}
         {%- endfor -%}
-    {%- elif message.role == 'assistant' and add_generation_prompt -%}
-        {{- '\\nAI: ' + joined(message.content) -}}
-    {%- elif message.role == 'assistant' -%}
-        {{- '\\nAI: ' -}}
-        {%- generation -%}
-            {{- BOUNDARY + joined(message.content) + eos_token -}}
-        {%- endgeneration -%}
-    {%- else -%}
-        {{- raise_exception("The roles are system (first message only), user and assistant, not " + message.role) -}}
     {%- endif -%}
+    {%- set flat.messages = flat.messages + [{'role': message.role, 'content': part.text}] -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- '\\nAI: ' -}}
-{%- endif -%}
+{%- set messages = flat.messages -%}
 """
-_LITERALS = {
-    "ESCAPED_IMAGE": IMAGE_TOKEN[0] + ESCAPE + IMAGE_TOKEN[1:],
-    "ESCAPED_VIDEO": VIDEO_TOKEN[0] + ESCAPE + VIDEO_TOKEN[1:],
-    "BOUNDARY": BOUNDARY,
-    "IMAGE": IMAGE_TOKEN,
-    "VIDEO": VIDEO_TOKEN,
-    "SYSTEM": SYSTEM_SENTENCE,
-}
-for _name, _value in _LITERALS.items():
-    CHAT_TEMPLATE = CHAT_TEMPLATE.replace(_name, ascii(_value) if "'" not in _value else f'"{_value}"')
+
+
+def read_template(name: str | Path, tokenizer=None) -> str:
+    """
+    A chat template by its name.
+
+    Args:
+        name (`str` or path): "original" for the original's prompts, "language_model" for the own template of
+            `tokenizer`, which then also shows images and videos; anything else is a Jinja file.
+
+    Raises:
+        ValueError: if the tokenizer has no template.
+    """
+    if name == "language_model":
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError(
+                "The language model's tokenizer has no chat template: take an instruction-tuned one, the template "
+                "'original', or a Jinja file."
+            )
+        return FLATTEN + tokenizer.chat_template
+    path = Path(__file__).with_name("chat_template.jinja") if name == "original" else Path(name)
+    return path.read_text(encoding="utf-8")
+
+
+@dataclass
+class EncodedChat:
+    """
+    A chat as the model reads it in training.
+
+    Args:
+        ids (`np.ndarray` (positions,)): Token ids, those of images and videos repeated.
+        is_answer (`np.ndarray` (positions,) of bool): Whether a position belongs to an answer or ends it.
+        is_visual (`np.ndarray` (positions,) of bool): Whether it is one of an image or a video.
+        visuals (`list[dict]`): Parts of the messages that are images or videos, in order.
+    """
+
+    ids: np.ndarray
+    is_answer: np.ndarray
+    is_visual: np.ndarray
+    visuals: list[dict[str, Any]]
 
 
 class MplugOwlProcessorKwargs(ProcessingKwargs, total=False):
@@ -101,8 +114,7 @@ class MplugOwlProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True}}
 
 
-# What a call may name: all that the library knows, the ones that come from `apply_chat_template` included, but for
-# what would give rows or positions that fit no picture.
+# What a call may name: all that the library knows.
 ARGUMENT_GROUPS = {
     "text_kwargs": TextKwargs,
     "images_kwargs": ImagesKwargs,
@@ -112,16 +124,9 @@ ARGUMENT_GROUPS = {
 }
 CALL_ARGUMENTS = frozenset(ARGUMENT_GROUPS).union(
     *(kwargs.__annotations__ for kwargs in ARGUMENT_GROUPS.values()),
-    ("return_metadata", "load_audio_from_video", "audio_from_video_indices"),
-) - {
-    "text_pair", "text_target", "text_pair_target", "is_split_into_words", "return_overflowing_tokens", "stride",
-    "sanitize_control_tokens",
-}  # fmt: skip
-UNUSED = frozenset({"tools", "documents", "load_audio_from_video", "sanitize_control_tokens"})
-TEMPLATE_ARGUMENTS = CALL_ARGUMENTS.union(inspect.signature(ProcessorMixin.apply_chat_template).parameters) - UNUSED
-LONGEST = 2**20  # positions of a row
-PICTURE_SOURCES = ("image", "url", "path", "base64")
-VIDEO_SOURCES = ("video", "url", "path")
+    ("return_metadata", "sanitize_control_tokens", "audio_from_video_indices"),
+)
+TEMPLATE_ARGUMENTS = CALL_ARGUMENTS.union(inspect.signature(ProcessorMixin.apply_chat_template).parameters)
 
 
 class MplugOwlProcessor(ProcessorMixin):
@@ -149,6 +154,7 @@ class MplugOwlProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = MplugOwlProcessorKwargs
+    chat_template: Any
 
     def __init__(
         self, image_processor=None, tokenizer=None, video_processor=None, chat_template=None, num_query_tokens: int = 64
@@ -163,7 +169,9 @@ class MplugOwlProcessor(ProcessorMixin):
         self.video_token = VIDEO_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.video_token_id = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
-        super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template or CHAT_TEMPLATE)
+        super().__init__(
+            image_processor, tokenizer, video_processor, chat_template=chat_template or read_template("original")
+        )
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -212,46 +220,124 @@ class MplugOwlProcessor(ProcessorMixin):
             if not isinstance(group, dict):
                 raise ValueError(f"`{name}` is {group!r:.80}, but a dictionary of arguments was expected.")
         check_names(set(kwargs).union(*(group for _, group in groups)), CALL_ARGUMENTS)
+        for name in ("max_length", "pad_to_multiple_of"):
+            number = {**kwargs.get("text_kwargs", {}), **kwargs}.get(name)
+            if number is not None and not 0 < number <= LONGEST:
+                raise ValueError(f"`{name}` is {number}, but a number from 1 to {LONGEST} was expected.")
         if text is None:
             super().validate_inputs(images=images, videos=videos)
             return
         for kind, token, given in (("pictures", self.image_token, images), ("videos", self.video_token, videos)):
             check_counts(kind, token, text, given if isinstance(given, list) else [] if given is None else [given])
 
-    def _merge_kwargs(self, *args, **kwargs):
-        """As in the library, but a ValueError for arguments of another type, or in a group that has no such name."""
-        try:
-            merged = super()._merge_kwargs(*args, **kwargs)
-            merged["text_kwargs"] = {name: value for name, value in merged["text_kwargs"].items() if value is not None}
-            validate_typed_dict(TextKwargs, merged["text_kwargs"])  # type: ignore[type-var]
-        except (StrictDataclassFieldValidationError, TypeError) as error:
-            raise ValueError(f"MplugOwlProcessor cannot work with these arguments: {error}") from error
-        for name in ("max_length", "pad_to_multiple_of"):
-            number = merged["text_kwargs"].get(name)
-            if number is not None and not 0 < number <= LONGEST:
-                raise ValueError(f"`{name}` is {number}, but a number from 1 to {LONGEST} was expected.")
-        return merged
-
     @functools.wraps(ProcessorMixin.apply_chat_template)
     def apply_chat_template(self, conversation, chat_template=None, tools=None, documents=None, *args, **kwargs):
-        check_chats(conversation)
-        if chat_template is not None and not isinstance(chat_template, str):
-            raise ValueError(f"`chat_template` is {chat_template!r:.80}, but a string was expected.")
-        call = kwargs.get("processor_kwargs") or {}
-        if not isinstance(call, dict):
-            raise ValueError(f"`processor_kwargs` is {call!r:.80}, but a dictionary of arguments was expected.")
-        check_names(set(call), CALL_ARGUMENTS)
-        # What the template has no word for would change nothing. The library would fetch the sound of videos by itself.
-        unused = {"tools": tools, "documents": documents, **{name: kwargs[name] for name in UNUSED & set(kwargs)}}
-        given = {name for name in {**unused, **kwargs} if name not in unused or unused[name]}
-        template = f"{self.chat_template} {chat_template}"
-        check_names({name for name in given if name == "text" or name not in template}, TEMPLATE_ARGUMENTS)
+        chats = read_chats(conversation)
+        template = self.chat_template if chat_template is None else chat_template
+        kwargs.pop("load_audio_from_video", None)  # it has no ears
+        variables = variables_of(template)
+        for name, value in (("tools", tools), ("documents", documents)):
+            if value and name not in variables:
+                raise ValueError(f"`{name}` was given, but the chat template has no place for it: leave it out.")
+        check_names({*kwargs}, TEMPLATE_ARGUMENTS | variables)
+        check_names({**(kwargs.get("processor_kwargs") or {})}.keys(), CALL_ARGUMENTS)
         try:
-            return super().apply_chat_template(
-                conversation, chat_template, tools or None, documents or None, *args, **kwargs
+            return super().apply_chat_template(chats, chat_template, tools or None, documents or None, *args, **kwargs)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"The chat does not fit the chat template: {error}") from error
+
+    def num_positions(self, kind: str = "image") -> int:
+        """Positions of the language model that an "image" or a "video" takes."""
+        return self.num_query_tokens + 1
+
+    def encode_chat(self, messages: list[dict[str, Any]]) -> EncodedChat:
+        """
+        One chat with its answers, as training reads it: each answer is tokenized by itself and followed by EOS, so that
+        the ids before it are those of its prompt.
+
+        Raises:
+            ValueError: if the chat does not fit the template, or the template does not show where answers lie.
+        """
+        messages = read_chats(messages)
+        text, is_answer = self._with_answers(messages)
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        bos = self.tokenizer.bos_token
+        encoding = backend.encode(text, add_special_tokens=bos is None or not text.startswith(bos))
+        ids = np.array(encoding.ids)
+        answered = np.array([start < end and is_answer[start] for start, end in encoding.offsets], dtype=bool)
+        # The placeholder of an image or video stands for all of its positions.
+        repeats = np.ones_like(ids)
+        for kind, token_id in (("image", self.image_token_id), ("video", self.video_token_id)):
+            repeats[ids == token_id] = self.num_positions(kind)
+        is_visual = np.isin(ids, [self.image_token_id, self.video_token_id])
+        ids, answered, is_visual = (np.repeat(values, repeats) for values in (ids, answered, is_visual))
+        return EncodedChat(ids, answered, is_visual, visuals_of(messages))
+
+    def _with_answers(self, messages: list[dict[str, Any]]) -> tuple[str, np.ndarray]:
+        """The text of a chat, and for each of its characters whether it belongs to an answer."""
+        if not re.search(r"{%-?\s*generation", self.chat_template):
+            text, _ = self._render([_with_marks(message) for message in messages])
+            return self._find_marks(text, sum(message["role"] == "assistant" for message in messages))
+        text, spans = self._render(messages, return_assistant_tokens_mask=True)
+        pieces, end = [], 0
+        for start, stop in spans:
+            pieces += [(text[end:start], False), (BOUNDARY + text[start:stop].removeprefix(BOUNDARY), True)]
+            end = stop
+        return joined([*pieces, (text[end:], False)])
+
+    def _render(self, messages: list[dict[str, Any]], **options) -> tuple[str, list[tuple[int, int]]]:
+        """A chat as text, and where its answers lie, if asked for."""
+        try:
+            rendered: Any = render_jinja_template(
+                conversations=[messages],
+                chat_template=self.chat_template,
+                **options,
+                **self.tokenizer.special_tokens_map,
             )
         except jinja2.TemplateError as error:
             raise ValueError(f"The chat does not fit the chat template: {error}") from error
+        (text,), spans = rendered
+        return text, spans[0] if spans else []
+
+    def _find_marks(self, text: str, count: int) -> tuple[str, np.ndarray]:
+        """Answers of a text by the marks around them, with the EOS that follows each."""
+        before, *parts = re.split(f"{BOUNDARY}([^{ANSWER_END}]*){ANSWER_END}", text)
+        answers, between, eos = parts[::2], parts[1::2], self.tokenizer.eos_token
+        if len(answers) != count or not all(following.startswith(eos) for following in between):
+            raise ValueError(
+                f"The chat template does not write each answer as it is and {eos!r} after it: mark the answers by "
+                "{% generation %} and {% endgeneration %}, with the end-of-sequence token between them."
+            )
+        pieces = [(before, False)]
+        for answer, following in zip(answers, between, strict=True):
+            pieces += [(BOUNDARY + answer + eos, True), (following.removeprefix(eos), False)]
+        return joined(pieces)
+
+    def continue_chat(self, messages: list[dict[str, Any]], turn: dict[str, Any], has_ended: bool) -> BatchFeature:
+        """
+        Inputs of one more turn, to be read after the ids of `messages` and of the answer that is their last.
+
+        Args:
+            messages (`list[dict]`): The conversation so far.
+            turn (`dict`): The user's next message.
+            has_ended (`bool`): Whether the model wrote an end-of-sequence token after its answer.
+
+        Raises:
+            ValueError: if the chat template leaves out earlier answers.
+        """
+        *earlier, turn = read_chats([*messages, turn])
+        earlier[-1] = {**earlier[-1], "content": ANSWER_END}
+        text, _ = self._render([*earlier, turn], add_generation_prompt=True)
+        _, found, new = text.rpartition(ANSWER_END)
+        if not found:
+            raise ValueError("The chat template leaves out earlier answers, so a conversation cannot go on after them.")
+        if has_ended:
+            new = new.removeprefix(self.tokenizer.eos_token)
+        seen = {kind: [source_of(part) for part in visuals_of([turn]) if part["type"] == kind] for kind in SOURCES}
+        visuals = {f"{kind}s": sources for kind, sources in seen.items() if sources}
+        return self(text=[new], add_special_tokens=False, return_tensors="pt", **visuals)
 
     def _process_videos(self, videos, **kwargs):
         processed = self.video_processor(videos, **kwargs)
@@ -259,18 +345,18 @@ class MplugOwlProcessor(ProcessorMixin):
         return processed, [self.replace_video_token(processed, number) for number in range(count)]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        return self.image_token * (self.num_query_tokens + 1)
+        return self.image_token * self.num_positions("image")
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
-        return self.video_token * (self.num_query_tokens + 1)
+        return self.video_token * self.num_positions("video")
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
-        positions = self.num_query_tokens + 1
         data = {}
         if image_sizes is not None:
-            data = {"num_image_tokens": [positions] * len(image_sizes), "num_image_patches": [1] * len(image_sizes)}
+            data["num_image_tokens"] = [self.num_positions("image")] * len(image_sizes)
+            data["num_image_patches"] = [1] * len(image_sizes)
         if video_sizes is not None:
-            data["num_video_tokens"] = [positions] * len(video_sizes)
+            data["num_video_tokens"] = [self.num_positions("video")] * len(video_sizes)
         return MultiModalData(**data)
 
 
@@ -287,51 +373,118 @@ def check_counts(kind: str, token: str, text: list[str], visuals: list) -> None:
         )
 
 
-def check_names(names: set, known: frozenset[str]) -> None:
+def check_names(names: Iterable[str], known: frozenset[str]) -> None:
     """Raises a ValueError for names of arguments that are not known."""
-    for name in names - known:
+    for name in set(names) - known:
         nearest = difflib.get_close_matches(str(name), known, n=1)
         hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
         raise ValueError(f"`{name}` is no argument of MplugOwlProcessor.{hint}")
 
 
-def check_chats(conversation) -> None:
-    """Raises a ValueError that says which message of a chat, or of a list of chats, is not as it should be."""
+def variables_of(template: str) -> frozenset[str]:
+    """Names that a chat template asks for."""
+    plain = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template)
+    try:
+        parsed = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"The chat template cannot be read: {error}") from error
+    return frozenset(jinja2.meta.find_undeclared_variables(parsed))
+
+
+def read_chats(conversation) -> list:
+    """
+    A chat, or a list of chats, in the form that the rest reads: the content of a message is a string or a list of
+    parts; a part is `{"type": "text", "text": ...}`, or `{"type": "image"}` or `{"type": "video"}` with at most one
+    source under the name that it was given by. Sources that are `None`, as in rows of a table, are left out.
+
+    Raises:
+        ValueError: says which message or part is not as it should be.
+    """
     is_batch = isinstance(conversation, (list, tuple)) and conversation and isinstance(conversation[0], (list, tuple))
     for chat in conversation if is_batch else [conversation]:
         if not isinstance(chat, (list, tuple)) or not chat:
             raise ValueError(f"A chat is {chat!r:.80}, but a list of messages, not empty, was expected.")
-        for message in chat:
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                raise ValueError(
-                    f"A message is {message!r:.80}, but a dictionary with `role` and `content` was expected."
-                )
-            content = message.get("content")
-            if not isinstance(content, (str, list, tuple)) or content in ([], ()):
-                raise ValueError(
-                    f"The content of a message is {content!r:.80}, but a string or a list of parts, not empty, was "
-                    "expected."
-                )
-            for part in [] if isinstance(content, str) else content:
-                _check_part(part, message["role"])
+    chats = [[_read_message(message) for message in chat] for chat in (conversation if is_batch else [conversation])]
+    return chats if is_batch else chats[0]
 
 
-def _check_part(part, role: str) -> None:
+def _read_message(message) -> dict[str, Any]:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError(f"A message is {message!r:.80}, but a dictionary with `role` and `content` was expected.")
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": _as_text(content)}
+    if not isinstance(content, (list, tuple)) or not content:
+        raise ValueError(
+            f"The content of a message is {content!r:.80}, but a string or a list of parts, not empty, was expected."
+        )
+    return {**message, "content": [_read_part(part, message["role"]) for part in content]}
+
+
+def _as_text(typed: str) -> str:
+    """What somebody typed, with placeholders in it that stay text and none of the marks of a rendered chat."""
+    for token in (IMAGE_TOKEN, VIDEO_TOKEN):
+        typed = typed.replace(token, token[0] + ESCAPE + token[1:])
+    return typed.replace(BOUNDARY, "").replace(ANSWER_END, "")
+
+
+def _read_part(part, role: str) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
-        return
-    if kind in ("image", "video") or (kind == "image_url" and "image_url" in part):
-        if role != "user":
-            raise ValueError(f"A message of role {role} has a part of type {kind}: put it into a message of role user.")
-        sources = [name for name in (VIDEO_SOURCES if kind == "video" else PICTURE_SOURCES) if name in part]
-        if len(sources) > 1:
-            raise ValueError(f"A part of type {kind} has {' and '.join(sources)}: give one of them.")
-        return
-    raise ValueError(
-        f"A part of a message is {part!r:.80}, but {{'type': 'text', 'text': ...}}, {{'type': 'image', 'path': ...}} "
-        f"(or one of {', '.join(PICTURE_SOURCES)} in place of path) or {{'type': 'video', 'path': ...}} (or one of "
-        f"{', '.join(VIDEO_SOURCES)}) was expected."
+        return {"type": "text", "text": _as_text(part["text"])}
+    if kind == "image_url":  # as OpenAI's clients write it
+        kind = "image"
+    if kind not in SOURCES:
+        raise ValueError(
+            f"A part of a message is {part!r:.80}, but {{'type': 'text', 'text': ...}}, {{'type': 'image', ...}} with "
+            f"one of {', '.join(SOURCES['image'])}, or {{'type': 'video', ...}} with one of "
+            f"{', '.join(SOURCES['video'])} was expected."
+        )
+    if role != "user":
+        raise ValueError(f"A message of role {role} has a part of type {kind}: put it into a message of role user.")
+    given = {name: part[name] for name in SOURCES[kind] if part.get(name) is not None}
+    if len(given) > 1:
+        raise ValueError(f"A part of type {kind} has {' and '.join(given)}: give one of them.")
+    if "image_url" in given:
+        url = given.pop("image_url")
+        given["url"] = url["url"] if isinstance(url, dict) and "url" in url else url
+    return {"type": kind, **given}
+
+
+def visuals_of(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The parts of messages that are images or videos, in their order."""
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+    return [part for part in parts if part["type"] in SOURCES]
+
+
+def source_of(part: dict[str, Any]):
+    """
+    What a part of a message shows: a path, a URL, an image and the like.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    names = SOURCES[part["type"]]
+    source = next((part[name] for name in names if name in part), None)
+    if source is None:
+        raise ValueError(f"A part of type {part['type']} has none of {', '.join(names)}: {part!r:.80}")
+    return source
+
+
+def joined(pieces: list[tuple[str, bool]]) -> tuple[str, np.ndarray]:
+    """The text of pieces, and of which kind the piece of each character is."""
+    return "".join(text for text, _ in pieces), np.repeat(
+        [kind for _, kind in pieces], [len(text) for text, _ in pieces]
     )
+
+
+def _with_marks(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose answer, if it is one, can be found in whatever text it becomes a part of."""
+    if message["role"] != "assistant":
+        return message
+    content = message["content"]
+    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return {**message, "content": BOUNDARY + text + ANSWER_END}
 
 
 MplugOwlProcessor.register_for_auto_class()

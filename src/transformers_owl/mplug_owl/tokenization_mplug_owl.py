@@ -70,6 +70,7 @@ def prepare_tokenizer(tokenizer: TokenizersBackend) -> TokenizersBackend:
         add_bos_token=tokenizer.bos_token is not None,
         padding_side="left",
         model_max_length=tokenizer.model_max_length,
+        chat_template=tokenizer.chat_template,
         clean_up_tokenization_spaces=False,
     )
     prepared.add_tokens([AddedToken(token, special=True, normalized=False) for token in (IMAGE_TOKEN, VIDEO_TOKEN)])

@@ -1,4 +1,8 @@
-"""mPLUG-Owl as vLLM runs it: by its Transformers modeling backend, with what is particular to this model."""
+"""
+mPLUG-Owl as vLLM runs it: by its Transformers modeling backend, with what is particular to this model.
+
+Nearly every line here is about vLLM's insides, so this file is the fence of this room.
+"""
 
 import math
 from functools import cached_property
@@ -16,6 +20,25 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ..mplug_owl.configuration_mplug_owl import MplugOwlConfig
 from ..mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration, MplugOwlModel
+
+
+BACKEND = "vllm.model_executor.models.transformers"
+LEANS_ON = {
+    f"{BACKEND}.TransformersMultiModalForCausalLM": "runs any model of the library; ours is one of its kind",
+    f"{BACKEND}.TransformersMultiModalForCausalLM._create_hf_to_vllm_mapper": "which weights are left out",
+    f"{BACKEND}.TransformersMultiModalForCausalLM.recursive_replace": "which layers are split over devices",
+    f"{BACKEND}.TransformersMultiModalForCausalLM.configure_mm_token_handling": "placeholders outside the vocabulary",
+    f"{BACKEND}.TransformersMultiModalForCausalLM.compute_logits": "what may not be written",
+    f"{BACKEND}.utils.recursive_replace_linear": "layers that stay whole",
+    f"{BACKEND}.MultiModalProcessingInfo": "what the engine asks before it takes a request",
+    f"{BACKEND}.MultiModalProcessingInfo._is_video_model": "whether videos are taken: our processor takes them always, "
+    "a model does only where its configuration says so",
+    f"{BACKEND}.MultiModalProcessingInfo.get_default_tok_params": "how a prompt is tokenized",
+    f"{BACKEND}.MultiModalProcessor": "the engine's way to the processor",
+    f"{BACKEND}.MultiModalDummyInputsBuilder": "what the engine measures memory with",
+    "vllm.multimodal.MULTIMODAL_REGISTRY": "makes these known",
+    "transformers.PreTrainedModel._keys_to_ignore_on_load_unexpected": "what the engine's mapper reads",
+}
 
 
 class MplugOwlProcessingInfo(MultiModalProcessingInfo):

@@ -101,7 +101,7 @@ class RecipeParser(HfArgumentParser):
     """Fails by a ValueError where argparse would print two hundred options and exit."""
 
     def __init__(self):
-        super().__init__(KINDS, allow_abbrev=False)  # type: ignore[list-item]
+        super().__init__(KINDS, allow_abbrev=False)  # type: ignore[arg-type]
         self.set_defaults(**DEFAULTS)
         self.names = sorted(each.name for kind in KINDS for each in fields(kind) if each.init)
 

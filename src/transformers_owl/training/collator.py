@@ -1,29 +1,19 @@
 """Conversations to batches: ids, pictures, videos, and labels on the answers alone."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 import PIL.Image
 import torch
 
 from ..mplug_owl.image_processing_mplug_owl import resize
-from ..mplug_owl.processing_mplug_owl import PICTURE_SOURCES, VIDEO_SOURCES, check_chats
+from ..mplug_owl.processing_mplug_owl import EncodedChat, source_of
 from ..mplug_owl.video_processing_mplug_owl import read_frames
-from .library import render_jinja_template
 from .packing import pack
 
 
 IGNORED = -100
-
-
-def visuals_of(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The parts of messages that are pictures or videos, in their order."""
-    for message in messages:
-        if not isinstance(message["content"], str):
-            yield from (part for part in message["content"] if part["type"] in ("image", "video"))
 
 
 class ConversationCollator:
@@ -124,7 +114,7 @@ class ConversationCollator:
     def _with_blank(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row with a white picture or video behind its end, where nothing looks back at it and nothing is learned."""
         assert self.always is not None
-        positions = self.processor.num_query_tokens + 1
+        positions = self.processor.num_positions(self.always)
         size = self.processor.image_processor.size
         blank: Any = PIL.Image.new("RGB", (size["width"], size["height"]), "white")
         if self.always == "video":
@@ -138,23 +128,11 @@ class ConversationCollator:
         One conversation: `input_ids`, `attention_mask` and `labels` (positions,), `image`, a list of PIL images of the
         model's size, and `video`, a list of lists of these; labels are all -100 if no answer is left.
         """
-        check_chats(messages)
-        text, is_answer = self._render(messages)
-        backend = self.processor.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        encoding = backend.encode(text)
-        single = np.array(encoding.ids)
-        spoken = np.array([start < end and is_answer[start] for start, end in encoding.offsets], dtype=bool)
-        # The placeholder of a picture or video stands for all of its positions.
-        is_visual = np.isin(single, list(self.token_ids.values()))
-        repeats = np.where(is_visual, self.processor.num_query_tokens + 1, 1)
-        ids, answers, visual = (torch.from_numpy(np.repeat(values, repeats)) for values in (single, spoken, is_visual))
-        length = self._cut(visual)
-        ids, answers = ids[:length], answers[:length]
-        kept = int(visual[:length].sum()) // (self.processor.num_query_tokens + 1)
+        chat = self.processor.encode_chat(messages)
+        length, kept = self._cut(chat)
+        ids, answers = torch.from_numpy(chat.ids[:length]), torch.from_numpy(chat.is_answer[:length])
         seen: dict[str, list] = {"image": [], "video": []}
-        for part in itertools.islice(visuals_of(messages), kept):
+        for part in chat.visuals[:kept]:
             seen[part["type"]].append(self._small(part))
         return {
             "input_ids": ids,
@@ -162,23 +140,6 @@ class ConversationCollator:
             "labels": ids.masked_fill(~answers, IGNORED),
             **seen,
         }
-
-    def _render(self, messages: list[dict[str, Any]]) -> tuple[str, np.ndarray]:
-        """The text of a conversation, and for each of its characters whether it belongs to an answer."""
-        try:
-            rendered: Any = render_jinja_template(
-                conversations=[messages],
-                chat_template=self.processor.chat_template,
-                return_assistant_tokens_mask=True,
-                **self.processor.tokenizer.special_tokens_map,
-            )
-        except jinja2.TemplateError as error:
-            raise ValueError(f"The chat does not fit the chat template: {error}") from error
-        (text,), (spans,) = rendered
-        is_answer = np.zeros(len(text), dtype=bool)
-        for start, end in spans:
-            is_answer[start:end] = True
-        return text, is_answer
 
     def _small(self, part: dict[str, Any]) -> PIL.Image.Image | list[PIL.Image.Image]:
         """What a part shows, already resized as the processor would do it: its other steps then work on less."""
@@ -196,21 +157,23 @@ class ConversationCollator:
         Raises:
             ValueError: if it cannot be read.
         """
-        names = VIDEO_SOURCES if part["type"] == "video" else PICTURE_SOURCES
-        source = next((part[name] for name in names if name in part), None)
-        if source is None:
-            raise ValueError(f"A part of type {part['type']} has none of {', '.join(names)}: {part!r:.80}")
+        source = source_of(part)
         if part["type"] == "image":
             return self.processor.image_processor.fetch_images(source)
         return read_frames(source, num_frames=self.num_frames)[0]
 
-    def _cut(self, is_visual: torch.Tensor) -> int:
-        """Positions to keep: `max_length`, or fewer so that the last picture or video is whole."""
-        if self.max_length is None or len(is_visual) <= self.max_length:
-            return len(is_visual)
-        kept = is_visual[: self.max_length]
-        rest = int(kept.sum()) % (self.processor.num_query_tokens + 1)
-        return self.max_length if rest == 0 else int(kept.nonzero()[-rest])
+    def _cut(self, chat: EncodedChat) -> tuple[int, int]:
+        """Positions to keep, at most `max_length`, and how many pictures and videos these are; none is divided."""
+        length, count = len(chat.ids), 0
+        if self.max_length is None or length <= self.max_length:
+            return length, len(chat.visuals)
+        positions = chat.is_visual.nonzero()[0]
+        for part in chat.visuals:
+            size = self.processor.num_positions(part["type"])
+            if positions[size - 1] >= self.max_length:
+                return min(self.max_length, int(positions[0])), count
+            positions, count = positions[size:], count + 1
+        return self.max_length, count
 
 
 def _levels(pictures: list[PIL.Image.Image]) -> torch.Tensor:

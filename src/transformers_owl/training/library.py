@@ -7,7 +7,6 @@ from typing import Any
 from transformers import Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
-from transformers.utils.chat_template_utils import render_jinja_template
 
 
 LEANS_ON = {
@@ -20,7 +19,6 @@ LEANS_ON = {
     "transformers.trainer_utils.get_last_checkpoint": "where a run goes on",
     "transformers.trainer_utils.rotate_checkpoints": "removes older checkpoints, but the best one",
     "transformers.modeling_layers.GradientCheckpointingLayer": "what a layer is, in all models of the library",
-    "transformers.utils.chat_template_utils.render_jinja_template": "a chat as text, and which characters are answers",
     "webdataset.shardlists.expand_urls": "`{00000..00099}` stands for a hundred files",
     "webdataset.tariterators.group_by_keys": "files of a tar shard, by sample",
     "datasets: state.json": "a folder that `save_to_disk` wrote has such a file",
@@ -37,7 +35,6 @@ __all__ = [
     "get_last_checkpoint",
     "group_by_keys",
     "is_saved_dataset",
-    "render_jinja_template",
 ]
 
 UNFINISHED = "unfinished"

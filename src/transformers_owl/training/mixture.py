@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ..mplug_owl.processing_mplug_owl import read_chats, visuals_of
 from .augmentation import Augmentation
-from .collator import IGNORED, ConversationCollator, visuals_of
+from .collator import IGNORED, ConversationCollator
 from .names import check_names
 from .readers import NAMES, Messages
 from .sources import BadSampleError, Rows, Shards, Source
@@ -339,13 +340,17 @@ def open_visuals(sample: dict[str, Any], collator: ConversationCollator) -> Mess
     The sample's messages with PIL images in place of the paths and URLs of pictures, and lists of them for videos.
 
     Raises:
-        BadSampleError: for a picture or video that is missing or unreadable.
+        BadSampleError: for messages of another form, and for a picture or video that is missing or unreadable.
     """
+    try:
+        messages = read_chats(sample["messages"])
+    except ValueError as error:
+        raise BadSampleError("malformed row", sample["source"], error) from error
     return [
         message
         if isinstance(message["content"], str)
         else {**message, "content": [_opened(part, sample["source"], collator) for part in message["content"]]}
-        for message in sample["messages"]
+        for message in messages
     ]
 
 

@@ -1,0 +1,416 @@
+"""The installed packages are as the fences expect them: what a new release changes fails here by its entry's name."""
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from test_imports import FENCES, PACKAGE, leans_on
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerState, TrainingArguments
+
+
+CONTRACTS: dict[str, Callable] = {}
+ENTRIES = sorted({entry for names in FENCES.values() for name in names for entry in leans_on(PACKAGE / name)})
+
+
+def contract(*entries: str):
+    def keep(function: Callable) -> Callable:
+        CONTRACTS.update(dict.fromkeys(entries, function))
+        return function
+
+    return keep
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_contract(entry, tmp_path):
+    check = CONTRACTS[entry]
+    check(**{name: {"entry": entry, "tmp_path": tmp_path}[name] for name in inspect.signature(check).parameters})
+
+
+def test_every_contract_is_of_an_entry():
+    assert sorted(CONTRACTS) == ENTRIES
+
+
+def parameters(function: Callable) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def found(entry: str):
+    """The thing of this name: a module's, or of a class in one."""
+    parts = entry.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        try:
+            thing = __import__(".".join(parts[:length]), fromlist=["_"])
+        except ModuleNotFoundError:
+            continue
+        for name in parts[length:]:
+            thing = inspect.getattr_static(thing, name) if inspect.isclass(thing) else getattr(thing, name)
+        return thing
+    raise ModuleNotFoundError(entry)
+
+
+AUTO = "transformers.models.auto"
+
+
+@contract(f"{AUTO}.video_processing_auto.AutoVideoProcessor")
+def _(entry):
+    assert {"config_class", "video_processor_class"} <= set(parameters(found(entry).register))
+
+
+@contract("transformers.AutoVideoProcessor")
+def _():
+    """What this package writes there is what others import from there."""
+    import transformers_owl
+
+    name = "AutoVideoProcessor"
+    assert f"{transformers_owl.__name__}.library" in sys.modules
+    assert getattr(transformers, name) is found(f"{AUTO}.video_processing_auto.{name}")
+
+
+@contract(f"{AUTO}.tokenization_auto.TOKENIZER_MAPPING_NAMES")
+def _(entry):
+    assert found(entry)["gpt2"] == "GPT2Tokenizer"
+
+
+@contract(f"{AUTO}.tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS")
+def _(entry):
+    """A set of model types, read when a tokenizer is loaded."""
+    types = found(entry)
+    assert isinstance(types, set) and all(isinstance(kind, str) for kind in types)
+    loading = inspect.getsource(found(f"{AUTO}.tokenization_auto.AutoTokenizer").from_pretrained)
+    assert "in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS" in loading
+
+
+@contract(
+    f"{AUTO}.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    f"{AUTO}.modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+)
+def _(entry):
+    assert found(entry)["llava"] == "LlavaForConditionalGeneration"
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, labels):
+        return {"loss": (self.weight - x).pow(2).mean(), "logits": x}
+
+
+def small_trainer(cls: type[Trainer], folder: Path, **options) -> Trainer:
+    """Three steps of training, with a checkpoint after each."""
+    settings = {"max_steps": 3, "save_steps": 1, "report_to": [], "use_cpu": True, "disable_tqdm": True, **options}
+    rows = [{"x": torch.ones(1), "labels": torch.ones(1)}] * 6
+    return cls(Small(), TrainingArguments(str(folder), **settings), train_dataset=rows, eval_dataset=rows)
+
+
+@contract("transformers.Trainer._save_checkpoint", "transformers.Trainer._get_output_dir")
+def _(entry, tmp_path):
+    """All of a checkpoint is written by the one into the folder that the other says, in `checkpoint-STEP`."""
+    names = parameters(Trainer._save_checkpoint), parameters(Trainer._get_output_dir)
+    assert names == (["self", "model", "trial"], ["self", "trial"])
+
+    class Elsewhere(Trainer):
+        def _get_output_dir(self, trial):
+            return super()._get_output_dir(trial) + ("/aside" if self.saving else "")
+
+        def _save_checkpoint(self, model, trial):
+            self.saving = True
+            super()._save_checkpoint(model, trial)
+            self.saving = False
+            step = self.state.global_step
+            assert [path.name for path in tmp_path.iterdir()] == ["aside"]
+            assert TrainerState.load_from_json(str(tmp_path / f"aside/checkpoint-{step}/trainer_state.json"))
+            assert (tmp_path / f"aside/checkpoint-{step}/rng_state.pth").exists()
+
+    Elsewhere.saving = False
+    small_trainer(Elsewhere, tmp_path).train()
+    assert len(list((tmp_path / "aside").iterdir())) == 3
+
+
+@contract("transformers.Trainer._push_from_checkpoint")
+def _(tmp_path):
+    """Called with a checkpoint's folder within the save, where `push_to_hub` is set; it asks for that by itself."""
+    pushed = []
+
+    class Pusher(Trainer):
+        def init_hf_repo(self, *_, **__):
+            pass
+
+        def _push_from_checkpoint(self, checkpoint_folder):
+            pushed.append(checkpoint_folder)
+
+    trainer = small_trainer(Pusher, tmp_path, max_steps=1)
+    trainer.train()
+    assert pushed == []
+    trainer.args.push_to_hub = True
+    trainer._save_checkpoint(trainer.model, None)
+    assert pushed == [str(tmp_path / "checkpoint-1")]
+
+
+@contract("transformers.Trainer._load_from_checkpoint")
+def _(tmp_path):
+    trainer = small_trainer(Trainer, tmp_path)
+    trainer.train()
+    trained = trainer.model.weight.item()
+    nn.init.zeros_(trainer.model.weight)
+    trainer._load_from_checkpoint(str(tmp_path / "checkpoint-3"))
+    assert trainer.model.weight.item() == trained != 0
+
+
+@contract("transformers.Trainer._load_best_model")
+def _(tmp_path):
+    """What `best_model_checkpoint` names is loaded; it names where a checkpoint was written, where that is the best."""
+    options = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "greater_is_better": True}
+    trainer = small_trainer(Trainer, tmp_path, **options, metric_for_best_model="loss", learning_rate=0.1)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
+    best = trainer.model.weight.item()
+    trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-3")
+    trainer._load_best_model()
+    assert trainer.model.weight.item() > best > 0
+
+
+@contract("transformers.trainer_utils.get_last_checkpoint")
+def _(entry, tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10", "unfinished"):
+        (tmp_path / name).mkdir()
+    assert found(entry)(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+
+
+@contract("transformers.trainer_utils.rotate_checkpoints")
+def _(entry, tmp_path):
+    """The last ones stay, and the best."""
+    for number in range(1, 5):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+    found(entry)(str(tmp_path), 2, str(tmp_path / "checkpoint-1"), use_mtime=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-4"]
+    assert parameters(found(entry))[:3] == ["output_dir", "save_total_limit", "best_model_checkpoint"]
+
+
+def small_llama() -> LlamaForCausalLM:
+    sizes = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=2, pad_token_id=0, attn_implementation="sdpa"))
+
+
+@contract("transformers.modeling_layers.GradientCheckpointingLayer")
+def _(entry):
+    names = [name for name, module in small_llama().named_modules() if isinstance(module, found(entry))]
+    assert names == ["model.layers.0", "model.layers.1"]
+
+
+@contract("transformers.utils.chat_template_utils.render_jinja_template")
+def _(entry):
+    """Spans are of characters, of what stands in `generation`."""
+    template = "{% for m in messages %}{{ m.content }}{% generation %}{{ bos_token }}yes{% endgeneration %}{% endfor %}"
+    texts, spans = found(entry)(
+        conversations=[[{"role": "user", "content": "sure?"}]],
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        bos_token="!",
+    )
+    assert texts == ["sure?!yes"]
+    assert [[tuple(span) for span in each] for each in spans] == [[(5, 9)]]
+
+
+@contract("webdataset.shardlists.expand_urls")
+def _(entry):
+    pytest.importorskip("webdataset")
+    assert found(entry)("a/{08..10}.tar") == ["a/08.tar", "a/09.tar", "a/10.tar"]
+
+
+@contract("webdataset.tariterators.group_by_keys")
+def _(entry):
+    pytest.importorskip("webdataset")
+    files = [{"fname": name, "data": name.encode(), "__url__": "s.tar"} for name in ("a/1.jpg", "a/1.TXT", "2.seg.png")]
+    assert list(found(entry)(files)) == [
+        {"__key__": "a/1", "__url__": "s.tar", "jpg": b"a/1.jpg", "txt": b"a/1.TXT"},
+        {"__key__": "2", "__url__": "s.tar", "seg.png": b"2.seg.png"},
+    ]
+
+
+@contract("datasets: state.json")
+def _(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    from transformers_owl.training.library import is_saved_dataset
+
+    assert not is_saved_dataset(tmp_path)
+    datasets.Dataset.from_list([{"a": 1}]).save_to_disk(tmp_path)
+    assert is_saved_dataset(tmp_path)
+
+
+@contract("peft: names of parameters")
+def _():
+    peft = pytest.importorskip("peft")
+    from transformers_owl.training.library import FROZEN_COPY, LORA, WRAPPED
+
+    model = small_llama()
+    plain = set(dict(model.named_parameters()))
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    names = list(dict(peft.get_peft_model(model, config).named_parameters()))
+    assert all(name.startswith(WRAPPED) for name in names)
+    assert sum(LORA in name for name in names) == 4
+    (copied,) = [name for name in names if FROZEN_COPY in name]
+    assert copied.removeprefix(WRAPPED).replace(f".{FROZEN_COPY}", "") in plain
+
+
+@contract("transformers.PreTrainedConfig._attn_implementation")
+def _():
+    model = small_llama()
+    assert model.config._attn_implementation == "sdpa"
+    model.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "eager"
+
+
+@contract("torch.ops.mkldnn._linear_pointwise")
+def _():
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch has no oneDNN")
+    from transformers_owl.inference.library import onednn_linear
+
+    input, weight, bias = torch.randn(3, 5), torch.randn(4, 5), torch.randn(4)
+    for given in (None, bias):
+        expected = nn.functional.linear(input, weight, given)
+        torch.testing.assert_close(onednn_linear(input, weight, given), expected)
+
+
+@contract("torch._inductor.config")
+def _():
+    """Both settings exist, and the one is asked for while code is traced."""
+    from transformers_owl.inference.library import inductor_settings
+
+    asked = []
+
+    def backend(graph, inputs):
+        asked.append((len(inputs), torch._inductor.config.freezing, torch._inductor.config.cpp_wrapper))
+        return graph.forward
+
+    model = Small()
+    model.compile(backend=backend)
+    with torch.no_grad(), inductor_settings(freezing=True, cpp_wrapper=True):
+        model(torch.ones(1), None)
+    # Frozen weights are no inputs of what is compiled: there is the one that was given.
+    assert asked == [(1, True, True)]
+    assert not torch._inductor.config.freezing
+
+
+@contract("transformers.utils.find_adapter_config_file")
+def _(entry, tmp_path):
+    assert found(entry)(str(tmp_path)) is None
+    (tmp_path / "adapter_config.json").write_text(json.dumps({}))
+    assert found(entry)(str(tmp_path)) == str(tmp_path / "adapter_config.json")
+
+
+@contract("gradio: requests of a page")
+def _():
+    """Gradio answers what passes the gate."""
+    gradio = pytest.importorskip("gradio")
+    from starlette.routing import Match, Router
+
+    from transformers_owl import pages
+
+    with gradio.Blocks(analytics_enabled=False) as page:
+        gradio.Textbox()
+    router: Router = gradio.routes.App.create_app(page).router
+
+    def is_known(method: str, path: str) -> bool:
+        scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+        return any(route.matches(scope)[0] == Match.FULL for route in router.routes)
+
+    below = [prefix + "a" for prefix in (*pages.READ_BELOW, pages.FILE)]
+    assert [path for path in (*pages.READ, *below) if not is_known("GET", path)] == []
+    assert [path for path in (*pages.CALLED, pages.UPLOAD) if not is_known("POST", path)] == []
+
+
+@contract("gradio: files in a request")
+def _():
+    gradio = pytest.importorskip("gradio")
+    file = gradio.FileData(path="/a/b.png", meta={"_type": "gradio.FileData"})
+    assert file.path == "/a/b.png"
+    assert file.url is None
+    assert gradio.File(type="filepath").preprocess(file) == "/a/b.png"
+
+
+@contract("gradio: GRADIO_TEMP_DIR")
+def _(tmp_path):
+    gradio = pytest.importorskip("gradio")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+        (tmp_path / "from").mkdir()
+        (tmp_path / "from" / "a.txt").write_text("a")
+        assert str(tmp_path) == gradio.File().GRADIO_CACHE
+        assert Path(gradio.routes.App.create_app(gradio.Blocks()).uploaded_file_dir) == tmp_path
+
+
+@contract("gradio.Blocks.launch")
+def _(entry):
+    pytest.importorskip("gradio")
+    given = {
+        "server_name", "server_port", "theme", "footer_links", "run_history", "ssr_mode", "allowed_paths", "app_kwargs",
+        "prevent_thread_lock", "css", "js", "max_file_size",
+    }  # fmt: skip
+    assert given <= set(parameters(found(entry)))
+
+
+@contract(
+    "lmms_eval.models.registry_v2.ModelManifest",
+    "lmms_eval.api.model.lmms",
+    "lmms_eval.api.instance.GenerationResult",
+)
+def _(entry):
+    pytest.importorskip("lmms_eval")
+    names = {"ModelManifest": {"model_id", "simple_class_path"}, "GenerationResult": {"output"}, "lmms": set()}
+    assert names[entry.rpartition(".")[2]] <= set(parameters(found(entry)))
+
+
+VLLM = "vllm.model_executor.models.transformers"
+VLLM_PARAMETERS = {
+    "_create_hf_to_vllm_mapper": ["self"],
+    "recursive_replace": ["self"],
+    "configure_mm_token_handling": ["self", "vocab_size", "mm_token_ids"],
+    "compute_logits": ["self", "hidden_states"],
+    "recursive_replace_linear": ["model", "quant_config", "prefix"],
+    "get_default_tok_params": ["self"],
+}
+
+
+@contract(*(entry for entry in ENTRIES if entry.startswith("vllm.") and entry.rpartition(".")[2] in VLLM_PARAMETERS))
+def _(entry):
+    pytest.importorskip("vllm")
+    assert parameters(found(entry)) == VLLM_PARAMETERS[entry.rpartition(".")[2]]
+
+
+@contract(f"{VLLM}.MultiModalProcessingInfo._is_video_model")
+def _(entry):
+    """Asked for before a request with a video is taken, and kept."""
+    pytest.importorskip("vllm")
+    assert type(found(entry)).__name__ == "cached_property"
+
+
+@contract(
+    f"{VLLM}.TransformersMultiModalForCausalLM",
+    f"{VLLM}.MultiModalProcessingInfo",
+    f"{VLLM}.MultiModalProcessor",
+    f"{VLLM}.MultiModalDummyInputsBuilder",
+)
+def _(entry):
+    pytest.importorskip("vllm")
+    assert inspect.isclass(found(entry))
+
+
+@contract("vllm.multimodal.MULTIMODAL_REGISTRY")
+def _(entry):
+    pytest.importorskip("vllm")
+    assert {"info", "dummy_inputs"} <= set(parameters(found(entry).register_processor))
+
+
+@contract("transformers.PreTrainedModel._keys_to_ignore_on_load_unexpected")
+def _():
+    """Patterns of one model; there may be none."""
+    assert not small_llama()._keys_to_ignore_on_load_unexpected
