@@ -6,7 +6,7 @@ import pytest
 from conftest import tiny_config
 from transformers import AutoConfig, BloomConfig, CohereConfig, Gemma2Config, GraniteConfig, PhiConfig
 
-from transformers_owl import MplugOwlForConditionalGeneration, MplugOwlConfig
+from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration
 
 
 def test_defaults_are_the_released_llama_7b():
