@@ -22,6 +22,7 @@ TESTS = (
     "tests/test_parity.py",
     "tests/test_auto_classes.py",
     "tests/test_batches.py",
+    "tests/test_contracts.py",
     "tests/mplug_owl/test_adapters.py",
     "tests/mplug_owl/test_processing_mplug_owl.py",
 )
