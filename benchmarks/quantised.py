@@ -18,12 +18,12 @@ import numpy as np
 
 
 ROOT = Path(__file__).parent.parent
-sys.path += [str(ROOT / "conversion"), str(ROOT / "miniature")]
-from quantize import METHODS  # noqa: E402
+sys.path.append(str(ROOT / "miniature"))
 from scenes import world  # noqa: E402
 from score import ABILITIES, SPLITS, Answerer, marks, questions  # noqa: E402
 
 from transformers_owl import MINIATURE  # noqa: E402
+from transformers_owl.conversion.quantize import METHODS  # noqa: E402
 
 
 def answers(folder: str, asked: dict[str, list]) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@
     [--json FILE] [-- OPTIONS OF vllm serve]
 
 Needs the environment of docs/serving.md. A client sends its requests one after the other, every second one with a
-picture: a cut of its own of a drawing of examples/pictures/, so that no cache answers. Latency is the time to the whole
+picture: a cut of its own of a drawing of the package, so that no cache answers. Latency is the time to the whole
 answer. Memory is what the server's processes hold together after one request of each kind, and then behind each quarter
 of the answers.
 """
@@ -33,9 +33,9 @@ import PIL.Image
 import psutil
 
 from transformers_owl import MINIATURE
+from transformers_owl.demo.caption import SAMPLES
 
 
-PICTURES = sorted((Path(__file__).parent.parent / "examples/pictures").glob("*.png"))
 ABOUT_PICTURES = ("Describe the picture.", "What is in the picture?", "What colour is the background?")
 ABOUT_NOTHING = ("What is a cow?", "What is a bell?", "Hello!")
 PATIENCE = 900  # seconds
@@ -60,7 +60,7 @@ def picture_part(picture: PIL.Image.Image, choice: random.Random) -> dict:
 def chats(clients: int, requests: int) -> list[list[tuple[str, list[dict]]]]:
     """For each client its requests: kind and messages."""
     choice = random.Random(0)
-    pictures = [PIL.Image.open(path).convert("RGB") for path in PICTURES]
+    pictures = [PIL.Image.open(path).convert("RGB") for path in SAMPLES]
     found = []
     for client in range(clients):
         mine = []

@@ -17,9 +17,10 @@ from side_by_side import Report, alternate, seconds
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from transformers_owl import MINIATURE, MplugOwlForConditionalGeneration
+from transformers_owl.demo.caption import SAMPLES
 
 
-PICTURE = Path(__file__).parent.parent / "examples/pictures/elephant.png"
+PICTURE = SAMPLES[1]
 OURS = """
 import sys
 from transformers_owl import MplugOwlForConditionalGeneration, MplugOwlProcessor

@@ -6,70 +6,9 @@ The adapter is one of ours or of the original code (`adapter_model.bin`). Needs 
 (`pip install ".[convert]"`).
 """
 
-from pathlib import Path
-from typing import Annotated, Any
-
-import torch
-from card import render
-from checkpoints import Checkpoint, held, save_safetensors, unfinished, without_tied, write_rest, write_weights
-from command import Dtype, run
-from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from peft.utils import load_peft_weights
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, apply_renamings
-from transformers.utils import SAFE_WEIGHTS_NAME
-from typer import Option
-
-from transformers_owl import MplugOwlForConditionalGeneration, MplugOwlProcessor
-
-
-PREFIX = "base_model.model."  # PEFT's own, before the model's names
-
-
-def with_adapter(base: MplugOwlForConditionalGeneration, adapter: str) -> PeftModel:
-    """
-    The base with an adapter around its layers.
-
-    Raises:
-        ValueError: if the adapter has weights that find no place, or lacks some.
-    """
-    weights = load_peft_weights(adapter, device="cpu")
-    renamings = [entry for entry in get_model_conversion_mapping(base) if isinstance(entry, WeightRenaming)]
-    ours = {PREFIX + apply_renamings(name.removeprefix(PREFIX), renamings): value for name, value in weights.items()}
-    model = get_peft_model(base, PeftConfig.from_pretrained(adapter))
-    result: Any = set_peft_model_state_dict(model, ours)
-    lacking = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
-    if lacking or result.unexpected_keys:
-        raise ValueError(
-            f"The adapter {adapter} does not fit the base: {len(lacking)} of its weights are missing "
-            f"{lacking[:2]}, {len(result.unexpected_keys)} have no place {result.unexpected_keys[:2]}. Give the base "
-            "that it was trained on."
-        )
-    return model
-
-
-def main(
-    adapter: Annotated[str, Option(help="Folder or repository of the adapter.")],
-    base: Annotated[str, Option(help="Folder, REPO or REPO@REVISION of the model that it was trained on.")],
-    output: Annotated[Path, Option(help="Folder to make.")],
-    dtype: Annotated[Dtype | None, Option(help="Type to merge in (default: the base's).")] = None,
-    max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
-) -> None:
-    """Merge a PEFT adapter into its base, to a complete repository."""
-    source = Checkpoint.parse(base)
-    model = MplugOwlForConditionalGeneration.from_pretrained(
-        source.path, revision=source.revision, dtype="auto" if dtype is None else dtype.torch
-    )
-    processor = MplugOwlProcessor.from_pretrained(source.path, revision=source.revision)
-    with torch.no_grad():
-        merged = with_adapter(model, adapter).merge_and_unload(safe_merge=True)
-    made = f"The adapter {Path(adapter).name}, merged into {source.name}."
-    with unfinished(output) as folder:
-        pieces = without_tied(merged, held(merged.state_dict()))
-        write_weights(pieces, folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
-        write_rest(merged, processor, folder, render(output.name, output.name, made))
-    print(f"{output} is complete.")
+from transformers_owl_cli.conversion import merge
+from transformers_owl_cli.running import run
 
 
 if __name__ == "__main__":
-    run(main)
+    run(merge)

@@ -1,4 +1,4 @@
-"""Draws the scenes of examples/pictures and the clips of examples/videos; none of them is in training.
+"""Draws the scenes of the package's demo/pictures and the clips of examples/videos; none of them is in training.
 
 python miniature/samples.py
 """
@@ -11,7 +11,8 @@ from events import clip, mp4
 from scenes import FONTS, SIZE, World, draw
 
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+PICTURES, VIDEOS = ROOT / "src/transformers_owl/demo/pictures", ROOT / "examples/videos"
 STYLES = ("noto", "fluent-flat", "fluent-3d")  # under the MIT and Apache licences
 SAMPLES = 31  # the first number of a seed: training, conversations and score have others
 # By name: the kind of the scene, and the second number of its seed.
@@ -32,10 +33,10 @@ def main() -> None:
     world = World(Drawings(STYLES, 2 * SIZE), shown=True, fonts=FONTS)
     for name, (kind, number) in SCENES.items():
         scene = world.scene(np.random.default_rng([SAMPLES, number]), kind)
-        draw(scene, world.drawings, 2 * SIZE).save(EXAMPLES / f"pictures/{name}.png", optimize=True)
+        draw(scene, world.drawings, 2 * SIZE).save(PICTURES / f"{name}.png", optimize=True)
     for name, (kind, number) in CLIPS.items():
         shown = clip(world, np.random.default_rng([SAMPLES, number]), kind)
-        (EXAMPLES / f"videos/{name}.mp4").write_bytes(mp4(shown.frames(world.drawings, 2 * SIZE)))
+        (VIDEOS / f"{name}.mp4").write_bytes(mp4(shown.frames(world.drawings, 2 * SIZE)))
 
 
 if __name__ == "__main__":

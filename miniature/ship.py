@@ -3,21 +3,17 @@
 python miniature/ship.py
 
 It needs what `miniature/make.py` and `miniature/score.py` leave in build/miniature. The code of the repository is not
-copied: links lead to the package's own, and become files in a wheel or an upload.
+copied: a wheel takes the package's own (hatch_build.py).
 """
 
 import json
-import os
 import shutil
-import sys
 
 from drawings import STYLES
 from make import FOLDER, HERE
 from packages import PACKAGES
 
-
-sys.path.append(str(HERE.parent / "conversion"))
-from card import render
+from transformers_owl.conversion.card import render
 
 
 PACKAGE = HERE.parent / "src/transformers_owl"
@@ -56,9 +52,7 @@ def main() -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     for file in sorted((FOLDER / NAME).iterdir()):
-        if file.suffix == ".py":
-            (target / file.name).symlink_to(os.path.relpath(PACKAGE / "mplug_owl" / file.name, target))
-        elif file.name != "README.md":
+        if file.suffix != ".py" and file.name != "README.md":
             shutil.copyfile(file, target / file.name)
     card = render(NAME, f"OWNER/{NAME}", results=results(scores), credits=credits())
     (target / "README.md").write_text(card, encoding="utf-8")

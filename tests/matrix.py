@@ -23,7 +23,9 @@ TESTS = (
     "tests/test_auto_classes.py",
     "tests/test_batches.py",
     "tests/test_contracts.py",
+    "tests/test_generation_options.py",
     "tests/mplug_owl/test_adapters.py",
+    "tests/mplug_owl/test_image_processing_mplug_owl.py",
     "tests/mplug_owl/test_processing_mplug_owl.py",
 )
 TOOLS = ("hypothesis", "pytest", "pytest-xdist")

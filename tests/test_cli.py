@@ -1,6 +1,9 @@
 """The command line on an original-format checkpoint and real photographs."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from transformers_owl.cli import app
+from transformers_owl.demo import caption as captions
 
 
 PICTURES = Path(__file__).parent.parent / "examples/pictures"
@@ -84,3 +88,54 @@ def test_a_missing_model_is_named():
     result = CliRunner().invoke(app, ["caption", CAT, "--model", "./no/such/folder"])
     assert result.exit_code == 1
     assert "no/such/folder" in result.stderr
+
+
+def test_a_missing_drawing_is_named(monkeypatch, tmp_path):
+    missing = tmp_path / "owl.png"
+    monkeypatch.setattr(captions, "SAMPLES", [*captions.SAMPLES, missing])
+    result = CliRunner().invoke(app, ["caption"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"{missing}: missing, though part of transformers_owl. Install it again" in result.stderr
+
+
+def test_the_package_runs_as_the_command():
+    said = subprocess.check_output([sys.executable, "-m", "transformers_owl", "--help"], text=True)
+    assert said.startswith("Usage: transformers-owl ")
+
+
+def complete(*arguments, **environment) -> str:
+    program = "from transformers_owl_cli.commands import app; app(prog_name='transformers-owl')"
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.check_output(command, env={**os.environ, **environment}, text=True)
+
+
+def test_the_shell_completes_commands_and_options():
+    shell = {"_TRANSFORMERS_OWL_COMPLETE": "complete_bash"}
+    assert complete(**shell, COMP_WORDS="transformers-owl cap", COMP_CWORD="1").split() == ["caption"]
+    assert "--prompt" in complete(**shell, COMP_WORDS="transformers-owl caption --p", COMP_CWORD="2").split()
+    script = complete("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert "complete -o default -F _transformers_owl_completion transformers-owl" in script
+
+
+@pytest.mark.parametrize(
+    ("words", "package", "extra"),
+    [
+        (["web"], "gradio", "demo"),
+        (["merge", "--adapter", "a", "--base", "b", "--output", "c"], "peft", "convert"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(words, package, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in ("transformers_owl.demo.web", "transformers_owl.conversion.merge"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    assert package in result.stderr and f'pip install ".[{extra}]"' in result.stderr
+
+
+def test_the_version_is_that_of_the_installed_package(monkeypatch, tmp_path):
+    installed = tmp_path / "transformers_owl-7.8.9.dist-info/METADATA"
+    installed.parent.mkdir()
+    installed.write_text("Metadata-Version: 2.4\nName: transformers-owl\nVersion: 7.8.9\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert CliRunner().invoke(app, ["--version"]).stdout == "7.8.9\n"

@@ -62,14 +62,25 @@ def _(entry):
     assert {"config_class", "video_processor_class"} <= set(parameters(found(entry).register))
 
 
-@contract("transformers.AutoVideoProcessor")
-def _():
+@contract(f"{AUTO}.image_processing_auto.AutoImageProcessor")
+def _(entry):
+    assert {"config_class", "image_processor_classes"} <= set(parameters(found(entry).register))
+
+
+@contract("transformers.AutoImageProcessor", "transformers.AutoVideoProcessor")
+def _(entry):
     """What this package writes there is what others import from there."""
     import transformers_owl
 
-    name = "AutoVideoProcessor"
+    name = entry.rpartition(".")[2]
+    module = {"AutoImageProcessor": "image_processing_auto", "AutoVideoProcessor": "video_processing_auto"}[name]
     assert f"{transformers_owl.__name__}.library" in sys.modules
-    assert getattr(transformers, name) is found(f"{AUTO}.video_processing_auto.{name}")
+    assert getattr(transformers, name) is found(f"{AUTO}.{module}.{name}")
+
+
+@contract("transformers.pipelines.PIPELINE_REGISTRY")
+def _(entry):
+    assert {"task", "pipeline_class", "pt_model", "type"} <= set(parameters(found(entry).register_pipeline))
 
 
 @contract(f"{AUTO}.tokenization_auto.TOKENIZER_MAPPING_NAMES")
@@ -414,3 +425,156 @@ def _(entry):
 def _():
     """Patterns of one model; there may be none."""
     assert not small_llama()._keys_to_ignore_on_load_unexpected
+
+
+# The Hub folder: parameters that are passed by name, methods that are overridden, attributes that the library reads.
+PARAMETERS = {
+    "transformers.conversion_mapping.register_checkpoint_conversion_mapping": {"overwrite"},
+    "transformers.integrations.peft.maybe_load_adapters": {"download_kwargs", "adapter_kwargs"},
+    "transformers.masking_utils.create_masks_for_generate": {"config", "inputs_embeds", "attention_mask"},
+    "transformers.modeling_utils.load_state_dict": {"map_location"},
+    "transformers.utils.torch_compilable_check": {"cond", "msg"},
+    "transformers.utils.chat_template_utils.render_jinja_template": {
+        "conversations", "chat_template", "return_assistant_tokens_mask", "add_generation_prompt"
+    },
+    "transformers.utils.hub.cached_file": {"path_or_repo_id", "filename"},
+    "transformers.utils.hub.get_checkpoint_shard_files": {"pretrained_model_name_or_path", "index_filename"},
+    "transformers.utils.output_capturing.capture_outputs": {"tie_last_hidden_states"},
+    "transformers.models.auto.tokenization_auto.get_tokenizer_config": {"pretrained_model_name_or_path"},
+    "transformers.ProcessorMixin._process_videos": {"videos"},
+    "transformers.ProcessorMixin._get_arguments_from_pretrained": {"pretrained_model_name_or_path", "processor_dict"},
+    "transformers.ImageTextToTextPipeline._forward": {"model_inputs", "generate_kwargs"},
+    "transformers.ImageTextToTextPipeline._sanitize_parameters": {"generate_kwargs"},
+    "transformers.PreTrainedModel._init_weights": {"module"},
+    "transformers.PreTrainedModel._from_config": {"config"},
+}  # fmt: skip
+
+
+@contract(*PARAMETERS)
+def _(entry):
+    thing = found(entry)
+    thing = getattr(thing, "__func__", thing)
+    assert PARAMETERS[entry] <= set(parameters(thing))
+
+
+@contract(
+    *(
+        f"transformers.PreTrainedModel.{name}"
+        for name in (
+            "_can_compile_fullgraph", "_can_record_outputs", "_fsdp_plan", "_keys_to_ignore_on_load_unexpected",
+            "_no_split_modules", "_skip_keys_device_placement", "_supports_attention_backend", "_supports_flash_attn",
+            "_supports_flex_attn", "_supports_sdpa", "_tied_weights_keys", "_tp_plan",
+        )
+    )
+)  # fmt: skip
+def _(entry):
+    """The library reads it: some class of its own sets it, or its base class names it."""
+    name = entry.rpartition(".")[2]
+    module = inspect.getsource(transformers.modeling_utils) + inspect.getsource(
+        transformers.models.llama.modeling_llama
+    )
+    bases = "".join(inspect.getsource(base) for base in transformers.PreTrainedModel.__mro__[:-1])
+    assert name in module + bases
+
+
+@contract("transformers.PreTrainedConfig._attn_implementation")
+def _():
+    model = tiny_llama()
+    model.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "eager"
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            eos_token_id=19, bos_token_id=1, pad_token_id=0,
+        )
+    ).eval()  # fmt: skip
+
+
+@contract(
+    "transformers.GenerationMixin._get_logits_processor",
+    "transformers.GenerationMixin._get_candidate_generator",
+    "transformers.GenerationMixin._expand_inputs_for_generation",
+    "transformers.generation.candidate_generator.PromptLookupCandidateGenerator",
+)
+def _(entry):
+    """`generate` calls the method, and takes what comes back; prompt lookup knows the number of columns."""
+    name = {"P": "_get_candidate_generator"}.get(entry.rpartition(".")[2][0], entry.rpartition(".")[2])
+    model, seen = tiny_llama(), []
+    method = getattr(model, name)
+
+    def called(*args, **kwargs):
+        seen.append(method(*args, **kwargs))
+        return seen[-1]
+
+    setattr(model, name, called)
+    options = {"prompt_lookup_num_tokens": 2} if name == "_get_candidate_generator" else {"num_beams": 2}
+    model.generate(torch.tensor([[1, 5, 6, 5, 6]]), max_new_tokens=3, **options)
+    assert seen
+    if name == "_get_candidate_generator":
+        assert type(seen[0]).__name__ == "PromptLookupCandidateGenerator" and seen[0].vocab_size == 20
+    elif name == "_get_logits_processor":
+        assert isinstance(seen[0], transformers.LogitsProcessorList)
+    else:
+        assert seen[0][0].tolist() == [[1, 5, 6, 5, 6]] * 2
+
+
+@contract("transformers.ProcessorMixin._get_num_multimodal_tokens")
+def _():
+    """Engines call it on a processor; the library's own processors of images have it."""
+    assert {"image_sizes"} <= set(parameters(transformers.LlavaProcessor._get_num_multimodal_tokens))
+
+
+@contract("transformers.video_processing_utils.VideoProcessorMixin")
+def _():
+    """It, or the class that did its work before 5.19, saves and loads settings without torchvision."""
+    from transformers_owl.mplug_owl.library_mplug_owl import VideoProcessorMixin
+
+    assert {"from_pretrained", "save_pretrained", "get_video_processor_dict"} <= set(dir(VideoProcessorMixin))
+
+
+@contract("transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+def _(entry):
+    assert found(entry)["llama"] == "LlamaForCausalLM"
+
+
+@contract("transformers.models.auto.tokenization_auto.tokenizer_class_from_name")
+def _(entry):
+    assert issubclass(found(entry)("LlamaTokenizer"), transformers.PreTrainedTokenizerBase)
+
+
+@contract("transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS")
+def _(entry):
+    assert callable(found(entry).get_interface("sdpa", None))
+    assert found(entry).get_interface("eager", len) is len
+
+
+@contract("transformers.initialization")
+def _(entry):
+    weight = torch.empty(100)
+    found(entry).trunc_normal_(weight, std=1e-3)
+    assert 0 < weight.abs().max() < 0.01
+
+
+@contract(
+    "transformers.core_model_loading.ConversionOps",
+    "transformers.core_model_loading.WeightConverter",
+    "transformers.core_model_loading.WeightRenaming",
+    "transformers.image_processing_backends.PilBackend",
+    "transformers.modeling_layers.GradientCheckpointingLayer",
+    "transformers.tokenization_utils_tokenizers.TokenizersBackend",
+    "transformers.utils.generic.can_return_tuple",
+    "transformers.utils.generic.merge_with_config_defaults",
+)
+def _(entry):
+    """Parity tests show what it does; here, that it is where it was."""
+    assert callable(found(entry))
+
+
+@contract(*(name for name in leans_on(PACKAGE / "conversion/library.py") if name not in CONTRACTS))
+def _(entry):
+    """The tests of conversion show what it does, on whole checkpoints; here, that it is where it was."""
+    assert callable(found(entry)) or isinstance(found(entry), (str, dict))

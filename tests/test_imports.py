@@ -1,6 +1,6 @@
 """
 Imports run downward only, the Hub folder stands alone, what leans on the insides of other packages stands in fences,
-and no function is longer than a screen and a half.
+help needs no torch, and no function is longer than a screen and a half.
 """
 
 import ast
@@ -13,23 +13,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 import transformers_owl
+import transformers_owl_cli.commands
 
 
 PACKAGE = Path(transformers_owl.__file__).parent
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if not path.is_symlink())
+COMMAND = Path(transformers_owl_cli.__file__).parent
+COMMANDS = sorted(typer.main.get_command(transformers_owl_cli.commands.app).commands)
+FILES = sorted(
+    path for folder in (PACKAGE, COMMAND) for path in folder.rglob("*.py") if path.parent.name != "miniature"
+)
 SCRIPTS = sorted((Path(__file__).parent.parent / "conversion").glob("*.py"))
 HUB_FILES = sorted((PACKAGE / "mplug_owl").glob("*.py"))
 # What a Hub file may import: the standard library, transformers and what transformers itself needs, siblings, and PyAV
 # where a video file is opened.
 HUB_IMPORTS = {
     "av", "base64", "bisect", "collections", "contextlib", "copy", "dataclasses", "difflib", "functools", "http",
-    "importlib", "inspect", "io", "ipaddress", "json", "math", "mimetypes", "os", "packaging", "pathlib", "re", "socket", "ssl", "string", "struct", "time",
-    "typing", "urllib", "warnings", "zlib", "PIL", "huggingface_hub", "jinja2", "numpy", "tokenizers", "torch", "transformers",
+    "importlib", "inspect", "io", "ipaddress", "json", "math", "mimetypes", "os", "packaging", "pathlib", "re",
+    "socket", "ssl", "string", "struct", "time", "typing", "urllib", "warnings", "zlib", "PIL", "huggingface_hub",
+    "jinja2", "numpy", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 # A room may import those below it.
-ROOMS = ["library", "mplug_owl", "fresh", "pages", "serving", "inference", "evaluation", "training", "demo", "cli"]
+ROOMS = [
+    "library", "mplug_owl", "fresh", "pages", "serving", "inference", "conversion", "evaluation", "training", "demo",
+    "cli",
+]  # fmt: skip
 
 
 def imports(path: Path) -> list[tuple[int, str]]:
@@ -55,14 +65,20 @@ def test_hub_files_import_siblings_flat_and_nothing_else(path):
 
 
 def room(path: Path) -> str:
+    """The room of a file; the package of the command is above all."""
+    if path.is_relative_to(COMMAND) or path.name == "__main__.py":
+        return "cli"
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 @pytest.mark.parametrize("path", [file for file in FILES if room(file) in ROOMS], ids=lambda path: path.name)
 def test_imports_run_downward(path):
-    depth = len(path.relative_to(PACKAGE).parts)
+    above = COMMAND.parent if room(path) == "cli" else PACKAGE
+    depth = len(path.relative_to(above).parts)
     for level, module in imports(path):
         target = module.removeprefix("transformers_owl.") if module.startswith("transformers_owl.") else module
+        if module.startswith("transformers_owl_cli"):
+            assert room(path) == "cli", f"{path} imports {module}"
         if level == depth or module.startswith("transformers_owl."):
             below = target.partition(".")[0]
             if below in ROOMS and below != room(path):
@@ -76,6 +92,7 @@ FENCES = {
     "mplug_owl": ["mplug_owl/library_mplug_owl.py"],
     "inference": ["inference/library.py"],
     "training": ["training/library.py"],
+    "conversion": ["conversion/library.py"],
     "evaluation": ["evaluation/harness.py"],
     "demo": ["demo/library.py"],
     "serving": ["serving/engine.py"],
@@ -83,10 +100,15 @@ FENCES = {
 # The modules whose names these packages document.
 DOCUMENTED = {
     "transformers": {"transformers"}, "accelerate": {"accelerate", "accelerate.utils"}, "datasets": {"datasets"},
-    "gradio": {"gradio"}, "lmms_eval": set(), "peft": {"peft"}, "vllm": {"vllm"}, "webdataset": {"webdataset"},
+    "gradio": {"gradio"}, "lmms_eval": set(), "peft": {"peft", "peft.utils"}, "vllm": {"vllm"},
+    "webdataset": {"webdataset"},
 }  # fmt: skip
 SUBMODULES_ALLOWED = ("cli.py", "mplug_owl")
-FENCED = [path for path in FILES if path.relative_to(PACKAGE).parent.as_posix().replace(".", "") in FENCES]
+FENCED = [
+    path
+    for path in FILES
+    if path.is_relative_to(PACKAGE) and path.relative_to(PACKAGE).parent.as_posix().replace(".", "") in FENCES
+]
 
 
 def fences(path: Path) -> list[Path]:
@@ -302,12 +324,32 @@ def test_leanings_are_found(source, tmp_path, monkeypatch):
     assert list(Leaning(path)) == LEANINGS[source]
 
 
-@pytest.mark.parametrize("script", ["convert_original_to_hf", "build_from_pretrained", "export_to_original"])
-def test_scripts_for_little_memory_leave_out_what_training_needs(script):
+@pytest.mark.parametrize("name", ["convert", "build", "export"])
+def test_commands_for_little_memory_leave_out_what_training_needs(name):
     """The Trainer and `datasets` alone take a gigabyte of address space."""
-    code = f"import sys, {script}; print({{'transformers.trainer', 'datasets', 'peft'}} & set(sys.modules))"
-    run = [sys.executable, "-c", code]
-    assert subprocess.check_output(run, cwd=SCRIPTS[0].parent, text=True) == "set()\n"
+    code = (
+        f"import sys, transformers_owl.conversion.{name}; "
+        "print({'transformers.trainer', 'datasets', 'peft'} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def test_help_and_a_mistyped_name_import_neither_torch_nor_transformers():
+    asked = [[name, "--help"] for name in COMMANDS] + [["--help"], [], ["captoin"]]
+    code = f"""
+import sys
+from transformers_owl_cli.commands import app
+for words in {asked}:
+    try:
+        app(words, prog_name="transformers-owl")
+    except SystemExit:
+        print(words, {{"torch", "transformers", "transformers_owl"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for words in asked:
+        assert f"{words} set()\n" in done.stdout
+        assert words == ["captoin"] or f"Usage: {' '.join(['transformers-owl', *words[:-1]])} " in done.stdout
+    assert "No such command 'captoin'. Did you mean 'caption'?" in done.stderr
 
 
 @pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=lambda path: f"{path.parent.name}/{path.name}")

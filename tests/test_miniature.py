@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
+import transformers_owl
 from transformers_owl import MINIATURE
 from transformers_owl.cli import app
 from transformers_owl.inference import Chat
@@ -21,7 +23,7 @@ from transformers_owl.training.train import train
 
 
 ROOT = Path(__file__).parent.parent
-PICTURES = ROOT / "examples/pictures"
+DRAWINGS = Path(transformers_owl.__file__).parent / "demo/pictures"
 CAPTIONS = {
     "castle-and-octopus": "A castle on the left and an octopus on the right on a green background.",
     "elephant": "An elephant on a pink background.",
@@ -42,7 +44,7 @@ def processor():
 
 
 def drawing(name: str) -> str:
-    return str(PICTURES / f"{name}.png")
+    return str(DRAWINGS / f"{name}.png")
 
 
 def ask(model, processor, *questions, pictures=()) -> list[str]:
@@ -138,7 +140,7 @@ def test_it_tells_what_happens_in_clips_and_what_if_they_ran_backwards(model, pr
 
 def crops(name: str, count: int) -> list[PIL.Image.Image]:
     """Parts of a photograph, each the whole but for a margin of its own."""
-    whole = PIL.Image.open(PICTURES / name).convert("RGB")
+    whole = PIL.Image.open(ROOT / "examples/pictures" / name).convert("RGB")
     margins = [(7 * number % 40, 11 * number % 30) for number in range(count)]
     return [whole.crop((x, y, whole.width - 2 * y, whole.height - x)) for x, y in margins]
 
@@ -169,27 +171,39 @@ def test_ten_examples_teach_it_two_photographs(model, processor, tmp_path):
         assert ask(tuned, processor, "Who is that?", pictures=[crops(name, 6)[-1]]) == [answer]
 
 
-def test_the_folder_is_a_whole_repository(tmp_path):
-    """At most 32 MB, with a card; it works where the package is not, by the code that it brings."""
-    folder = Path(MINIATURE)
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 32e6
-    assert "| left/right |" in (folder / "README.md").read_text()
-    code = {path.name for path in folder.glob("*.py")}
-    assert all((folder / name).read_text() == (folder.parent / "mplug_owl" / name).read_text() for name in code)
-    script = (
-        "import sys; from transformers import AutoModel, AutoProcessor\n"
-        f"model = AutoModel.from_pretrained({MINIATURE!r}, trust_remote_code=True)\n"
-        f"processor = AutoProcessor.from_pretrained({MINIATURE!r}, trust_remote_code=True)\n"
-        "text = processor.apply_chat_template([{'role': 'user', 'content': [{'type': 'image'}, "
-        "{'type': 'text', 'text': 'What number is written?'}]}], add_generation_prompt=True)\n"
-        f"inputs = processor(text=[text], images=[{drawing('number')!r}], return_tensors='pt')\n"
-        "written = model.generate(**inputs)[0, inputs['input_ids'].shape[1]:]\n"
-        "print(processor.decode(written, skip_special_tokens=True))\n"
-        "assert 'transformers_owl' not in sys.modules\n"
-    )
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+def number_read_without_the_package(python: str, folder: Path, picture: str, here: Path) -> str:
+    """What a Python says about a picture of a number by the code in the model's folder alone."""
+    script = f"""
+import sys
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True)
+content = [{{"type": "image", "path": {picture!r}}}, {{"type": "text", "text": "What number is written?"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}], add_generation_prompt=True, tokenize=True, return_dict=True,
+    return_tensors="pt",
+)
+written = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+assert "transformers_owl" not in sys.modules
+print(processor.decode(written, skip_special_tokens=True))
+"""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(here / "modules")}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        [python, "-c", script], env=environment, cwd=here, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "47"
+    return done.stdout.strip()
+
+
+def test_the_folder_is_a_whole_repository(tmp_path):
+    """At most 32 MB, with a card; with the code beside it, as in a wheel, it works where the package is not."""
+    code = {path.name: path.read_text() for path in Path(MINIATURE).with_name("mplug_owl").glob("[!_]*.py")}
+    beside = {path.name: path.read_text() for path in Path(MINIATURE).glob("*.py")}
+    assert beside in ({}, code), "copies of an older state: `pip install -e .` makes them anew"
+    folder = tmp_path / "miniature-owl"
+    shutil.copytree(MINIATURE, folder)
+    for name, text in code.items():
+        (folder / name).write_text(text)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 32e6
+    assert "| left/right |" in (folder / "README.md").read_text()
+    assert number_read_without_the_package(sys.executable, folder, drawing("number"), tmp_path) == "47"

@@ -3,6 +3,7 @@
 import copy
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def blocks(page: str, language: str) -> list[str]:
 @pytest.fixture
 def small(llama, monkeypatch, tmp_path):
     """Runs in a copy of the folders that the pages name; the release's name stands for the golden checkpoint."""
-    for name in ("configs", "examples", "tests"):
+    for name in ("configs", "examples", "src", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     return lambda text: (
@@ -55,10 +56,10 @@ def test_python_blocks_of_the_readme_run(small, capsys, llama_model):
             if "clip.mp4" in line:  # needs a video model, as in the test of docs/video.md
                 continue
             command = shlex.split(small(line).replace("photo.jpg", "examples/pictures/cat.jpg"))
-            if command[:2] == ["transformers-owl", "train"]:
+            if command[0] == "transformers-owl" and command[1] in ("train", "convert"):
                 result = CliRunner().invoke(app, command[1:])
                 assert result.exit_code == 0, result.output
-            elif command[0] == "transformers-owl" and command[1] not in ("serve", "web"):
+            elif command[0] == "transformers-owl" and command[1] not in ("serve", "web", "push"):
                 pictures = [str(path) for path in sorted(Path("examples/pictures").glob("*.jpg"))]
                 expanded = [part for word in command[1:] for part in (pictures if "*" in word else [word])]
                 result = CliRunner().invoke(app, [*expanded, "--max-new-tokens", "3"])
@@ -119,14 +120,31 @@ def test_make_targets_of_the_readme_exist():
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     assert "make test" in (ROOT / ".ci/run").read_text()
+    # What comes after `make demo` finds the command.
+    assert commands[commands.index("make test") + 1] == ". .venv/bin/activate"
+
+
+def test_make_demo_says_what_it_fetches_and_leaves_developers_tools_to_make_test(tmp_path):
+    def commands(target: str) -> list[str]:
+        made = subprocess.check_output(["make", "-n", target, f"VENV={tmp_path}"], cwd=ROOT, text=True)
+        return made.splitlines()
+
+    said, *demo = commands("demo")
+    assert re.match(r"echo 'Fetching .* \d+ MB", said)
+    assert not [line for line in demo if "dev" in line]
+    assert demo[-1] == f"{tmp_path}/bin/transformers-owl caption"
+    test = commands("lint")
+    assert [line.replace("make lint", "make demo") for line in test[: len(demo)]] == [said, *demo[:-1]]
+    assert test[len(demo)] == f"{tmp_path}/bin/pip install -q -e . --group dev"
 
 
 def test_the_tree_of_the_readme_exists():
     tree = re.search(r"```\n(README.md .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     for line in tree.splitlines():
         name = line.split()[0]
-        base = ROOT / "src/transformers_owl" if line.startswith("  ") else ROOT
-        assert (base / name).exists(), name
+        if not line.startswith("  "):
+            folder = ROOT / name
+        assert (folder / name if line.startswith("  ") else folder).exists(), name
 
 
 def test_blocks_of_coming_from_the_original_run(small, llama, llama_model, llama_processor, pictures):

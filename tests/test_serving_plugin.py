@@ -20,11 +20,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import transformers_owl
 from transformers_owl import MINIATURE, MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor
+from transformers_owl.demo.caption import SAMPLES
 from transformers_owl.serving import plugin
 
 
 ROOT = Path(__file__).parent.parent
-DRAWINGS = sorted((ROOT / "examples/pictures").glob("*.png"))
 SIZES = [(96, 96), (1, 1), (7, 900), (4000, 31)]  # height, width
 
 
@@ -174,7 +174,7 @@ def other_folder(tmp_path_factory):
 
 def prompts(processor) -> list[dict]:
     """Texts and what is to be seen, one, two and no pictures among them."""
-    pictures = [PIL.Image.open(path) for path in DRAWINGS]
+    pictures = [PIL.Image.open(path) for path in SAMPLES]
     seen = [*([picture] for picture in pictures), pictures[:2], []]
     return [
         {

@@ -10,9 +10,14 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
-from transformers.pipelines import PIPELINE_REGISTRY
 
-from .library import register_abilities, register_image_processor, register_tokenizer, register_video_processor
+from .library import (
+    register_abilities,
+    register_image_processor,
+    register_pipeline,
+    register_tokenizer,
+    register_video_processor,
+)
 from .mplug_owl.configuration_mplug_owl import (
     VERSION,
     MplugOwlConfig,
@@ -38,10 +43,7 @@ for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimoda
 AutoProcessor.register(MplugOwlConfig, MplugOwlProcessor)
 register_image_processor(MplugOwlConfig, MplugOwlImageProcessor)
 register_video_processor(MplugOwlConfig, MplugOwlVideoProcessor)
-# Since 5.19 the library refuses this task before it looks here; until then it has none of this name.
-PIPELINE_REGISTRY.register_pipeline(
-    "image-to-text", MplugOwlImageToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
-)
+register_pipeline("image-to-text", MplugOwlImageToTextPipeline, AutoModelForImageTextToText)
 AutoTokenizer.register(MplugOwlConfig, tokenizer_class=MplugOwlTokenizer)
 register_tokenizer(MplugOwlConfig, MplugOwlTokenizer)
 for config_class in (MplugOwlConfig, MplugOwlUnderscoreConfig):

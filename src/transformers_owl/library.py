@@ -10,6 +10,7 @@ from transformers.models.auto.tokenization_auto import (
     TOKENIZER_MAPPING_NAMES,
 )
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 
 # Without those of processors and tokenizers this package is not imported: releases would get other ids, or none.
@@ -21,6 +22,8 @@ LEANS_ON = {
     "transformers.models.auto.video_processing_auto.AutoVideoProcessor": "how video processors are found, also where "
     "torchvision is missing; `transformers` itself has a stand-in then, which refuses all of them",
     "transformers.AutoVideoProcessor": "where users find that class: the stand-in is replaced",
+    "transformers.pipelines.PIPELINE_REGISTRY": "adds the task image-to-text, which the library had none of before "
+    "5.19; since then it refuses the task before it looks here",
     "transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES": "names our tokenizer for the model type",
     "transformers.models.auto.tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS": "our tokenizer is taken in "
     "place of the one that a release names, whose ids differ from the original's",
@@ -34,17 +37,18 @@ def register_image_processor(config_class: type[PreTrainedConfig], processor_cla
     AutoImageProcessor.register(
         config_class, image_processor_classes=dict.fromkeys(("pil", "torchvision"), processor_class)
     )
-    _show(AutoImageProcessor)
+    if not is_torchvision_available():
+        vars(sys.modules["transformers"])["AutoImageProcessor"] = AutoImageProcessor
 
 
 def register_video_processor(config_class: type[PreTrainedConfig], processor_class: type) -> None:
     AutoVideoProcessor.register(config_class, processor_class)
-    _show(AutoVideoProcessor)
-
-
-def _show(auto_class: type) -> None:
     if not is_torchvision_available():
-        vars(sys.modules["transformers"])[auto_class.__name__] = auto_class
+        vars(sys.modules["transformers"])["AutoVideoProcessor"] = AutoVideoProcessor
+
+
+def register_pipeline(task: str, pipeline_class: type, auto_class: type) -> None:
+    PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=auto_class, type="multimodal")
 
 
 def register_tokenizer(config_class: type[PreTrainedConfig], tokenizer_class: type) -> None:

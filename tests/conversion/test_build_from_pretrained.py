@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from build_from_pretrained import main
-from command import Dtype
 from conftest import relative_error
 from transformers import (
     AutoModel,
@@ -29,6 +27,8 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+
+from transformers_owl.conversion.build import build
 
 
 SIZES = {"vocab_size": 1000, "hidden_size": 48, "pad_token_id": 0}
@@ -68,7 +68,7 @@ def tokenizer(llama):
 def test_features_are_clips_and_text_is_the_language_models(clip, name, llama, tmp_path):
     torch.manual_seed(1)
     language = save(LANGUAGE_MODELS[name](), tokenizer(llama), tmp_path / "language")
-    main(str(clip), str(language), tmp_path / "out", Dtype.FLOAT32, num_query_tokens=8, max_shard_size="100KB")
+    build(str(clip), str(language), tmp_path / "out", torch.float32, num_query_tokens=8, max_shard_size="100KB")
     owl, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     vision, text = CLIPVisionModel.from_pretrained(clip), AutoModelForCausalLM.from_pretrained(language)
@@ -93,7 +93,7 @@ def test_gguf_files_are_dequantised(clip, llama, tmp_path):
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     text = LlamaForCausalLM(LlamaConfig(vocab_size=300, num_key_value_heads=2, rms_norm_eps=1e-5, **sizes)).eval()
     write_gguf(gguf, text, tmp_path / "small.gguf")
-    main(str(clip), str(tmp_path / "small.gguf"), tmp_path / "out", Dtype.FLOAT32, num_query_tokens=8)
+    build(str(clip), str(tmp_path / "small.gguf"), tmp_path / "out", torch.float32, num_query_tokens=8)
     owl = AutoModel.from_pretrained(tmp_path / "out")
     ids = torch.randint(3, 290, (1, 9))
     with torch.no_grad():
@@ -143,9 +143,9 @@ def test_other_models_are_refused(clip, llama, tmp_path):
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=28, patch_size=14)).save_pretrained(tmp_path / "siglip")
     with pytest.raises(ValueError, match="type siglip_vision_model, but the vision model must be of CLIP's type"):
-        main(str(tmp_path / "siglip"), "unread", tmp_path / "out")
+        build(str(tmp_path / "siglip"), "unread", tmp_path / "out")
     granite = GraniteForCausalLM(GraniteConfig(vocab_size=1000, logits_scaling=2.0, num_key_value_heads=2, **sizes))
     save(granite, tokenizer(llama), tmp_path / "granite")
     with pytest.raises(ValueError, match="`granite` cannot be used"):
-        main(str(clip), str(tmp_path / "granite"), tmp_path / "out")
+        build(str(clip), str(tmp_path / "granite"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -5,11 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
-from card import CARDS, main, read, releases, render
-from convert_original_to_hf import main as convert
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
+
+from transformers_owl.conversion.card import CARDS, read, releases, render
+from transformers_owl.conversion.convert import convert
+from transformers_owl_cli.conversion import card
 
 
 ROOT = Path(__file__).parent.parent.parent
@@ -61,7 +64,8 @@ def test_the_code_of_a_card_runs(llama, tmp_path, monkeypatch, capsys):
 
 
 def test_the_command_prints_a_card_or_says_which_there_are(capsys):
-    main("mplug-owl-llama-7b")
+    card("mplug-owl-llama-7b")
     assert "# mplug-owl-llama-7b" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="choose one of mplug-owl-bloomz-7b-multilingual, "):
-        main("unknown")
+    with pytest.raises(typer.Exit):
+        card("unknown")
+    assert "choose one of mplug-owl-bloomz-7b-multilingual, " in capsys.readouterr().err

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import Piece, convert, save_safetensors, unfinished, write_weights
-from command import Dtype, run
 from conftest import GOLDEN, relative_error
-from convert_original_to_hf import main
 from releases import NAMES, digest, release, weights_of
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration
+from transformers_owl.conversion.checkpoints import Piece, convert, save_safetensors, unfinished, write_weights
+from transformers_owl.conversion.convert import convert as main
+from transformers_owl_cli import conversion
+from transformers_owl_cli.running import run
 
 
 FORMS = ["shards", "safetensors", "bin"]
@@ -77,7 +78,7 @@ def test_names_and_shapes_of_the_full_size_releases_have_their_place(keys):
 
 def test_another_type_is_written_rounded_once(tmp_path):
     source = release("video-llama", tmp_path / "source")
-    main(str(source), tmp_path / "out", dtype=Dtype.BFLOAT16)
+    main(str(source), tmp_path / "out", dtype=torch.bfloat16)
     model = AutoModel.from_pretrained(tmp_path / "out")
     assert model.dtype == model.config.dtype == torch.bfloat16
     for key, value in AutoModel.from_pretrained(source).state_dict().items():
@@ -280,6 +281,6 @@ def test_a_disk_that_is_full_is_told_before_and_while_writing(llama, tmp_path):
 def test_the_command_line_says_errors_in_a_line_and_knows_its_flags(llama, flags, code, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["convert_original_to_hf.py", "--checkpoint", llama.checkpoint, *flags])
     with pytest.raises(SystemExit) as exit_info:
-        run(main)
+        run(conversion.convert)
     assert exit_info.value.code == code
     assert message in capsys.readouterr().err

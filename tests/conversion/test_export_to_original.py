@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from convert_original_to_hf import main as to_ours
-from export_to_original import main as to_theirs
 from releases import NAMES, release, weights_of
 from transformers import AutoModel
+
+from transformers_owl.conversion.convert import convert as to_ours
+from transformers_owl.conversion.export import export as to_theirs
 
 
 @pytest.mark.parametrize("name", NAMES)

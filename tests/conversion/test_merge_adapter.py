@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from conftest import relative_error
-from merge_adapter import main
 from peft import LoraConfig, get_peft_model
 from releases import NAMES, release
 from safetensors.torch import load_file, save_file
@@ -13,6 +12,7 @@ from transformers import AutoModel, AutoProcessor
 from transformers.core_model_loading import revert_weight_conversion
 
 from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl.conversion.merge import merge
 
 
 PREFIX = "base_model.model."
@@ -48,7 +48,7 @@ def tuned(request, tmp_path):
 
 def test_merged_equals_unmerged(tuned, tmp_path):
     base, adapter, expected = tuned
-    main(str(adapter), str(base), tmp_path / "out", max_shard_size="200KB")
+    merge(str(adapter), str(base), tmp_path / "out", max_shard_size="200KB")
     model, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     assert relative_error(logits(model), expected) <= 1e-5
@@ -81,7 +81,7 @@ def as_the_original_saved(base, adapter) -> None:
 def test_an_adapter_of_the_original_merges(tuned, tmp_path):
     base, adapter, expected = tuned
     as_the_original_saved(base, adapter)
-    main(str(adapter), str(base), tmp_path / "out")
+    merge(str(adapter), str(base), tmp_path / "out")
     assert relative_error(logits(AutoModel.from_pretrained(tmp_path / "out")), expected) <= 1e-5
 
 
@@ -93,5 +93,5 @@ def test_an_adapter_that_does_not_fit_is_refused(tuned, tmp_path):
     weights[name.replace("layers.0", "layers.9")] = weights.pop(name)
     save_file(weights, adapter / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"1 of its weights are missing .*layers.0.*, 1 have no place .*layers.9"):
-        main(str(adapter), str(base), tmp_path / "out")
+        merge(str(adapter), str(base), tmp_path / "out")
     assert not (tmp_path / "out").exists()

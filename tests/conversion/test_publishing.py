@@ -10,10 +10,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from convert_original_to_hf import main as convert
 from hub import Hub
 from huggingface_hub import constants
-from push_to_hub import push
+
+from transformers_owl.conversion.convert import convert
+from transformers_owl.conversion.push import push
+from transformers_owl_cli import conversion
 
 
 REPO = "owner/mplug-owl-llama-7b"
@@ -148,7 +150,7 @@ def test_an_incomplete_folder_is_refused_before_anything_is_sent(hub, llama):
 
 
 def test_conversion_pushes_as_asked(hub, llama, tmp_path):
-    convert(llama.checkpoint, tmp_path / "owl", push_to_hub="owner/owl", private=True)
+    conversion.convert(llama.checkpoint, tmp_path / "owl", push_to_hub="owner/owl", private=True)
     assert "config.json" in hub.repositories["owner/owl"] and hub.private == {"owner/owl"}
 
 

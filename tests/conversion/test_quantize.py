@@ -5,12 +5,12 @@ import shutil
 import pytest
 import torch
 from conftest import relative_error, tiny_config
-from quantize import METHODS, main
 from releases import TOKENIZER
 from transformers import AutoModel, AutoProcessor
-from verify import fixed_logits
 
 from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl.conversion.quantize import METHODS, quantize
+from transformers_owl.conversion.verify import fixed_logits
 
 
 BOUNDS = {"bitsandbytes-8bit": 0.05, "bitsandbytes-4bit": 0.5, "torchao-int8": 0.05, "torchao-int4": 0.5}
@@ -32,10 +32,9 @@ def wide(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_quantised_copy_loads_and_its_error_is_small(wide, method, tmp_path, capsys):
+def test_a_quantised_copy_loads_and_its_error_is_small(wide, method, tmp_path):
     folder, model = wide
-    main(str(folder), method, tmp_path / "out")
-    said = float(capsys.readouterr().out.split()[-1])
+    said = quantize(str(folder), method, tmp_path / "out")
     copy = AutoModel.from_pretrained(tmp_path / "out").eval()
     assert AutoProcessor.from_pretrained(tmp_path / "out").image_token_id == copy.config.image_token_id
     error = relative_error(fixed_logits(copy), fixed_logits(model))
@@ -49,4 +48,4 @@ def test_a_quantised_copy_loads_and_its_error_is_small(wide, method, tmp_path, c
 
 def test_unknown_methods_are_refused(wide, tmp_path):
     with pytest.raises(ValueError, match="choose one of bitsandbytes-8bit, "):
-        main(str(wide[0]), "float1", tmp_path / "out")
+        quantize(str(wide[0]), "float1", tmp_path / "out")

@@ -1,14 +1,15 @@
 """`verify` tells equal checkpoints from different ones, by a table and by its exit code."""
 
 import pytest
-from convert_original_to_hf import main as convert
 from releases import release, weights_of
-from verify import main
+
+from transformers_owl.conversion.convert import convert
+from transformers_owl_cli.conversion import verify
 
 
 def code(*arguments, **options) -> int:
     with pytest.raises(SystemExit) as exit_info:
-        main(*arguments, **options)
+        verify(*arguments, **options)
     return int(exit_info.value.code)
 
 

@@ -3,10 +3,10 @@
 import json
 
 import torch
-from convert_original_to_hf import main as convert
 from transformers import AutoModel, AutoProcessor
 
 import transformers_owl
+from transformers_owl.conversion.convert import convert
 from transformers_owl.mplug_owl import configuration_mplug_owl
 
 

@@ -8,10 +8,10 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from transformers_owl import MINIATURE
+from transformers_owl.demo.caption import SAMPLES
 from transformers_owl.inference import Chat
 
 
-PICTURES = sorted((Path(__file__).parents[2] / "examples/pictures").glob("*.png"))
 ALLOWED = 16 * 2**20
 
 
@@ -28,7 +28,7 @@ def test_a_thousand_requests_need_no_more_than_a_hundred():
     for number in range(1000):
         if number == 100:
             warm = resident()
-        shown = [PIL.Image.open(PICTURES[(number + more) % len(PICTURES)]) for more in range(number % 3)]
+        shown = [PIL.Image.open(SAMPLES[(number + more) % len(SAMPLES)]) for more in range(number % 3)]
         chat = Chat(model, processor)
         chat.ask("What is this?", shown, max_new_tokens=8)
         chat.ask("What can you do with it?", max_new_tokens=8)

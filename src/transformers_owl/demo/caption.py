@@ -8,7 +8,25 @@ from ..mplug_owl.video_processing_mplug_owl import visual_part
 from .loading import load, memory_advice
 
 
-SAMPLES = sorted(str(path) for path in Path(__file__).parent.glob("pictures/*.png"))
+SAMPLES = [
+    Path(__file__).with_name("pictures") / f"{name}.png"
+    for name in ("castle-and-octopus", "elephant", "helicopters", "number", "sunflower")
+]
+
+
+def samples() -> list[str]:
+    """
+    The drawings that come with the package.
+
+    Raises:
+        FileNotFoundError: if one is missing, with its path.
+    """
+    missing = [str(path) for path in SAMPLES if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{', '.join(missing)}: missing, though part of transformers_owl. Install it again, or name other pictures."
+        )
+    return [str(path) for path in SAMPLES]
 
 
 class Captioner:

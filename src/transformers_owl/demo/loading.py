@@ -31,7 +31,7 @@ def load(model: str, device: str | None = None, dtype: str = "auto") -> tuple[An
         if not isinstance(config, MplugOwlConfig):
             raise ValueError(
                 f"{model} is a model of type {config.model_type!r}, which has no eyes of an mPLUG-Owl: give a "
-                "checkpoint of mPLUG-Owl, or build one from a language model with conversion/build_from_pretrained.py."
+                "checkpoint of mPLUG-Owl, or build one from a language model with `transformers-owl build`."
             )
     with memory_advice(f"Load the weights in a smaller type (bfloat16) or quantised, or elsewhere than on {device}."):
         loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, device_map=device)

@@ -310,7 +310,7 @@ def _import_av():
     try:
         import av
     except ImportError as error:
-        raise ImportError('Video files are decoded by PyAV, which is not installed: pip install "av>=18"') from error
+        raise ImportError('Video files are decoded by PyAV, which is not installed: pip install "av>=14.2"') from error
     return av
 
 

@@ -21,19 +21,24 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
+
+from .. import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor, __version__
+from .library import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
     WeightConverter,
     WeightRenaming,
     apply_converters,
     apply_renamings,
+    cached_file,
+    get_checkpoint_shard_files,
+    get_model_conversion_mapping,
+    load_state_dict,
     rename_source_key,
+    str_to_torch_dtype,
 )
-from transformers.modeling_utils import load_state_dict, str_to_torch_dtype
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
-
-from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor, __version__
 
 
 DTYPE_NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}

@@ -1,0 +1,172 @@
+"""
+A fresh Owl, where stage 1 starts, from a CLIP vision model and a causal language model, tensor by tensor.
+
+The language model may be a `.gguf` file, whose weights are dequantised.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, PreTrainedModel
+
+from .. import MplugOwlForConditionalGeneration, MplugOwlImageProcessor, MplugOwlProcessor
+from ..fresh import fresh_config, rename_text, rename_vision
+from .card import render
+from .checkpoints import (
+    Checkpoint,
+    Piece,
+    cast,
+    check_loading,
+    convert,
+    held,
+    save_safetensors,
+    unfinished,
+    without_tied,
+    write_rest,
+    write_weights,
+)
+from .library import (
+    SAFE_WEIGHTS_NAME,
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+    load_gguf_checkpoint,
+)
+
+
+CLIP_TYPES = ("clip", "clip_vision_model")
+ON_META: dict[str, Any] = {"device_map": "meta", "ignore_mismatched_sizes": True, "output_loading_info": True}
+
+
+def open_vision(source: Checkpoint) -> tuple[CLIPVisionModel, list[Piece]]:
+    """A vision model of CLIP's type on the meta device, and its weights; the rest of CLIP is left out."""
+    kind = AutoConfig.from_pretrained(source.path, revision=source.revision).model_type
+    if kind not in CLIP_TYPES:
+        raise ValueError(
+            f"{source.path} is a model of type {kind}, but the vision model must be of CLIP's type "
+            f"({' or '.join(CLIP_TYPES)}): pre-norm, class token, learned positions."
+        )
+    source.open()
+    loaded: Any = CLIPVisionModel.from_pretrained(source.path, revision=source.revision, **ON_META)
+    model, info = loaded
+    check_loading(source, {**info, "unexpected_keys": set()})
+    return model, convert(model, source.open())
+
+
+def open_language(source: Checkpoint) -> tuple[PreTrainedModel, list[Piece]]:
+    """A causal language model on the meta device, and its weights."""
+    if source.path.endswith(".gguf"):
+        return open_gguf(Path(source.path))
+    source.open()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(source.path, revision=source.revision, **ON_META)
+    model, info = loaded
+    check_loading(source, info)
+    return model, without_tied(model, convert(model, source.open()))
+
+
+def open_gguf(file: Path) -> tuple[PreTrainedModel, list[Piece]]:
+    """The same from a GGUF file, each weight dequantised when it is made, in float32."""
+    from gguf import GGUFReader, dequantize
+
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    reader = GGUFReader(file)
+    settings = load_gguf_checkpoint(str(file))["config"]
+    architecture = reader.fields["general.architecture"].contents()
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=settings)
+    names = get_gguf_hf_weights_map(model, processor)
+    own = model.state_dict()
+
+    def piece(tensor) -> Piece:
+        name = names[tensor.name]
+
+        def make() -> dict[str, torch.Tensor]:
+            values = processor.process(dequantize(tensor.data, tensor.tensor_type), tensor.name).weights
+            return {name: torch.from_numpy(values.copy()).reshape(own[name].shape)}
+
+        return Piece({name: torch.empty_like(own[name], dtype=torch.float32)}, make)
+
+    pieces = [piece(tensor) for tensor in reader.tensors if tensor.name in names]
+    missing = own.keys() - {name for piece in pieces for name in piece.tensors} - model.all_tied_weights_keys.keys()
+    if missing:
+        raise ValueError(f"{file} lacks weights of {config.model_type}: {len(missing)}, such as {sorted(missing)[:3]}.")
+    return model, without_tied(model, pieces)
+
+
+def fresh_abstractor(model: MplugOwlForConditionalGeneration, seed: int) -> list[Piece]:
+    """Weights of a new abstractor, which is small enough to be held."""
+    torch.manual_seed(seed)
+    weights = type(model.model.abstractor)(model.config.visual_abstractor_config).state_dict()
+    return held({f"model.abstractor.{name}": value for name, value in weights.items()})
+
+
+def build(
+    vision: str,
+    language: str,
+    output: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    num_query_tokens: int = 64,
+    num_abstractor_layers: int = 6,
+    seed: int = 0,
+    max_shard_size: str = "5GB",
+) -> None:
+    """
+    Makes a fresh Owl, whose abstractor knows nothing yet. An interrupted run goes on where it stopped.
+
+    Args:
+        vision (`str`): Folder, REPO or REPO@REVISION of a CLIP model.
+        language (`str`): The same of a causal language model, or a `.gguf` file.
+        output (`Path`): Folder to make.
+        dtype (`torch.dtype`, defaults to `torch.bfloat16`): Of the weights.
+        num_query_tokens (`int`, defaults to 64): Queries of the abstractor.
+        num_abstractor_layers (`int`, defaults to 6): Layers of the abstractor.
+        seed (`int`, defaults to 0): Of the abstractor's weights.
+        max_shard_size (`str`, defaults to `"5GB"`): Largest file of weights.
+
+    Raises:
+        ValueError: for models of other kinds, and an `output` that exists.
+        OSError: if they cannot be read, or `output` not be written.
+    """
+    sources = Checkpoint.parse(vision), Checkpoint.parse(language)
+    clip, vision_pieces = open_vision(sources[0])
+    text, text_pieces = open_language(sources[1])
+    processor = MplugOwlProcessor(
+        read_image_processor(sources[0], clip), read_tokenizer(sources[1]), num_query_tokens=num_query_tokens
+    )
+    config = fresh_config(
+        clip.config,
+        text.config,
+        visual_abstractor_config={"num_hidden_layers": num_abstractor_layers},
+        num_query_tokens=num_query_tokens,
+        image_token_id=processor.image_token_id,
+        video_token_id=processor.video_token_id,
+        dtype=dtype,
+    )
+    with torch.device("meta"):
+        model = MplugOwlForConditionalGeneration(config)
+    pieces = [
+        *(piece.map(rename_vision) for piece in vision_pieces),
+        *fresh_abstractor(model, seed),
+        *(piece.map(rename_text(text)) for piece in text_pieces),
+    ]
+    options = [str(dtype), num_query_tokens, num_abstractor_layers, seed, max_shard_size]
+    made = f"A fresh start for stage 1, from {sources[0].name} and {sources[1].name}: the abstractor knows nothing yet."
+    with unfinished(output, [*(source.fingerprint() for source in sources), *options]) as folder:
+        write_weights(cast(pieces, dtype), folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
+        write_rest(model, processor, folder, render(output.name, output.name, made))
+
+
+def read_image_processor(source: Checkpoint, clip: CLIPVisionModel) -> MplugOwlImageProcessor:
+    side = clip.config.image_size
+    return MplugOwlImageProcessor.from_pretrained(
+        source.path, revision=source.revision, size={"height": side, "width": side}
+    )
+
+
+def read_tokenizer(source: Checkpoint):
+    if source.path.endswith(".gguf"):
+        file = Path(source.path)
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    return AutoTokenizer.from_pretrained(source.path, revision=source.revision)

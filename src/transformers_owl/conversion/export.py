@@ -1,0 +1,84 @@
+"""A checkpoint in the layout of the original release, which the original code reads."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from .. import MplugOwlConfig, MplugOwlForConditionalGeneration
+from .checkpoints import Checkpoint, Piece, convert, held, open_owl, save_pickle, unfinished, write_weights
+from .library import WEIGHTS_NAME, LlamaRotaryEmbedding, cached_file
+
+
+# The original's tokenizer and settings are not ours: they come from a release.
+SMALL_FILES = (
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "preprocessor_config.json", "generation_config.json",
+)  # fmt: skip
+
+
+def their_config(config: MplugOwlConfig) -> dict:
+    """`config.json` in the fields of the original code (transformers 4.28)."""
+    ours = config.to_dict()
+    sections = {name: ours[name] for name in ("vision_config", "visual_abstractor_config", "text_config")}
+    sections["vision_config"].pop("use_temporal")
+    sections["visual_abstractor_config"].pop("use_temporal")
+    return {
+        "architectures": ["MplugOwlForConditionalGeneration"],
+        "model_type": "mplug-owl",
+        "num_query_tokens": config.num_query_tokens,
+        "torch_dtype": str(config.dtype).removeprefix("torch."),
+        "tie_word_embeddings": config.tie_word_embeddings,
+        **sections,
+    }
+
+
+def computed(model: MplugOwlForConditionalGeneration, dtype: torch.dtype) -> list[Piece]:
+    """What the original stored though it is computed: LLaMA's inverse frequencies, once a layer."""
+    text = model.config.text_config
+    if text.model_type != "llama":
+        return []
+    values = LlamaRotaryEmbedding(text).inv_freq.to(dtype)
+    names = [f"language_model.model.layers.{n}.self_attn.rotary_emb.inv_freq" for n in range(text.num_hidden_layers)]
+    return held(dict.fromkeys(names, values))
+
+
+def tied(model: MplugOwlForConditionalGeneration, pieces: dict[str, Piece]) -> dict[str, Piece]:
+    """The names that our files leave out because another one holds the same tensor."""
+
+    def renamed(name: str, kept: str) -> Piece:
+        return pieces[kept].map(lambda _, tensor: (name, tensor))
+
+    return {name: renamed(name, kept) for name, kept in model.all_tied_weights_keys.items() if name not in pieces}
+
+
+def small_files(release: Checkpoint) -> list[str]:
+    options = {"revision": release.revision, "_raise_exceptions_for_missing_entries": False}
+    found = [cached_file(release.path, name, **options) for name in SMALL_FILES]
+    return [file for file in found if file is not None]
+
+
+def export(checkpoint: str, release: str, output: Path, max_shard_size: str = "1GB") -> None:
+    """
+    Writes a checkpoint in the original's layout. An interrupted run goes on where it stopped.
+
+    Args:
+        checkpoint (`str`): Folder, REPO or REPO@REVISION.
+        release (`str`): Original release whose tokenizer and settings the copy takes.
+        output (`Path`): Folder to make.
+        max_shard_size (`str`, defaults to `"1GB"`): Largest file of weights.
+
+    Raises:
+        ValueError: for a checkpoint that is damaged or of another model, and an `output` that exists.
+        OSError: if it cannot be read, or `output` not be written.
+    """
+    source = Checkpoint.parse(checkpoint)
+    model, pieces = open_owl(source)
+    ours = {name: piece for piece in pieces for name in piece.tensors}
+    theirs = convert(model, {**ours, **tied(model, ours)}, reverse=True)
+    with unfinished(output, [source.fingerprint(), max_shard_size]) as folder:
+        write_weights([*theirs, *computed(model, model.dtype)], folder, max_shard_size, save_pickle, WEIGHTS_NAME)
+        for file in small_files(Checkpoint.parse(release)):
+            shutil.copy(file, folder)
+        (folder / "config.json").write_text(json.dumps(their_config(model.config), indent=2) + "\n")

@@ -1,0 +1,77 @@
+"""The fence of conversion: what it leans on in other packages beyond their documented names."""
+
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+)
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+    load_gguf_checkpoint,
+)
+from transformers.modeling_utils import load_state_dict, str_to_torch_dtype
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+
+LEANS_ON = {
+    "transformers.conversion_mapping.get_model_conversion_mapping": "the key table, as `from_pretrained` applies it",
+    "transformers.core_model_loading.WeightConverter": "weights that are split, joined or reshaped",
+    "transformers.core_model_loading.WeightRenaming": "weights that are renamed",
+    "transformers.core_model_loading.rename_source_key": "both, to one name",
+    "transformers.modeling_gguf_pytorch_utils.TENSOR_PROCESSORS": "GGUF tensors that need more than another name",
+    "transformers.modeling_gguf_pytorch_utils.TensorProcessor": "the rest of them",
+    "transformers.modeling_gguf_pytorch_utils.get_gguf_hf_weights_map": "GGUF names of the library's weights",
+    "transformers.modeling_gguf_pytorch_utils.load_gguf_checkpoint": "the configuration in a GGUF file",
+    "transformers.modeling_utils.load_state_dict": "opens a weights file without reading it",
+    "transformers.modeling_utils.str_to_torch_dtype": "types as safetensors spells them",
+    "transformers.models.llama.modeling_llama.LlamaRotaryEmbedding": "a buffer that the original saved",
+    "transformers.utils.SAFE_WEIGHTS_INDEX_NAME": "a file's name",
+    "transformers.utils.SAFE_WEIGHTS_NAME": "a file's name",
+    "transformers.utils.WEIGHTS_INDEX_NAME": "a file's name",
+    "transformers.utils.WEIGHTS_NAME": "a file's name",
+    "transformers.utils.hub.cached_file": "a file of a folder or repository",
+    "transformers.utils.hub.get_checkpoint_shard_files": "the shards of an index",
+}
+
+__all__ = [
+    "SAFE_WEIGHTS_INDEX_NAME",
+    "SAFE_WEIGHTS_NAME",
+    "TENSOR_PROCESSORS",
+    "WEIGHTS_INDEX_NAME",
+    "WEIGHTS_NAME",
+    "LlamaRotaryEmbedding",
+    "TensorProcessor",
+    "WeightConverter",
+    "WeightRenaming",
+    "apply_converters",
+    "apply_renamings",
+    "cached_file",
+    "get_checkpoint_shard_files",
+    "get_gguf_hf_weights_map",
+    "get_model_conversion_mapping",
+    "load_gguf_checkpoint",
+    "load_state_dict",
+    "rename_source_key",
+    "str_to_torch_dtype",
+]
+
+
+def apply_renamings(name: str, renamings: list[WeightRenaming]) -> str:
+    """A weight's name after all renamings, one after the other."""
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    return name
+
+
+def apply_converters(name: str, converters: list[WeightConverter]) -> tuple[str, str | None]:
+    """A weight's name after the first converter that takes it, and that converter's pattern, if there is one."""
+    for converter in converters:
+        renamed, pattern = converter.rename_source_key(name)
+        if pattern is not None:
+            return renamed, pattern
+    return name, None

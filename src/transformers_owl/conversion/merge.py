@@ -1,0 +1,67 @@
+"""A PEFT adapter of ours or of the original code (`adapter_model.bin`), merged into its base: a complete repository."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+
+from .. import MplugOwlForConditionalGeneration, MplugOwlProcessor
+from .card import render
+from .checkpoints import Checkpoint, held, save_safetensors, unfinished, without_tied, write_rest, write_weights
+from .library import SAFE_WEIGHTS_NAME, WeightRenaming, apply_renamings, get_model_conversion_mapping
+
+
+PREFIX = "base_model.model."  # PEFT's own, before the model's names
+
+
+def with_adapter(base: MplugOwlForConditionalGeneration, adapter: str) -> PeftModel:
+    """
+    The base with an adapter around its layers.
+
+    Raises:
+        ValueError: if the adapter has weights that find no place, or lacks some.
+    """
+    weights = load_peft_weights(adapter, device="cpu")
+    renamings = [entry for entry in get_model_conversion_mapping(base) if isinstance(entry, WeightRenaming)]
+    ours = {PREFIX + apply_renamings(name.removeprefix(PREFIX), renamings): value for name, value in weights.items()}
+    model = get_peft_model(base, PeftConfig.from_pretrained(adapter))
+    result: Any = set_peft_model_state_dict(model, ours)
+    lacking = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
+    if lacking or result.unexpected_keys:
+        raise ValueError(
+            f"The adapter {adapter} does not fit the base: {len(lacking)} of its weights are missing "
+            f"{lacking[:2]}, {len(result.unexpected_keys)} have no place {result.unexpected_keys[:2]}. Give the base "
+            "that it was trained on."
+        )
+    return model
+
+
+def merge(adapter: str, base: str, output: Path, dtype: torch.dtype | None = None, max_shard_size: str = "5GB") -> None:
+    """
+    Makes a repository of an adapter and its base, which are held in memory.
+
+    Args:
+        adapter (`str`): Folder or repository of the adapter.
+        base (`str`): Folder, REPO or REPO@REVISION of the model that it was trained on.
+        output (`Path`): Folder to make.
+        dtype (`torch.dtype`, *optional*): To merge in; by default the base's.
+        max_shard_size (`str`, defaults to `"5GB"`): Largest file of weights.
+
+    Raises:
+        ValueError: if the adapter does not fit, and for an `output` that exists.
+        OSError: if they cannot be read, or `output` not be written.
+    """
+    source = Checkpoint.parse(base)
+    model = MplugOwlForConditionalGeneration.from_pretrained(
+        source.path, revision=source.revision, dtype=dtype or "auto"
+    )
+    processor = MplugOwlProcessor.from_pretrained(source.path, revision=source.revision)
+    with torch.no_grad():
+        merged = with_adapter(model, adapter).merge_and_unload(safe_merge=True)
+    made = f"The adapter {Path(adapter).name}, merged into {source.name}."
+    with unfinished(output) as folder:
+        pieces = without_tied(merged, held(merged.state_dict()))
+        write_weights(pieces, folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
+        write_rest(merged, processor, folder, render(output.name, output.name, made))

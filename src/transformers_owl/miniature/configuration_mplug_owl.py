@@ -1,1 +1,0 @@
-../mplug_owl/configuration_mplug_owl.py

@@ -1,1 +1,0 @@
-../mplug_owl/download_mplug_owl.py

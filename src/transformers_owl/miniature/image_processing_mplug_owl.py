@@ -1,1 +1,0 @@
-../mplug_owl/image_processing_mplug_owl.py

@@ -1,1 +1,0 @@
-../mplug_owl/library_mplug_owl.py

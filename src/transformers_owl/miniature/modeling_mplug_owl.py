@@ -1,1 +1,0 @@
-../mplug_owl/modeling_mplug_owl.py

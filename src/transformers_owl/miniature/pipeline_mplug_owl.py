@@ -1,1 +1,0 @@
-../mplug_owl/pipeline_mplug_owl.py

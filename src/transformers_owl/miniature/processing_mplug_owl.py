@@ -1,1 +1,0 @@
-../mplug_owl/processing_mplug_owl.py

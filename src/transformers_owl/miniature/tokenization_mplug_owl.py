@@ -1,1 +1,0 @@
-../mplug_owl/tokenization_mplug_owl.py

@@ -1,1 +1,0 @@
-../mplug_owl/video_processing_mplug_owl.py

@@ -1,1 +1,0 @@
-../mplug_owl/weights_mplug_owl.py

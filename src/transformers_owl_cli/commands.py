@@ -1,0 +1,346 @@
+"""The console command `transformers-owl`. Heavy imports happen inside the commands."""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import conversion
+from .running import errors
+
+
+# Plain text: Rich would add half as much again to the time that a help text takes.
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def print_version(asked: bool) -> None:
+    from importlib.metadata import version
+
+    if asked:
+        print(version("transformers-owl"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """mPLUG-Owl: a language model that sees."""
+
+
+OwlEval = Annotated[Path | None, typer.Option("--owleval", help="OwlEval's folder: questions.jsonl and cases/.")]
+Vicuna = Annotated[Path | None, typer.Option("--vicuna", help="Text-only questions in Vicuna's format.")]
+AnswerFiles = Annotated[list[Path], typer.Argument(metavar="ANSWERS...", help="One file for each system.")]
+Endpoint = Annotated[str | None, typer.Option(help="Ask MODEL at this OpenAI-style URL, such as http://host:8000/v1.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait for an answer of the endpoint.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu (default: the best there is).")]
+Dtype = Annotated[str, typer.Option(help="Type of the weights, such as bfloat16.")]
+TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that the model's folder brings.")]
+
+
+Owl = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or Hub repository; one of the original release works as it is.",
+        show_default="the miniature that comes with this package",
+    ),
+]
+Pictures = Annotated[list[str] | None, typer.Argument(metavar="[PICTURE]...", help="Picture files or URLs.")]
+Longest = Annotated[int | None, typer.Option(min=1, help="Longest answer (default: the model's).")]
+
+
+@app.command()
+@errors()
+def caption(
+    pictures: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PICTURE]...", help="Files or URLs of pictures and videos (default: five drawings)."),
+    ] = None,
+    model: Owl = None,
+    prompt: Annotated[str, typer.Option(help="What to ask about every picture.")] = "Describe the picture.",
+    output: Annotated[Path | None, typer.Option(help="Also write the answers to this JSON Lines file.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered together.")] = 8,
+    max_new_tokens: Longest = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video (default: the model's, 4).")] = None,
+) -> None:
+    """Ask one question about pictures or videos and print the answers."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from transformers_owl import MINIATURE
+    from transformers_owl.demo.caption import Captioner, samples
+    from transformers_owl.demo.caption import caption as answers
+
+    pictures = pictures or samples()
+    captioner = Captioner(model or MINIATURE, device, dtype, num_frames)
+    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
+        task = progress.add_task("answering", total=len(set(pictures)))
+        for picture, answer in answers(captioner, pictures, prompt, output, batch_size, max_new_tokens):
+            print(f"{picture}: {answer}")
+            progress.advance(task)
+
+
+@app.command()
+@errors()
+def chat(
+    pictures: Pictures = None,
+    model: Owl = None,
+    system: Annotated[str | None, typer.Option(help="Another system sentence than the original's.")] = None,
+    max_new_tokens: Longest = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; higher is more varied.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest words of this share.")] = 0.9,
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Talk about pictures in the terminal. Ctrl-C stops an answer."""
+    from transformers_owl import MINIATURE
+    from transformers_owl.demo.loading import generation_options, load
+    from transformers_owl.demo.terminal import TerminalChat
+
+    owl, processor = load(model or MINIATURE, device, dtype)
+    TerminalChat(owl, processor, generation_options(max_new_tokens, temperature, top_p), system).run(pictures or [])
+
+
+@app.command()
+@errors("demo")
+def web(
+    model: Owl = None,
+    host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to serve at.")] = 7860,
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Talk about pictures on a page in the browser."""
+    from transformers_owl import MINIATURE
+    from transformers_owl.demo.loading import load
+    from transformers_owl.demo.web import check_port, serving
+
+    model = model or MINIATURE
+    check_port(host, port)
+    owl, processor = load(model, device, dtype)
+    # The page does not say where on this machine a folder lies.
+    name = Path(model).resolve().name if Path(model).is_dir() else model
+    with serving(owl, processor, name, host, port) as page:
+        page.block_thread()
+
+
+@app.command()
+@errors()
+def look(
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Picture files or URLs.")],
+    output: Annotated[Path, typer.Option(help="PNG file to write; for several pictures NAME-1.png, NAME-2.png, ...")],
+    model: Owl = None,
+    prompt: Annotated[str, typer.Option(help="What to ask about the pictures.")] = "Describe the picture.",
+    word: Annotated[str | None, typer.Option(help="A word of the answer (default: the whole answer).")] = None,
+    max_new_tokens: Longest = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Answer about pictures, and show where the model looked as heat maps over them."""
+    from transformers_owl import MINIATURE
+    from transformers_owl.demo.looking import look as answer_and_look
+
+    answer, paths = answer_and_look(model or MINIATURE, pictures, prompt, output, word, max_new_tokens, device, dtype)
+    print(answer)
+    print(*paths, sep="\n")
+
+
+@app.command()
+@errors("eval")
+def answer(
+    model: Annotated[str, typer.Option(help="Folder, Hub repository, or the endpoint's name of a model.")],
+    output: Annotated[Path, typer.Option(help="The answers, as JSON Lines in the form of OwlEval's files.")],
+    owleval: OwlEval = None,
+    vicuna: Vicuna = None,
+    endpoint: Endpoint = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions asked together.")] = 8,
+    max_new_tokens: MaxNewTokens = 512,
+    timeout: Timeout = 120,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Answer OwlEval's questions, or text-only ones, by any image-text-to-text model."""
+    from transformers_owl.evaluation.answering import answer_questions
+
+    questions = _questions(owleval, vicuna)
+    asked = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype, trust_remote_code)
+    _follow("answering", answer_questions(asked, questions, output, batch_size), len(questions))
+    print(f"{len(questions)} answers in {output}")
+
+
+@app.command()
+@errors("eval")
+def rate(
+    answers: AnswerFiles,
+    owleval: Annotated[Path, typer.Option("--owleval", help="OwlEval's folder: questions.jsonl and cases/.")],
+    ratings: Annotated[Path, typer.Option(help="Where ratings are kept; goes on with what is there.")],
+    host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to serve at.")] = 7860,
+) -> None:
+    """Rate answers on a page in the browser: blind, in random order, several raters."""
+    from transformers_owl.evaluation.rating_desk import RatingDesk
+    from transformers_owl.evaluation.rating_page import launch
+    from transformers_owl.evaluation.records import read_owleval, read_systems
+
+    questions = read_owleval(owleval)
+    launch(RatingDesk(questions, read_systems(answers, questions), ratings), host, port)
+
+
+@app.command()
+@errors("eval")
+def judge(
+    answers: AnswerFiles,
+    model: Annotated[str, typer.Option(help="The judge: folder, Hub repository, or the endpoint's name of a model.")],
+    output: Annotated[Path, typer.Option(help="The judge's ratings; goes on with what is there.")],
+    owleval: OwlEval = None,
+    vicuna: Vicuna = None,
+    reference: Annotated[Path | None, typer.Option(help="With --vicuna: answers to compare with (Table 3).")] = None,
+    endpoint: Endpoint = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions judged together.")] = 4,
+    max_new_tokens: MaxNewTokens = 1024,
+    timeout: Timeout = 120,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Rate answers by a model, in two orders, and keep its replies."""
+    from itertools import chain
+
+    from transformers_owl.evaluation.judging import judge_owleval, judge_pairs
+    from transformers_owl.evaluation.records import read_answers, read_systems
+
+    questions = _questions(owleval, vicuna)
+    if (vicuna is None) != (reference is None):
+        raise ValueError("--reference goes with --vicuna: Table 3 compares answers to text-only questions.")
+    systems = read_systems(answers, questions)
+    judging = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype, trust_remote_code)
+    if reference is None:
+        sheets = judge_owleval(judging, questions, systems, output, batch_size)
+        total = 2 * len(questions)
+    else:
+        other = read_answers(reference, questions)
+        pairs = [judge_pairs(judging, questions, one, other, output, batch_size) for one in systems.values()]
+        sheets, total = chain.from_iterable(pairs), 2 * len(questions) * len(systems)
+    made = _follow("judging", sheets, total)
+    unread = sum(all(mark.level is None and mark.score is None for mark in sheet.marks.values()) for sheet in made)
+    print(f"{len(made)} ratings in {output}; {unread} without one, since all replies were malformed")
+
+
+@app.command()
+@errors("eval")
+def score(
+    answers: AnswerFiles,
+    ratings: Annotated[list[Path], typer.Option(help="Ratings of people or judges; give it again for more files.")],
+    output: Annotated[Path, typer.Option(help="Folder for the tables as text, CSV and PNG.")],
+    owleval: OwlEval = None,
+    vicuna: Vicuna = None,
+    reference: Annotated[Path | None, typer.Option(help="With --vicuna: answers that were compared with.")] = None,
+    answered_by: Annotated[
+        str | None, typer.Option(help="Also Figure 15: only questions that this system answered, such as MMreact.")
+    ] = None,
+) -> None:
+    """Make the paper's Figures 3, 4 and 15 and Tables 2 and 3 from ratings."""
+    from transformers_owl.evaluation.records import read_systems
+    from transformers_owl.evaluation.scoring import score_owleval, score_pairs
+    from transformers_owl.evaluation.tables import write_tables
+
+    questions = _questions(owleval, vicuna)
+    if (vicuna is None) != (reference is None):
+        raise ValueError("--reference goes with --vicuna: Table 3 compares answers to text-only questions.")
+    systems = read_systems(answers, questions)
+    if reference is None:
+        tables, notes = score_owleval(questions, systems, ratings, answered_by)
+    else:
+        tables, notes = score_pairs(questions, systems, reference, ratings)
+    print(write_tables(tables, notes, output), end="")
+
+
+def _questions(owleval: Path | None, vicuna: Path | None):
+    from transformers_owl.evaluation.records import read_owleval, read_vicuna
+
+    if owleval is not None and vicuna is None:
+        return read_owleval(owleval)
+    if vicuna is not None and owleval is None:
+        return read_vicuna(vicuna)
+    raise ValueError("Give either --owleval FOLDER or --vicuna FILE: these are the questions.")
+
+
+def _chat_model(
+    model: str, endpoint: str | None, max_new_tokens: int, timeout: float, device: str | None, dtype: str, trust: bool
+):
+    from transformers_owl.evaluation.models import Endpoint, LocalModel
+
+    if endpoint is not None:
+        return Endpoint(model, endpoint, max_new_tokens, timeout)
+    return LocalModel(model, device, dtype, max_new_tokens, trust)
+
+
+def _follow(what: str, results: Iterable, total: int) -> list:
+    """All results, with a progress bar while they come."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return list(track(results, what, total, console=Console(stderr=True), transient=True))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    options_metavar="[--NAME VALUE ...]",
+)
+@errors("train")
+def train(
+    context: typer.Context,
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML file as in configs/.", show_default=False)] = None,
+) -> None:
+    """
+    Train after a recipe: pretrain, or tune on conversations. An interrupted run goes on from its last checkpoint.
+
+    Every name of a recipe is an option too, and so is every name of transformers.TrainingArguments:
+    --model FOLDER --learning_rate 1e-4 --max_steps 1000 --output_dir build/run. docs/training.md lists ours.
+    """
+    from transformers_owl.training.train import train as run
+
+    options = context.args
+    if recipe is not None and str(recipe).startswith("--"):
+        recipe, options = None, [str(recipe), *options]
+    run(recipe, options)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    options_metavar="MODEL [OPTIONS]",
+)
+@errors("serve")
+def serve(context: typer.Context) -> None:
+    """
+    Answer OpenAI-style requests over HTTP: `transformers serve` with mPLUG-Owl known to it.
+
+    It takes the options of `transformers serve`, whose --help lists them.
+    """
+    from transformers.cli.serve import Serve
+
+    import transformers_owl  # noqa: F401  (registers the Auto classes)
+
+    library = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    library.command()(Serve)
+    library(context.args, prog_name="transformers-owl serve", standalone_mode=False)
+
+
+for command in (
+    conversion.convert,
+    conversion.verify,
+    conversion.build,
+    conversion.merge,
+    conversion.quantize,
+    conversion.export,
+    conversion.push,
+):
+    app.command()(command)

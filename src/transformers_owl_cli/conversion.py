@@ -1,0 +1,164 @@
+"""The commands that make, compare and publish checkpoints; the scripts in conversion/ run the same functions."""
+
+import enum
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from .running import conversion
+
+
+class Dtype(enum.StrEnum):
+    """Types that weights can be written in, by their names in torch."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+def torch_dtype(dtype: Dtype | None):
+    import torch
+
+    return None if dtype is None else getattr(torch, dtype)
+
+
+@conversion()
+def convert(
+    checkpoint: Annotated[str, Option(help="Folder, REPO or REPO@REVISION of a release.")],
+    output: Annotated[Path, Option(help="Folder to make.")],
+    dtype: Annotated[Dtype | None, Option(help="Type of the weights (default: as they are).")] = None,
+    max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
+    push_to_hub: Annotated[str | None, Option(metavar="OWNER/NAME", help="Also push to this repository.")] = None,
+    private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
+    create_pr: Annotated[bool, Option("--create-pr", help="Push as a pull request.")] = False,
+) -> None:
+    """Make a Hub repository of a checkpoint of the original release."""
+    from transformers_owl.conversion.convert import convert
+    from transformers_owl.conversion.push import push
+
+    convert(checkpoint, output, torch_dtype(dtype), max_shard_size)
+    print(f"{output} is complete.")
+    if push_to_hub is not None:
+        print(push(output, push_to_hub, private=private, create_pr=create_pr).commit_url)
+
+
+@conversion()
+def verify(
+    first: Annotated[str, Argument(help="Folder, REPO or REPO@REVISION, original or converted.")],
+    second: Annotated[str, Argument(help="The same.")],
+    tolerance: Annotated[
+        float, Option(min=0, help="Largest difference of a weight, and of the relative logits.")
+    ] = 0.0,
+    skip_logits: Annotated[bool, Option("--skip-logits", help="Compare the weights only, in little memory.")] = False,
+) -> None:
+    """Compare two checkpoints tensor by tensor through the key table, and by their logits."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from transformers_owl.conversion.verify import differences, logits, parts, relative_difference
+
+    sides = parts(first), parts(second)
+    table = Table("part", "tensors", "equal", "largest difference")
+    worst = 0.0
+    for part in sorted(sides[0].keys() | sides[1].keys()):
+        found = differences(sides[0].get(part, []), sides[1].get(part, []))
+        equal = sum(difference == 0 for difference in found.values())
+        table.add_row(part, str(len(found)), str(equal), f"{max(found.values()):.3g}")
+        worst = max(worst, *found.values())
+    if not skip_logits and worst < float("inf"):
+        difference = relative_difference(logits(second), logits(first))
+        table.add_row("logits", "1", str(int(difference == 0)), f"{difference:.3g} (relative)")
+        worst = max(worst, difference)
+    Console(width=100).print(table)
+    print(f"{'equal' if worst <= tolerance else 'different'}: largest difference {worst:.3g}, tolerance {tolerance:g}")
+    sys.exit(worst > tolerance)
+
+
+@conversion()
+def build(
+    vision: Annotated[str, Option(help="Folder, REPO or REPO@REVISION of a CLIP model.")],
+    language: Annotated[str, Option(help="The same of a causal language model, or a .gguf file.")],
+    output: Annotated[Path, Option(help="Folder to make.")],
+    dtype: Annotated[Dtype, Option(help="Type of the weights.")] = Dtype.BFLOAT16,
+    num_query_tokens: Annotated[int, Option(min=1, help="Queries of the abstractor.")] = 64,
+    num_abstractor_layers: Annotated[int, Option(min=1, help="Layers of the abstractor.")] = 6,
+    seed: Annotated[int, Option(help="Of the abstractor's weights.")] = 0,
+    max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
+) -> None:
+    """Make a fresh Owl from a CLIP vision model and a causal language model."""
+    from transformers_owl.conversion.build import build
+
+    build(vision, language, output, torch_dtype(dtype), num_query_tokens, num_abstractor_layers, seed, max_shard_size)
+    print(f"{output} is complete.")
+
+
+@conversion()
+def merge(
+    adapter: Annotated[str, Option(help="Folder or repository of the adapter.")],
+    base: Annotated[str, Option(help="Folder, REPO or REPO@REVISION of the model that it was trained on.")],
+    output: Annotated[Path, Option(help="Folder to make.")],
+    dtype: Annotated[Dtype | None, Option(help="Type to merge in (default: the base's).")] = None,
+    max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
+) -> None:
+    """Merge a PEFT adapter into its base, to a complete repository."""
+    from transformers_owl.conversion.merge import merge
+
+    merge(adapter, base, output, torch_dtype(dtype), max_shard_size)
+    print(f"{output} is complete.")
+
+
+@conversion("quantize")
+def quantize(
+    checkpoint: Annotated[str, Option(help="Folder, REPO or REPO@REVISION.")],
+    method: Annotated[str, Option(help="One of bitsandbytes-8bit, bitsandbytes-4bit, torchao-int8, torchao-int4.")],
+    output: Annotated[Path, Option(help="Folder to make.")],
+    max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
+) -> None:
+    """Write a copy with a quantised language model."""
+    from transformers_owl.conversion.quantize import quantize
+
+    error = quantize(checkpoint, method, output, max_shard_size)
+    print(f"{output} is complete. Relative error of the logits: {error:.3g}")
+
+
+@conversion()
+def export(
+    checkpoint: Annotated[str, Option(help="Folder, REPO or REPO@REVISION.")],
+    release: Annotated[str, Option(help="Original release whose tokenizer and settings the copy takes.")],
+    output: Annotated[Path, Option(help="Folder to make.")],
+    max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "1GB",
+) -> None:
+    """Write a checkpoint in the layout of the original release."""
+    from transformers_owl.conversion.export import export
+
+    export(checkpoint, release, output, max_shard_size)
+    print(f"{output} is complete.")
+
+
+@conversion()
+def push(
+    folder: Annotated[Path, Argument(help="Folder made by one of the scripts here.")],
+    repository: Annotated[str, Argument(help="OWNER/NAME; it is made if it is not there.")],
+    private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
+    create_pr: Annotated[bool, Option("--create-pr", help="Propose a pull request.")] = False,
+    update: Annotated[bool, Option("--update", help="Replace what a repository holds.")] = False,
+) -> None:
+    """Push a model folder to the Hub in one commit."""
+    from transformers_owl.conversion.push import push
+
+    commit = push(folder, repository, private, create_pr, update)
+    print(commit.pr_url if create_pr else commit.commit_url)
+
+
+@conversion()
+def card(
+    model: Annotated[str, Argument(help="A released model, such as mplug-owl-llama-7b.")],
+) -> None:
+    """Print the card of a released model."""
+    from transformers_owl.conversion.card import releases, render
+
+    if model not in releases():
+        raise ValueError(f"There is no card of {model}: choose one of {', '.join(releases())}.")
+    print(render(model, model))
