@@ -166,3 +166,21 @@ def test_another_library_than_those_tried_is_named(saved, version):
     message, works = VERSIONS[version]
     assert (result.returncode == 0) == works
     assert message in result.stderr and ("pip install" in result.stderr) == bool(message)
+
+
+@pytest.mark.parametrize("way", ["imported", "elsewhere"])
+def test_a_folder_of_the_base_model_comes_back_as_the_base_model(llama, tmp_path, way):
+    base = transformers_owl.MplugOwlModel.from_pretrained(llama.checkpoint)
+    base.save_pretrained(tmp_path)
+    if way == "imported":
+        loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+        assert type(loaded) is transformers_owl.MplugOwlModel and not any(info.values())
+        assert type(AutoModel.from_pretrained(llama.checkpoint)) is transformers_owl.MplugOwlForConditionalGeneration
+        return
+    program = f"""
+        from transformers import AutoModel
+        model, info = AutoModel.from_pretrained({str(tmp_path)!r}, trust_remote_code=True, output_loading_info=True)
+        print(type(model).__name__, any(info.values()))
+    """
+    out = subprocess.check_output([sys.executable, "-c", textwrap.dedent(program)], text=True, cwd=tmp_path)
+    assert out.split() == ["MplugOwlModel", "False"]

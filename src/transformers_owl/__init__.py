@@ -38,7 +38,8 @@ MINIATURE = str(Path(__file__).with_name("miniature"))  # the folder of a small 
 
 AutoConfig.register(MplugOwlConfig.model_type, MplugOwlConfig)
 AutoConfig.register(MplugOwlUnderscoreConfig.model_type, MplugOwlUnderscoreConfig)
-for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+AutoModel.register(MplugOwlConfig, (MplugOwlForConditionalGeneration, MplugOwlModel))  # by the folder's architecture
+for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
     auto_class.register(MplugOwlConfig, MplugOwlForConditionalGeneration)
 AutoProcessor.register(MplugOwlConfig, MplugOwlProcessor)
 register_image_processor(MplugOwlConfig, MplugOwlImageProcessor)

@@ -10,7 +10,8 @@ from torch._dynamo.utils import counters
 from transformers import StaticCache, StoppingCriteria, TextIteratorStreamer
 
 from transformers_owl import MplugOwlForConditionalGeneration
-from transformers_owl.inference import Chat
+from transformers_owl.inference import Chat, score_answers
+from transformers_owl.training import prepare_stage
 
 
 @pytest.fixture
@@ -200,3 +201,12 @@ def test_mistakes_are_named(model, llama_processor):
     with pytest.raises(ValueError, match=r"conversation has .* positions.*holds 2048"):
         chat.ask("word " * 2100)
     assert chat.messages == []
+
+
+def test_a_peft_model_is_good_wherever_a_model_is(model, llama_processor, pictures):
+    expected = talk(Chat(model, llama_processor), pictures)
+    adapted = prepare_stage(model, "instruct").eval()  # fresh LoRA changes nothing
+    assert talk(Chat(adapted, llama_processor), pictures) == expected
+    chat = [{"role": "user", "content": "Hi"}]
+    score = score_answers(adapted, llama_processor, [chat], [["yes"]])
+    assert score == score_answers(adapted.get_base_model(), llama_processor, [chat], [["yes"]])

@@ -69,3 +69,26 @@ def test_the_greedy_answer_is_known_as_such(llama_processor, pictures, monkeypat
 def test_mistakes_are_named(llama_model, llama_processor, chats):
     with pytest.raises(ValueError, match="3 chats and 1 lists of answers"):
         score_answers(llama_model, llama_processor, chats, [["a"]])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom", "opt", "gpt_neox"])
+def test_scores_do_not_depend_on_the_batch(llama_processor, chats, family):
+    """Also for language models with learned positions, which would count the padding on the left."""
+    torch.manual_seed(0)
+    text = {
+        "model_type": family, "vocab_size": 1000, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "n_layer": 2, "n_head": 4, "ffn_dim": 48, "word_embed_proj_dim": 32, "intermediate_size": 48,
+        "num_key_value_heads": 4, "max_position_embeddings": 512,
+    }  # fmt: skip
+    base = tiny_config(vision_config={"image_size": 56}, num_query_tokens=64)
+    ids = {"image_token_id": llama_processor.image_token_id, "video_token_id": llama_processor.video_token_id}
+    model = MplugOwlForConditionalGeneration(type(base)(**{**base.to_dict(), "text_config": text, **ids})).eval()
+    alone, together = (
+        [
+            score.log_likelihood
+            for row in score_answers(model, llama_processor, chats, ANSWERS, batch_size=size)
+            for score in row
+        ]
+        for size in (1, 8)
+    )
+    assert together == pytest.approx(alone, abs=2e-4)

@@ -6,7 +6,7 @@ import pytest
 from conftest import tiny_config
 from transformers import AutoConfig, BloomConfig, CohereConfig, Gemma2Config, GraniteConfig, PhiConfig
 
-from transformers_owl import MplugOwlConfig
+from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration
 
 
 def test_defaults_are_the_released_llama_7b():
@@ -87,3 +87,22 @@ def test_values_that_do_not_fit_are_refused(kwargs, message):
 def test_bloom_ties_its_head_whatever_the_top_level_says():
     config = MplugOwlConfig(text_config=BloomConfig(hidden_size=64), tie_word_embeddings=False)
     assert config.tie_word_embeddings
+
+
+def test_several_ends_of_an_answer_and_no_padding_as_in_llama_3():
+    config = tiny_config(text_config={"eos_token_id": [2, 5], "pad_token_id": None})
+    settings = MplugOwlForConditionalGeneration(config).generation_config
+    assert (settings.eos_token_id, settings.pad_token_id) == ([2, 5], 2)
+    assert tiny_config(text_config={"eos_token_id": [2, 5], "pad_token_id": 5}).text_config.pad_token_id is None
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config", "visual_abstractor_config"])
+def test_the_callers_configurations_stay_as_they_are(part):
+    base = tiny_config(text_config={"eos_token_id": 2, "pad_token_id": 0})
+    given = getattr(base, part)
+    given.use_temporal, given.pad_token_id = False, 2
+    before = given.to_dict()
+    parts = {name: getattr(base, name) for name in base.sub_configs}
+    config = MplugOwlConfig(**parts, num_query_tokens=7)
+    assert given.to_dict() == before
+    assert getattr(config, part) is not given

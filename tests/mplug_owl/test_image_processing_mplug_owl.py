@@ -245,3 +245,12 @@ def test_pixels_are_those_of_pillow_13_with_every_pillow():
             plain = PIL.Image.fromarray(noise).resize((width, height), PIL.Image.Resampling.BICUBIC, box)
             assert resized.tobytes() == plain.tobytes(), (wide, high, width, height)
     assert digest.hexdigest() == "d339e00358ffc7a2529463c3b2bbd17d705b2c83e6b14a32fb73b89c1cbd6519"
+
+
+def test_the_smallest_images_are_known_as_base64(tmp_path):
+    for name in ("GIF", "PNG", "WEBP", "JPEG"):
+        file = io.BytesIO()
+        PIL.Image.new("L" if name == "GIF" else "RGB", (1, 1), "white").save(file, name)
+        assert_colour(base64.b64encode(file.getvalue()).decode(), (255, 255, 255))
+    with pytest.raises(ValueError, match="No such file"):
+        MplugOwlImageProcessor()("a/folder/with/a/long/name/and/then/a/long/name/of/a/file.png")

@@ -101,3 +101,36 @@ def test_the_table_counts_every_parameter_once():
 def test_an_unknown_stage_is_named():
     with pytest.raises(ValueError, match="no stage 'stage2': choose one of pretrain, instruct"):
         prepare_stage(build("llama"), "stage2")
+
+
+SIZES = {"vocab_size": 100, "hidden_size": 32, "pad_token_id": 0}
+SMALL = {**SIZES, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+FAMILIES = {
+    "llama": ("q_proj", "v_proj"), "mistral": ("q_proj", "v_proj"), "qwen3": ("q_proj", "v_proj"),
+    "opt": ("q_proj", "v_proj"),
+    "bloom": ("query_key_value",), "falcon": ("query_key_value",), "gpt_neox": ("query_key_value",),
+    "phi3": ("qkv_proj",), "gpt2": ("c_attn",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_finds_queries_and_values_of_every_family(family):
+    base = tiny_config()
+    text = {**SMALL, "model_type": family, "n_layer": 2, "n_head": 4, "word_embed_proj_dim": 32, "ffn_dim": 48}
+    model = MplugOwlForConditionalGeneration(type(base)(**{**base.to_dict(), "text_config": text}))
+    adapted = {
+        name.partition(".lora_")[0]
+        for name, _ in prepare_stage(model, "instruct-lora-only").named_parameters()
+        if ".lora_" in name
+    }
+    assert {name.rpartition(".")[2] for name in adapted} == set(FAMILIES[family])
+    assert len(adapted) == 2 * len(FAMILIES[family]) and all("language_model" in name for name in adapted)
+
+
+def test_unknown_names_of_layers_are_told():
+    model = build("llama")
+    for layer in model.model.language_model.layers:
+        layer.self_attn.wq, layer.self_attn.wv = layer.self_attn.q_proj, layer.self_attn.v_proj
+        del layer.self_attn.q_proj, layer.self_attn.v_proj
+    with pytest.raises(ValueError, match=r"linear layers are .*wq, wv"):
+        prepare_stage(model, "instruct")

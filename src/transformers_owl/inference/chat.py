@@ -60,10 +60,10 @@ class Chat:
         turn = {"role": "user", "content": content}
         inputs = self._prepare(turn)
         ids = torch.cat([self.ids, inputs["input_ids"]], dim=1)
-        if ids.shape[1] >= self.model.model.context_length:
+        if ids.shape[1] >= self.model.context_length:
             raise ValueError(
                 f"The conversation has {ids.shape[1]} positions, but the language model holds "
-                f"{self.model.model.context_length}: start a new one."
+                f"{self.model.context_length}: start a new one."
             )
         pixels = {name: [*self.pixels[name], *inputs.get(name, ())] for name in self.pixels}
         with_beams = options.get("num_beams", 1) > 1

@@ -1,5 +1,6 @@
 """How likely a model finds given answers."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,11 +87,16 @@ def _score(model, rows: list[_Row]) -> list[AnswerScore]:
         for kind, visual in row.visual.items():
             seen.setdefault(kind, []).append(visual)
     longest = max(len(row.answer) for row in rows)
+    # Language models with learned positions count the padding where they are not told.
+    language_model = model.get_decoder()
+    takes_positions = "position_ids" in inspect.signature(language_model.forward).parameters
+    positions = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if takes_positions else {}
     logits = model(
         input_ids=ids,
         attention_mask=mask.long(),
         mm_encoder_outputs={kind: MplugOwlVisualFeatures(pooler_output=torch.cat(each)) for kind, each in seen.items()},
         logits_to_keep=longest + 1,
+        **positions,
     ).logits[:, :-1]
     log_probabilities = logits.float().log_softmax(-1)
     scores = []

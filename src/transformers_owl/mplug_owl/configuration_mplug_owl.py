@@ -199,7 +199,8 @@ class MplugOwlConfig(PreTrainedConfig):
         abstractor.use_temporal = vision.use_temporal
         self.tie_word_embeddings = text.tie_word_embeddings
         # As padding id, EOS would get no gradient in its embedding, so that full fine-tuning could not learn to stop.
-        if text.pad_token_id is not None and text.pad_token_id == text.eos_token_id:
+        ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+        if text.pad_token_id is not None and text.pad_token_id in ends:
             text.pad_token_id = None
         if self.image_token_id is None:
             self.image_token_id = text.vocab_size

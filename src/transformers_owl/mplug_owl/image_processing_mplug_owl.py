@@ -5,6 +5,7 @@ standard deviation. Always PIL, also where torchvision is installed: its resize 
 import base64
 import io
 import os
+import re
 import struct
 import zlib
 from typing import Any
@@ -27,6 +28,8 @@ UNREADABLE = (
     MemoryError, struct.error, zlib.error, PIL.Image.DecompressionBombError,
 )  # fmt: skip
 LARGEST = 4096  # pixels of a side
+SHORTEST = 48  # characters of an image as base64
+BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")  # a file's name has a dot
 
 
 class MplugOwlImageProcessor(PilBackend):
@@ -189,7 +192,7 @@ def readable(source: str | os.PathLike, kind: str) -> str | io.BytesIO:
         return io.BytesIO(download(text, kind))
     if text.startswith(("data:image/", "data:video/")):
         return io.BytesIO(base64.b64decode(text.partition(",")[2], validate=True))
-    if len(text) >= 200 and not os.path.exists(text):
+    if len(text) >= SHORTEST and not os.path.exists(text) and (len(text) >= 200 or BASE64.fullmatch(text)):
         return io.BytesIO(base64.b64decode(text, validate=True))
     if os.path.exists(text) and not os.path.isfile(text):
         raise ValueError("it is no file")

@@ -25,7 +25,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModel
 from transformers.processing_utils import Unpack
 from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.utils import TransformersKwargs, logging
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, TransformersKwargs, logging
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from .configuration_mplug_owl import MplugOwlConfig, MplugOwlVisionConfig, MplugOwlVisualAbstractorConfig
@@ -34,6 +34,7 @@ from .library_mplug_owl import (
     CACHE_NAMES,
     GradientCheckpointingLayer,
     PlaceholderGeneration,
+    cached_file,
     can_return_tuple,
     capture_outputs,
     create_masks_for_generate,
@@ -420,6 +421,10 @@ class MplugOwlFromOriginal(MplugOwlPreTrainedModel):
             adapter_kwargs = kwargs.get("adapter_kwargs") or {}
             _, base, _ = maybe_load_adapters(pretrained_model_name_or_path, hub_kwargs, **adapter_kwargs)
             fields = read_original(base, **hub_kwargs)
+            if hub_kwargs.get("force_download"):  # weights and tokenizer are here now, what is small is fetched anew
+                for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
+                    cached_file(base, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+                kwargs["force_download"] = False
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = spare_visual_parts(kwargs["quantization_config"])
         if isinstance(config, PreTrainedConfig):
@@ -460,12 +465,14 @@ def spare_visual_parts(quantization_config: Any) -> QuantizationConfigMixin:
 def default_generation_config(config: MplugOwlConfig) -> GenerationConfig:
     """Greedy, up to EOS or 512 new tokens; the placeholders' ids are never generated."""
     text = config.text_config
+    # Llama 3 names several ids that end an answer, and none for padding.
+    first_end = text.eos_token_id[0] if isinstance(text.eos_token_id, list) else text.eos_token_id
     return GenerationConfig(
         do_sample=False,
         max_new_tokens=512,
         bos_token_id=text.bos_token_id,
         eos_token_id=text.eos_token_id,
-        pad_token_id=text.eos_token_id if text.pad_token_id is None else text.pad_token_id,
+        pad_token_id=first_end if text.pad_token_id is None else text.pad_token_id,
         suppress_tokens=[config.image_token_id, config.video_token_id],
     )
 
@@ -502,6 +509,11 @@ class MplugOwlModel(MplugOwlFromOriginal):
             self.embedding_norm = self.language_model.word_embeddings_layernorm
             self.language_model.word_embeddings_layernorm = nn.Identity()
         self.post_init()
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Writes a folder that `AutoModel` loads as what it is, this package installed or not."""
+        self.config.auto_map = {"AutoModel": "modeling_mplug_owl.MplugOwlModel"}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -736,6 +748,11 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
             }
         }
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    @property
+    def context_length(self) -> float:
+        """Positions that the language model was made for; infinite where its positions have no limit."""
+        return self.model.context_length
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

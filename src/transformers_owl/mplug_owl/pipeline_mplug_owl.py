@@ -62,7 +62,7 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
         if images is None:
             raise ValueError("No picture was given: pass a picture, a list of pictures or a chat.")
         if isinstance(prompt, (list, tuple)):
-            images, prompt = pair(images, prompt), None
+            images, prompt = pair(images, prompt, self.model.config.vision_config.use_temporal), None
         elif isinstance(images, tuple):
             images = list(images)
         elif isinstance(images, Iterable) and not isinstance(images, (*ONE_PICTURE, dict, list, Dataset)):
@@ -115,14 +115,14 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
         return [{"generated_text": answer} for answer in answers]
 
 
-def pair(images, prompts) -> list[dict]:
-    """Rows of pictures and their prompts."""
+def pair(images, prompts, sees_videos: bool) -> list[dict]:
+    """Rows of pictures or videos and their prompts."""
     if not isinstance(images, (list, tuple)) or len(images) != len(prompts):
         given = f"{len(images)} pictures" if isinstance(images, (list, tuple)) else type(images).__name__
         raise ValueError(
             f"{len(prompts)} prompts were given for {given}: give a list of as many pictures, or one prompt."
         )
-    return [{"image": image, "text": prompt} for image, prompt in zip(images, prompts, strict=True)]
+    return [as_row(image, sees_videos) | {"text": prompt} for image, prompt in zip(images, prompts, strict=True)]
 
 
 def as_row(source, sees_videos: bool) -> dict[str, Any]:

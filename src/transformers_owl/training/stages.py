@@ -18,11 +18,7 @@ PARTS = {
     "language_model": r"model\.language_model\.|model\.embedding_norm\.|lm_head\.",
 }
 # What LoRA adapts: queries and values, as the release did. The path keeps the vision model's layers out.
-LORA_TARGETS = {
-    "bloom": r"model\.language_model\..*\.query_key_value",
-    "gpt_neox": r"model\.language_model\..*\.query_key_value",
-}
-LORA_TARGETS_DEFAULT = r"model\.language_model\..*\.(q_proj|v_proj)"
+QUERIES_AND_VALUES = ("q_proj|v_proj", "query_key_value|qkv_proj|c_attn|Wqkv|qkv", "q|v", "query|value")
 
 
 @dataclass(frozen=True)
@@ -86,10 +82,29 @@ def prepare_stage(model, stage: str, lora_r: int = 8, lora_alpha: int = 32, lora
         r=lora_r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
-        target_modules=LORA_TARGETS.get(model.config.text_config.model_type, LORA_TARGETS_DEFAULT),
+        target_modules=lora_targets(model),
         modules_to_save=["abstractor"] if "abstractor" in chosen.trains else None,
     )
     return get_peft_model(model, config)
+
+
+def lora_targets(model) -> str:
+    """
+    A pattern of the language model's layers for queries and values, or of those that make them together with keys.
+
+    Raises:
+        ValueError: if none has a name that is known; lists the names there are.
+    """
+    names = [name for name, _ in model.named_modules() if name.startswith("model.language_model.")]
+    for ends in QUERIES_AND_VALUES:
+        pattern = rf"model\.language_model\..*\.({ends})"
+        if any(re.fullmatch(pattern, name) for name in names):
+            return pattern
+    layers = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    raise ValueError(
+        f"No layers for queries and values were found in the language model `{model.config.text_config.model_type}` to "
+        f"adapt by LoRA; its linear layers are {', '.join(sorted(layers))}. Choose `target_modules` in PEFT yourself."
+    )
 
 
 def module_table(model: nn.Module) -> list[dict]:
