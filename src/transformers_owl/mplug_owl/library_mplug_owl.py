@@ -130,6 +130,24 @@ class PlaceholderGeneration:
             return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)  # type: ignore[misc]
 
 
+class WholeAdapters:
+    """Adapters that hold whole modules, as stage 2 writes them, comes before `PreTrainedModel` among base classes."""
+
+    if Version(INSTALLED) < Version("5.18"):
+        # Their weights were not found, and fresh ones took their place.
+
+        def load_adapter(self, peft_model_id, *args, **kwargs):
+            from peft import PeftConfig
+
+            if PeftConfig.from_pretrained(peft_model_id).modules_to_save:
+                raise ImportError(
+                    f"{peft_model_id} holds whole modules beside LoRA, which transformers {INSTALLED} does not load "
+                    "into a model: install 5.18 or newer, or load the base model and then use "
+                    "`peft.PeftModel.from_pretrained(model, folder)`."
+                )
+            return super().load_adapter(peft_model_id, *args, **kwargs)  # type: ignore[misc]
+
+
 # Every name that is imported above, and every private one that the files of this folder set, override or call.
 LEANS_ON = {
     "transformers.initialization": "fresh weights, drawn only where a checkpoint has none",
@@ -193,6 +211,7 @@ __all__ = [
     "VideoProcessorMixin",
     "WeightConverter",
     "WeightRenaming",
+    "WholeAdapters",
     "cached_file",
     "can_return_tuple",
     "capture_outputs",

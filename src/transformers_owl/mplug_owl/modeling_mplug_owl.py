@@ -34,6 +34,7 @@ from .library_mplug_owl import (
     CACHE_NAMES,
     GradientCheckpointingLayer,
     PlaceholderGeneration,
+    WholeAdapters,
     cached_file,
     can_return_tuple,
     capture_outputs,
@@ -404,7 +405,7 @@ class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
         return BaseModelOutput(last_hidden_state=torch.cat([visual, self.vit_eos.expand(len(visual), -1, -1)], dim=1))
 
 
-class MplugOwlFromOriginal(MplugOwlPreTrainedModel):
+class MplugOwlFromOriginal(WholeAdapters, MplugOwlPreTrainedModel):
     """Loads folders and repositories of the original release as they are."""
 
     @classmethod
