@@ -174,7 +174,9 @@ class LayerCache:
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, position: torch.Tensor):
         self.keys, self.values, self.position = keys, values, position
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         self.keys.index_copy_(2, self.position, keys)
         self.values.index_copy_(2, self.position, values)
         return self.keys, self.values

@@ -575,6 +575,14 @@ def _(entry):
     assert callable(found(entry))
 
 
+@contract("huggingface_hub.errors.HfHubHTTPError")
+def _(entry):
+    """The client's errors of connections have the same base."""
+    base = found(entry).__bases__[0]
+    client = importlib.import_module(base.__module__.partition(".")[0])
+    assert base is client.HTTPError and issubclass(client.ConnectError, base)
+
+
 @contract(*(name for name in leans_on(PACKAGE / "conversion/library.py") if name not in CONTRACTS))
 def _(entry):
     """The tests of conversion show what it does, on whole checkpoints; here, that it is where it was."""

@@ -1,5 +1,6 @@
 """The fence of conversion: what it leans on in other packages beyond their documented names."""
 
+from huggingface_hub.errors import HfHubHTTPError
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -18,7 +19,11 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 
+# What the HTTP client of huggingface_hub raises, also where no answer comes: httpx before 2.0, httpx2 since.
+HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
+
 LEANS_ON = {
+    "huggingface_hub.errors.HfHubHTTPError": "its base class is that of all errors of its HTTP client",
     "transformers.conversion_mapping.get_model_conversion_mapping": "the key table, as `from_pretrained` applies it",
     "transformers.core_model_loading.WeightConverter": "weights that are split, joined or reshaped",
     "transformers.core_model_loading.WeightRenaming": "weights that are renamed",
@@ -44,6 +49,7 @@ __all__ = [
     "TENSOR_PROCESSORS",
     "WEIGHTS_INDEX_NAME",
     "WEIGHTS_NAME",
+    "HTTPError",
     "LlamaRotaryEmbedding",
     "TensorProcessor",
     "WeightConverter",

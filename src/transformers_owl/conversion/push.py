@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-import httpx2 as httpx
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+from .library import HTTPError
 
 
 NEEDED = ("README.md", "config.json", "modeling_mplug_owl.py", "processor_config.json", "tokenizer.json")
@@ -53,7 +54,7 @@ def push(
         )
     except LocalTokenNotFoundError as error:
         raise ValueError("There is no token for the Hub: run `hf auth login`, or set HF_TOKEN.") from error
-    except (HfHubHTTPError, httpx.HTTPError) as error:
+    except HTTPError as error:
         raise OSError(f"{repository}: nothing was published. {reason(error)}") from error
     except RuntimeError as error:  # what the library makes of errors while a file is sent
         raise OSError(f"{repository}: nothing was published. {reason(error.__cause__)} ({error})") from error
