@@ -434,6 +434,7 @@ PARAMETERS = {
     "transformers.integrations.peft.maybe_load_adapters": {"download_kwargs", "adapter_kwargs"},
     "transformers.masking_utils.create_masks_for_generate": {"config", "inputs_embeds", "attention_mask"},
     "transformers.modeling_utils.load_state_dict": {"map_location"},
+    "transformers.utils.find_adapter_config_file": {"model_id"},
     "transformers.utils.torch_compilable_check": {"cond", "msg"},
     "transformers.utils.chat_template_utils.render_jinja_template": {
         "conversations", "chat_template", "return_assistant_tokens_mask", "add_generation_prompt"

@@ -126,7 +126,9 @@ def test_make_targets_of_the_readme_exist():
 
 def test_make_demo_says_what_it_fetches_and_leaves_developers_tools_to_make_test(tmp_path):
     def commands(target: str) -> list[str]:
-        made = subprocess.check_output(["make", "-n", target, f"VENV={tmp_path}"], cwd=ROOT, text=True)
+        made = subprocess.check_output(
+            ["make", "--no-print-directory", "-n", target, f"VENV={tmp_path}"], cwd=ROOT, text=True
+        )
         return made.splitlines()
 
     said, *demo = commands("demo")

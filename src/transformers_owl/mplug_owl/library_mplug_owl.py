@@ -5,6 +5,7 @@ this was tried are `OLDEST` and `NEWEST`.
 """
 
 import functools
+import json
 import warnings
 from importlib.metadata import version
 from typing import Any
@@ -52,7 +53,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # which model types can write
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 from transformers.tokenization_utils_tokenizers import TokenizersBackend  # a tokenizer that is data alone
-from transformers.utils import torch_compilable_check  # a check that compiled code may hold
+from transformers.utils import (
+    find_adapter_config_file,  # settings of an adapter's folder or repository
+    torch_compilable_check,  # a check that compiled code may hold
+)
 from transformers.utils.chat_template_utils import render_jinja_template  # a chat as text, and where answers lie in it
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults  # conventions of `forward`
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files  # files of a folder or repository
@@ -137,9 +141,9 @@ class WholeAdapters:
         # Their weights were not found, and fresh ones took their place.
 
         def load_adapter(self, peft_model_id, *args, **kwargs):
-            from peft import PeftConfig
-
-            if PeftConfig.from_pretrained(peft_model_id).modules_to_save:
+            with open(find_adapter_config_file(peft_model_id), encoding="utf-8") as file:
+                holds_modules = json.load(file).get("modules_to_save")
+            if holds_modules:
                 raise ImportError(
                     f"{peft_model_id} holds whole modules beside LoRA, which transformers {INSTALLED} does not load "
                     "into a model: install 5.18 or newer, or load the base model and then use "
@@ -166,6 +170,7 @@ LEANS_ON = {
     "transformers.models.auto.tokenization_auto.get_tokenizer_config": "which class a folder's tokenizer has",
     "transformers.models.auto.tokenization_auto.tokenizer_class_from_name": "that class",
     "transformers.tokenization_utils_tokenizers.TokenizersBackend": "a tokenizer that is data alone",
+    "transformers.utils.find_adapter_config_file": "settings of an adapter's folder or repository",
     "transformers.utils.torch_compilable_check": "a check that compiled code may hold",
     "transformers.utils.chat_template_utils.render_jinja_template": "a chat as text, and where answers lie in it",
     "transformers.utils.generic.can_return_tuple": "`return_dict=False`",
@@ -216,6 +221,7 @@ __all__ = [
     "can_return_tuple",
     "capture_outputs",
     "create_masks_for_generate",
+    "find_adapter_config_file",
     "get_checkpoint_shard_files",
     "get_tokenizer_config",
     "init",
