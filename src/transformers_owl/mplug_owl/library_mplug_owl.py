@@ -8,6 +8,7 @@ import functools
 import json
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
@@ -30,41 +31,32 @@ if Version(INSTALLED).release[:2] > Version(NEWEST).release:
 
 # ruff: noqa: E402
 import torch
-
-# Fresh weights that `from_pretrained` does not draw where a checkpoint has them.
 from transformers import initialization as init
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping  # the original's weight names
-
-# Steps of a conversion between the original's weights and ours.
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 from transformers.generation import (
     GenerationMixin,
     LogitsProcessorList,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
-from transformers.generation.candidate_generator import PromptLookupCandidateGenerator  # takes ids of a prompt on trial
-from transformers.image_processing_backends import (
-    PilBackend,  # settings of an image processor that needs no torchvision
-)
-from transformers.integrations.peft import maybe_load_adapters  # the base model's folder, where an adapter's was given
-from transformers.masking_utils import create_masks_for_generate  # masks of a static cache
-from transformers.modeling_layers import GradientCheckpointingLayer  # layers that can be computed anew
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict  # attention by name; a weights file
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # which model types can write
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
+from transformers.image_processing_backends import PilBackend
+from transformers.integrations.peft import maybe_load_adapters
+from transformers.masking_utils import create_masks_for_generate
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
-from transformers.tokenization_utils_tokenizers import TokenizersBackend  # a tokenizer that is data alone
-from transformers.utils import (
-    find_adapter_config_file,  # settings of an adapter's folder or repository
-    torch_compilable_check,  # a check that compiled code may hold
-)
-from transformers.utils.chat_template_utils import render_jinja_template  # a chat as text, and where answers lie in it
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults  # conventions of `forward`
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files  # files of a folder or repository
-from transformers.utils.output_capturing import capture_outputs  # hidden states and attentions of layers
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+from transformers.utils import find_adapter_config_file, torch_compilable_check
+from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+from transformers.utils.output_capturing import capture_outputs
 
 
 try:
-    from transformers.video_processing_utils import VideoProcessorMixin  # saves and loads a video processor
+    from transformers.video_processing_utils import VideoProcessorMixin
 except ImportError:  # before 5.19, one class did this and computed by torchvision, which ours never asks it to
     from transformers.video_processing_utils import BaseVideoProcessor as VideoProcessorMixin
 
@@ -141,9 +133,8 @@ class WholeAdapters:
         # Their weights were not found, and fresh ones took their place.
 
         def load_adapter(self, peft_model_id, *args, **kwargs):
-            with open(find_adapter_config_file(peft_model_id), encoding="utf-8") as file:
-                holds_modules = json.load(file).get("modules_to_save")
-            if holds_modules:
+            settings = find_adapter_config_file(peft_model_id)
+            if settings is not None and json.loads(Path(settings).read_text("utf-8")).get("modules_to_save"):
                 raise ImportError(
                     f"{peft_model_id} holds whole modules beside LoRA, which transformers {INSTALLED} does not load "
                     "into a model: install 5.18 or newer, or load the base model and then use "
