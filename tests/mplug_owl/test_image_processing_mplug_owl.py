@@ -213,7 +213,7 @@ def test_the_releases_crop_never_takes_effect(llama, tmp_path, settings):
     "options",
     [
         {}, {"do_normalize": False}, {"do_rescale": False}, {"do_rescale": False, "do_normalize": False},
-        {"do_resize": False}, {"size": {"height": 30, "width": 70}}, {"resample": PIL.Image.Resampling.BILINEAR},
+        {"do_resize": False}, {"size": {"height": 60, "width": 30}}, {"resample": PIL.Image.Resampling.BILINEAR},
         {"image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 2.0, 3.0], "rescale_factor": 0.5},
     ],
 )  # fmt: skip
