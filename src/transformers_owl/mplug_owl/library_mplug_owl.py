@@ -102,21 +102,26 @@ class PlaceholderGeneration:
             generator.vocab_size = max(self.config.text_config.vocab_size, max(self._visual_ids()) + 1)
         return generator
 
-    if Version(INSTALLED) < Version("5.18"):
+    if Version(INSTALLED) < Version("5.19"):
         # `generate` repeated images one by one, and so mixed up the beams of rows with several of them.
 
         def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
-            seen = {}
+            seen = kwargs.pop("mm_encoder_outputs", None) or {}
             names = ("image", "pixel_values"), ("video", "pixel_values_videos")
-            for (kind, name), token_id in zip(names, self._visual_ids(), strict=True):
-                if expand_size > 1 and kwargs.get(name) is not None:
+            for (kind, name), token_id in zip(names, self._visual_ids(), strict=True) if expand_size > 1 else ():
+                if kind not in seen and kwargs.get(name) is not None:
                     seen[kind] = getattr(self, f"get_{kind}_features")(kwargs.pop(name))
+                if kind in seen:
                     positions = (input_ids == token_id).sum(dim=1) // seen[kind].pooler_output.shape[1]
                     rows = seen[kind].pooler_output.split(positions.tolist())
                     seen[kind].pooler_output = torch.cat([row for row in rows for _ in range(expand_size)])
-            if seen:
-                kwargs["mm_encoder_outputs"] = seen
-            return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)  # type: ignore[misc]
+            input_ids, kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
+                expand_size, is_encoder_decoder, input_ids, **kwargs
+            )
+            return input_ids, kwargs | ({"mm_encoder_outputs": seen} if seen else {})
+
+    if Version(INSTALLED) < Version("5.18"):
+        # What was seen went into every step.
 
         @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
         def prepare_inputs_for_generation(self, *args, is_first_iteration=False, **kwargs):
@@ -172,7 +177,7 @@ LEANS_ON = {
     "transformers.video_processing_utils.VideoProcessorMixin": "saves and loads a video processor",
     "transformers.GenerationMixin._get_logits_processor": "processors of logits index by the ids of a prompt",
     "transformers.GenerationMixin._get_candidate_generator": "so does prompt lookup",
-    "transformers.GenerationMixin._expand_inputs_for_generation": "repeats the images of a row together, before 5.18",
+    "transformers.GenerationMixin._expand_inputs_for_generation": "repeats the images of a row together, before 5.19",
     "transformers.PreTrainedConfig._attn_implementation": "which attention a part has",
     "transformers.PreTrainedModel._from_config": "builds a part",
     "transformers.PreTrainedModel._can_compile_fullgraph": "`generate` may compile a step",
