@@ -160,10 +160,18 @@ def test_the_deployment_starts_that_configuration():
 
 @pytest.fixture(scope="module")
 def other_folder(tmp_path_factory):
+    return save_other(tmp_path_factory.mktemp("owl"))
+
+
+@pytest.fixture(scope="module")
+def scaled_folder(tmp_path_factory):
+    return save_other(tmp_path_factory.mktemp("owl"), model_type="cohere", logit_scale=0.25)
+
+
+def save_other(folder: Path, **text) -> str:
     """A video model with a head of its own and placeholders outside the vocabulary, as the releases have them."""
-    folder = tmp_path_factory.mktemp("owl")
     torch.manual_seed(0)
-    text = {"vocab_size": 2049, "hidden_size": 64, "num_attention_heads": 2, "initializer_range": 0.2}
+    text |= {"vocab_size": 2049, "hidden_size": 64, "num_attention_heads": 2, "initializer_range": 0.2}
     config = tiny_config(text, vision_config={"use_temporal": True}, initializer_range=0.2)
     MplugOwlForConditionalGeneration(config).save_pretrained(folder)
     image_processor = transformers_owl.MplugOwlImageProcessor(size={"height": 28, "width": 28})
@@ -215,14 +223,14 @@ def engine_prompt(prompt: dict, bos: str) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "devices"), [("miniature", 1), ("miniature", 2), ("other", 1)])
+@pytest.mark.parametrize(("name", "devices"), [("miniature", 1), ("miniature", 2), ("other", 1), ("scaled", 1)])
 def test_vllm_answers_as_generate_does(monkeypatch, request, name, devices):
     vllm = pytest.importorskip("vllm")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # by itself it wants a NUMA node for each device
-    folder = MINIATURE if name == "miniature" else request.getfixturevalue("other_folder")
+    folder = MINIATURE if name == "miniature" else request.getfixturevalue(f"{name}_folder")
     processor = MplugOwlProcessor.from_pretrained(folder)
-    asked = prompts(processor) + ([video_prompt(processor)] if name == "other" else [])
+    asked = prompts(processor) + ([video_prompt(processor)] if name != "miniature" else [])
     engine = vllm.LLM(
         folder,
         tensor_parallel_size=devices,

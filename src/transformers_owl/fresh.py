@@ -50,7 +50,7 @@ def build_owl(
             tokenizer has ids for placeholders inside the language model's vocabulary.
 
     Raises:
-        ValueError: for a language model whose logits are not `lm_head(last_hidden_state)`.
+        ValueError: for a language model that is no causal decoder with a cache and one linear head.
     """
     config = fresh_config(
         vision.config,
@@ -61,7 +61,7 @@ def build_owl(
         **fields,
     )
     model: Any = MplugOwlForConditionalGeneration(config)
-    given = ((rename_vision, vision), (rename_text(language_model), language_model))
+    given = ((rename_vision, vision), (rename_text(language_model, model), language_model))
     weights = dict(rename(name, value) for rename, part in given for name, value in part.state_dict().items())
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert all("temporal" in name or name.startswith("model.abstractor.") for name in missing), missing
@@ -113,12 +113,12 @@ def rename_vision(name: str, value: torch.Tensor) -> tuple[str, torch.Tensor]:
     return f"model.vision_model.{name}", value
 
 
-def rename_text(language_model: PreTrainedModel) -> Rename:
-    """How a weight of this causal language model becomes one of an Owl."""
-    head = next(
-        name for name, module in language_model.named_modules() if module is language_model.get_output_embeddings()
-    )
-    prefixes = {f"{language_model.base_model_prefix}.": "model.language_model.", f"{head}.": "lm_head."}
+def rename_text(language_model: PreTrainedModel, owl: MplugOwlForConditionalGeneration) -> Rename:
+    """How a weight of this causal language model becomes one of the Owl."""
+    named = {id(module): name for name, module in language_model.named_modules()}
+    head = named[id(language_model.get_output_embeddings())]
+    body = owl.causal_head.body_name
+    prefixes = {f"{body}.": "model.language_model.", f"{head}.": "lm_head."}
     if language_model.config.model_type == "bloom":
         prefixes = {"transformer.word_embeddings_layernorm.": "model.embedding_norm.", **prefixes}
 

@@ -15,13 +15,13 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPVisionModel,
-    GraniteConfig,
-    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaTokenizer,
     MistralConfig,
     MistralForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     SiglipVisionConfig,
@@ -144,8 +144,8 @@ def test_other_models_are_refused(clip, llama, tmp_path):
     SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=28, patch_size=14)).save_pretrained(tmp_path / "siglip")
     with pytest.raises(ValueError, match="type siglip_vision_model, but the vision model must be of CLIP's type"):
         build(str(tmp_path / "siglip"), "unread", tmp_path / "out")
-    granite = GraniteForCausalLM(GraniteConfig(vocab_size=1000, logits_scaling=2.0, num_key_value_heads=2, **sizes))
-    save(granite, tokenizer(llama), tmp_path / "granite")
-    with pytest.raises(ValueError, match="`granite` cannot be used"):
-        build(str(clip), str(tmp_path / "granite"), tmp_path / "out")
+    gpt = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=1000, n_embd=8, n_layer=1, n_head=2))
+    save(gpt, tokenizer(llama), tmp_path / "gpt")
+    with pytest.raises(ValueError, match="`openai-gpt` cannot be used: it keeps none of the library's caches"):
+        build(str(clip), str(tmp_path / "gpt"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -149,7 +149,7 @@ def build(
     pieces = [
         *(piece.map(rename_vision) for piece in vision_pieces),
         *fresh_abstractor(model, seed),
-        *(piece.map(rename_text(text)) for piece in text_pieces),
+        *(piece.map(rename_text(text, model)) for piece in text_pieces),
     ]
     options = [str(dtype), num_query_tokens, num_abstractor_layers, seed, max_shard_size]
     made = f"A fresh start for stage 1, from {sources[0].name} and {sources[1].name}: the abstractor knows nothing yet."

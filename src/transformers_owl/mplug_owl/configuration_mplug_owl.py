@@ -8,33 +8,10 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 from transformers.utils import logging
 
-from .library_mplug_owl import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
 
 VERSION = "0.1.0"  # of the package; what it saves carries it
 
 logger = logging.get_logger(__name__)
-
-# The model computes `lm_head(last_hidden_state)` and nothing after it. A language model that does more would answer
-# wrongly without a word, so it is refused: by a field of its configuration (with the values that change nothing) ...
-LOGIT_CHANGING_FIELDS = {
-    "final_logit_softcapping": (None,),
-    "logit_scale": (None, 1, 1.0),
-    "logits_scaling": (None, 1, 1.0),
-    "lm_head_multiplier": (None, 1, 1.0),
-    "logits_mup_width_multiplier": (None, 1, 1.0),
-    "unpadded_vocab_size": (None,),
-    "lm_head_bias": (None, False),
-}
-# ... or by its name: the head has a bias, is not a plain linear layer, or the model is not a causal decoder.
-UNSUPPORTED_LANGUAGE_MODELS = frozenset({
-    "bert", "bert-generation", "big_bird", "biogpt", "camembert", "codegen", "cohere", "cohere2", "cohere2_moe",
-    "cohere_compass_text", "ctrl", "data2vec-text", "electra", "ernie", "ernie4_5_moe", "gemma4_assistant",
-    "gemma4_unified_assistant", "git", "gpt_neox_japanese", "gptj", "hy_v4", "inkling2_text", "inkling_text",
-    "megatron-bert", "minicpm3", "modernbert-decoder", "musicgen", "musicgen_melody", "phi", "prophetnet",
-    "recurrent_gemma", "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "rwkv",
-    "trocr", "whisper", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod",
-})  # fmt: skip
 
 
 @strict
@@ -153,8 +130,8 @@ class MplugOwlConfig(PreTrainedConfig):
             code's gives a hint, and this code's is what is saved.
 
     Raises:
-        ValueError: for a language model whose logits are not `lm_head(last_hidden_state)`, for widths that do not
-            fit each other, and for equal token ids.
+        ValueError: for a multimodal model in place of a language model, for widths that do not fit each other, and for
+            equal token ids.
     """
 
     model_type = "mplug-owl"
@@ -187,7 +164,12 @@ class MplugOwlConfig(PreTrainedConfig):
             )
         self.code_version = VERSION
         vision, abstractor, text = self.vision_config, self.visual_abstractor_config, self.text_config
-        _check_language_model(text)
+        parts = [name for name, kind in text.sub_configs.items() if kind is AutoConfig or kind.model_type]
+        if parts:
+            raise ValueError(
+                f"`{text.model_type}` cannot be used: it is itself made of several models ({', '.join(parts)}), but a "
+                "language model alone was expected. Pass the configuration of its language model."
+            )
         if not vision.hidden_size == abstractor.encoder_hidden_size == abstractor.hidden_size:
             raise ValueError(
                 "The vision model and the visual abstractor must have one width, but vision_config.hidden_size is "
@@ -197,10 +179,10 @@ class MplugOwlConfig(PreTrainedConfig):
         abstractor.num_query_tokens = self.num_query_tokens
         abstractor.text_hidden_size = text.hidden_size
         abstractor.use_temporal = vision.use_temporal
-        self.tie_word_embeddings = text.tie_word_embeddings
+        self.tie_word_embeddings = getattr(text, "tie_word_embeddings", False)
         # As padding id, EOS would get no gradient in its embedding, so that full fine-tuning could not learn to stop.
-        ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
-        if text.pad_token_id is not None and text.pad_token_id in ends:
+        ends, padding = (getattr(text, name, None) for name in ("eos_token_id", "pad_token_id"))
+        if padding is not None and padding in (ends if isinstance(ends, list) else [ends]):
             text.pad_token_id = None
         if self.image_token_id is None:
             self.image_token_id = text.vocab_size
@@ -262,25 +244,6 @@ def _part(config_class: Any, given: PreTrainedConfig | dict | None) -> PreTraine
     if config_class is AutoConfig:
         config_class = CONFIG_MAPPING[fields.get("model_type", "llama")]
     return config_class(**fields)
-
-
-def _check_language_model(text_config: PreTrainedConfig) -> None:
-    name = text_config.model_type
-    reasons = [
-        f"{field}={value}"
-        for field, value in text_config.to_dict().items()
-        if field in LOGIT_CHANGING_FIELDS and value not in LOGIT_CHANGING_FIELDS[field]
-    ]
-    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        reasons.append("it is not a causal language model of the library")
-    elif name in UNSUPPORTED_LANGUAGE_MODELS:
-        reasons.append("its head is not one linear layer without bias")
-    if reasons:
-        raise ValueError(
-            f"The language model `{name}` cannot be used: mPLUG-Owl needs logits that equal "
-            f"lm_head(last_hidden_state), but {'; '.join(reasons)}. Choose a model such as llama, bloom, mistral, "
-            "qwen2 or qwen3."
-        )
 
 
 MplugOwlConfig.register_for_auto_class()

@@ -45,7 +45,6 @@ from transformers.integrations.peft import maybe_load_adapters
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import find_adapter_config_file, torch_compilable_check
@@ -162,7 +161,6 @@ LEANS_ON = {
     "transformers.modeling_layers.GradientCheckpointingLayer": "layers whose activations can be computed anew",
     "transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS": "attention by its name",
     "transformers.modeling_utils.load_state_dict": "opens a weights file without reading it",
-    "transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "which model types can write",
     "transformers.models.auto.tokenization_auto.get_tokenizer_config": "which class a folder's tokenizer has",
     "transformers.models.auto.tokenization_auto.tokenizer_class_from_name": "that class",
     "transformers.tokenization_utils_tokenizers.TokenizersBackend": "a tokenizer that is data alone",
@@ -203,7 +201,6 @@ LEANS_ON = {
 __all__ = [
     "ALL_ATTENTION_FUNCTIONS",
     "CACHE_NAMES",
-    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "ConversionOps",
     "GradientCheckpointingLayer",
     "PilBackend",

@@ -29,6 +29,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, Transformers
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from .configuration_mplug_owl import MplugOwlConfig, MplugOwlVisionConfig, MplugOwlVisualAbstractorConfig
+from .language_mplug_owl import CausalHead
 from .library_mplug_owl import (
     ALL_ATTENTION_FUNCTIONS,
     CACHE_NAMES,
@@ -465,15 +466,16 @@ def spare_visual_parts(quantization_config: Any) -> QuantizationConfigMixin:
 
 def default_generation_config(config: MplugOwlConfig) -> GenerationConfig:
     """Greedy, up to EOS or 512 new tokens; the placeholders' ids are never generated."""
-    text = config.text_config
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    start, ends, padding = (getattr(config.text_config, name, None) for name in names)
     # Llama 3 names several ids that end an answer, and none for padding.
-    first_end = text.eos_token_id[0] if isinstance(text.eos_token_id, list) else text.eos_token_id
+    first_end = ends[0] if isinstance(ends, list) else ends
     return GenerationConfig(
         do_sample=False,
         max_new_tokens=512,
-        bos_token_id=text.bos_token_id,
-        eos_token_id=text.eos_token_id,
-        pad_token_id=first_end if text.pad_token_id is None else text.pad_token_id,
+        bos_token_id=start,
+        eos_token_id=ends,
+        pad_token_id=first_end if padding is None else padding,
         suppress_tokens=[config.image_token_id, config.video_token_id],
     )
 
@@ -729,8 +731,10 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
     def __init__(self, config: MplugOwlConfig):
         super().__init__(config)
         self.model = MplugOwlModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         language_model = self.model.language_model
+        text = config.text_config
+        self.causal_head = CausalHead(text, language_model)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=self.causal_head.has_bias)
         embeddings = language_model.get_input_embeddings()
         name = next(name for name, module in language_model.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{name}.weight"}
@@ -763,6 +767,36 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
 
     def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs) -> MplugOwlVisualFeatures:
         return self.model.get_video_features(pixel_values_videos, **kwargs)
+
+    def generate(self, inputs: torch.LongTensor | None = None, *args, **kwargs):
+        """
+        As in the library, and never about images that are missing.
+
+        Raises:
+            ValueError: for a prompt with positions of images or videos and no pixels for them, and for one that is
+                longer than the language model was made for.
+        """
+        prompt = kwargs.get("input_ids") if inputs is None else inputs
+        if prompt is not None:
+            self._check_prompt(prompt, kwargs)
+        return super().generate(inputs, *args, **kwargs)
+
+    def _check_prompt(self, prompt: torch.LongTensor, given: dict[str, Any]) -> None:
+        if prompt.shape[1] > self.context_length:
+            raise ValueError(
+                f"The prompt has {prompt.shape[1]} positions, but the language model was made for "
+                f"{self.context_length}: shorten the text, or give fewer images."
+            )
+        caches = [given[name] for name in CACHE_NAMES if given.get(name) is not None]
+        new = prompt[:, caches[0].get_seq_length() :] if caches else prompt
+        encoded = given.get("mm_encoder_outputs") or {}
+        kinds = {"image": "pixel_values", "video": "pixel_values_videos"}
+        for (kind, pixels), token_id in zip(kinds.items(), self._visual_ids(), strict=True):
+            if given.get(pixels) is None and kind not in encoded and (new == token_id).any():
+                raise ValueError(
+                    f"The prompt has positions of {kind}s, but no {pixels} were given: prepare both with "
+                    "MplugOwlProcessor, and pass all that it returns."
+                )
 
     def create_masks_for_generate(self, config, **kwargs):
         """Masks for a static cache: Bloom makes its positions from a 2D mask, the others take the library's."""
@@ -808,7 +842,7 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        logits = self.lm_head(keep_positions(outputs.last_hidden_state, logits_to_keep))
+        logits = self.causal_head(self.lm_head(keep_positions(outputs.last_hidden_state, logits_to_keep)))
         loss = None
         if labels is not None:
             visual_ids = torch.tensor([self.config.image_token_id, self.config.video_token_id], device=labels.device)

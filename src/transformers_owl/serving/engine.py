@@ -4,11 +4,11 @@ mPLUG-Owl as vLLM runs it: by its Transformers modeling backend, with what is pa
 Nearly every line here is about vLLM's insides, so this file is the fence of this room.
 """
 
+import copy
 import math
 from functools import cached_property
 
 import torch
-from transformers import AutoModel
 from vllm.model_executor.models.transformers import (
     MultiModalDummyInputsBuilder,
     MultiModalProcessingInfo,
@@ -18,17 +18,19 @@ from vllm.model_executor.models.transformers import (
 from vllm.model_executor.models.transformers.utils import recursive_replace_linear
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ..mplug_owl.configuration_mplug_owl import MplugOwlConfig
-from ..mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration, MplugOwlModel
+from ..mplug_owl.language_mplug_owl import CausalHead
+from ..mplug_owl.modeling_mplug_owl import MplugOwlModel
 
 
 BACKEND = "vllm.model_executor.models.transformers"
 LEANS_ON = {
     f"{BACKEND}.TransformersMultiModalForCausalLM": "runs any model of the library; ours is one of its kind",
+    f"{BACKEND}.TransformersMultiModalForCausalLM._from_config_kwargs": "which model is built",
     f"{BACKEND}.TransformersMultiModalForCausalLM._create_hf_to_vllm_mapper": "which weights are left out",
     f"{BACKEND}.TransformersMultiModalForCausalLM.recursive_replace": "which layers are split over devices",
     f"{BACKEND}.TransformersMultiModalForCausalLM.configure_mm_token_handling": "placeholders outside the vocabulary",
     f"{BACKEND}.TransformersMultiModalForCausalLM.compute_logits": "what may not be written",
+    f"{BACKEND}.TransformersMultiModalForCausalLM.logits_processor": "scales and caps, which is done here",
     f"{BACKEND}.utils.recursive_replace_linear": "layers that stay whole",
     f"{BACKEND}.MultiModalProcessingInfo": "what the engine asks before it takes a request",
     f"{BACKEND}.MultiModalProcessingInfo._is_video_model": "whether videos are taken: our processor takes them always, "
@@ -60,17 +62,23 @@ class MplugOwlForEngine(TransformersMultiModalForCausalLM):
     """[`MplugOwlModel`] with the engine's attention, layers and head."""
 
     def __init__(self, *, vllm_config, prefix: str = ""):
-        # The engine builds what `AutoModel` names, and brings its own head.
-        AutoModel.register(MplugOwlConfig, MplugOwlModel, exist_ok=True)
-        try:
-            super().__init__(vllm_config=vllm_config, prefix=prefix)
-        finally:
-            AutoModel.register(MplugOwlConfig, MplugOwlForConditionalGeneration, exist_ok=True)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.causal_head = CausalHead(self.text_config, self.model.language_model)
+        if self.causal_head.has_bias:
+            raise ValueError(f"The head of {self.text_config.model_type} has a bias, which vLLM's has not.")
+        self.logits_processor.scale, self.logits_processor.soft_cap = 1.0, None
         # The engine checks the length of each request; what it gives the model is many requests in one row.
         self.model.context_length = math.inf
         visual_ids = [self.config.image_token_id, self.config.video_token_id]
         self.configure_mm_token_handling(self.text_config.vocab_size, visual_ids)
         self.never_written = [token for token in visual_ids if token < self.text_config.vocab_size]
+
+    @property
+    def _from_config_kwargs(self):
+        """The engine brings its own head: `AutoModel` makes the model without one."""
+        config = copy.deepcopy(self.config)
+        config.architectures = [MplugOwlModel.__name__]
+        return {**super()._from_config_kwargs, "config": config}
 
     def _create_hf_to_vllm_mapper(self):
         """The engine has a head, whose weights the model without a head would have dropped."""
@@ -85,5 +93,6 @@ class MplugOwlForEngine(TransformersMultiModalForCausalLM):
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         logits = super().compute_logits(hidden_states)
         if logits is not None:
+            logits = self.causal_head(logits[None])[0]
             logits[:, self.never_written] = -math.inf
         return logits
