@@ -3,7 +3,6 @@
 import tempfile
 import unittest
 from pathlib import Path
-from unittest import mock
 
 import torch
 from conftest import GOLDEN
@@ -26,11 +25,6 @@ class CommonTests(ModelTesterMixin, GenerationTesterMixin):
 
     def setUp(self):
         self.model_tester = self.model_tester_class(self)
-        if "test_model_rope_scaling_from_config" in self._testMethodName:
-            self.prepare_long_random_texts()
-
-    def prepare_long_random_texts(self):
-        self.skipTest("the test draws random ids, and among them are those of pictures and videos")
 
     def _video_features_prepare_config_and_inputs(self):
         """A video has frames, so the mixin's pictures will not do."""
@@ -57,12 +51,6 @@ class MplugOwlModelTest(CommonTests, unittest.TestCase):
     """LLaMA; the ids of pictures and videos lie outside the vocabulary, as they do by default."""
 
     model_tester_class = ModelTester
-
-    def prepare_long_random_texts(self):
-        """A text longer than the context is refused, unless positions are scaled; the tests compare with one."""
-        unchecked = mock.patch.object(MplugOwlModel, "_check_tokens")
-        unchecked.start()
-        self.addCleanup(unchecked.stop)
 
     @unittest.skip("ids outside the vocabulary have no embedding")
     def test_inputs_embeds(self):

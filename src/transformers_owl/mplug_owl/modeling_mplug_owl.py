@@ -75,33 +75,50 @@ class MplugOwlVisualFeatures(BaseModelOutputWithPooling):
     abstractor_attentions: tuple[torch.Tensor, ...] | None = None
 
 
+class VisualOutputs:
+    """What the language model saw of images and videos, by the names that outputs had before 5.24."""
+
+    image_outputs: MplugOwlVisualFeatures | None
+    video_outputs: MplugOwlVisualFeatures | None
+
+    @property
+    def image_hidden_states(self) -> torch.Tensor | None:
+        """(N, Q + 1, H)"""
+        return None if self.image_outputs is None else self.image_outputs.pooler_output
+
+    @property
+    def video_hidden_states(self) -> torch.Tensor | None:
+        """(N, Q + 1, H)"""
+        return None if self.video_outputs is None else self.video_outputs.pooler_output
+
+
 @dataclass
-class MplugOwlModelOutputWithPast(BaseModelOutputWithPast):
+class MplugOwlModelOutputWithPast(VisualOutputs, BaseModelOutputWithPast):
     """
     Output of [`MplugOwlModel`]: that of the language model, and what it saw.
 
     Args:
-        image_hidden_states (`torch.Tensor` (N, Q + 1, H), *optional*): The pictures' positions.
-        video_hidden_states (`torch.Tensor` (N, Q + 1, H), *optional*): The videos' positions.
+        image_outputs, video_outputs ([`MplugOwlVisualFeatures`], *optional*): Features of the images and videos;
+            `image_hidden_states` and `video_hidden_states` are their `pooler_output`.
     """
 
-    image_hidden_states: torch.Tensor | None = None
-    video_hidden_states: torch.Tensor | None = None
+    image_outputs: MplugOwlVisualFeatures | None = None
+    video_outputs: MplugOwlVisualFeatures | None = None
 
 
 @dataclass
-class MplugOwlCausalLMOutputWithPast(CausalLMOutputWithPast):
+class MplugOwlCausalLMOutputWithPast(VisualOutputs, CausalLMOutputWithPast):
     """
     Output of [`MplugOwlForConditionalGeneration`]: that of a causal language model, and what it saw.
 
     Args:
         loss (`torch.Tensor` (), *optional*): Mean next-token cross-entropy where `labels` are not -100.
         logits (`torch.Tensor` (B, L, V)): Scores of the next token; `logits_to_keep` shortens L.
-        image_hidden_states, video_hidden_states (`torch.Tensor` (N, Q + 1, H), *optional*): What it saw.
+        image_outputs, video_outputs ([`MplugOwlVisualFeatures`], *optional*): As of [`MplugOwlModel`].
     """
 
-    image_hidden_states: torch.Tensor | None = None
-    video_hidden_states: torch.Tensor | None = None
+    image_outputs: MplugOwlVisualFeatures | None = None
+    video_outputs: MplugOwlVisualFeatures | None = None
 
 
 def eager_attention_forward(
@@ -613,8 +630,8 @@ class MplugOwlModel(MplugOwlFromOriginal):
         )
         return MplugOwlModelOutputWithPast(
             **{name: value for name, value in outputs.items() if name in LANGUAGE_MODEL_OUTPUTS},
-            image_hidden_states=features.get("image"),
-            video_hidden_states=features.get("video"),
+            image_outputs=features.get("image"),
+            video_outputs=features.get("video"),
         )
 
     def _check_layout(self, inputs_embeds, attention_mask, position_ids, has_cache: bool) -> None:
@@ -637,9 +654,9 @@ class MplugOwlModel(MplugOwlFromOriginal):
                 f"position_ids of shape {tuple(position_ids.shape)} were given, but {length} a row were expected."
             )
 
-    def _encode(self, pixel_values, pixel_values_videos, mm_encoder_outputs) -> dict[str, torch.Tensor]:
-        """Features (N, Q + 1, H) of what was given, under "image" and "video"."""
-        features = {kind: output.pooler_output for kind, output in mm_encoder_outputs.items()}
+    def _encode(self, pixel_values, pixel_values_videos, mm_encoder_outputs) -> dict[str, MplugOwlVisualFeatures]:
+        """Features of what was given, under "image" and "video"."""
+        features = dict(mm_encoder_outputs)
         encoders = (
             ("image", pixel_values, self.get_image_features),
             ("video", pixel_values_videos, self.get_video_features),
@@ -648,7 +665,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
             if pixels is not None and kind in features:
                 raise ValueError(f"Both pixels and mm_encoder_outputs were given for {kind}: give one of them.")
             if pixels is not None:
-                features[kind] = encode(pixels, return_dict=True).pooler_output
+                features[kind] = encode(pixels, return_dict=True)
         return features
 
     def _embed(self, input_ids, inputs_embeds, features) -> torch.Tensor:
@@ -667,8 +684,8 @@ class MplugOwlModel(MplugOwlFromOriginal):
         else:
             masks = {kind: self._find_embedded(token_ids[kind], inputs_embeds) for kind in features}
         inputs_embeds = self.embedding_norm(inputs_embeds)
-        for kind, visual in features.items():
-            mask = masks[kind]
+        for kind, output in features.items():
+            mask, visual = masks[kind], output.pooler_output
             self._check_count(kind, mask, visual)
             visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1).to(visual.device), visual)

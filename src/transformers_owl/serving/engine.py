@@ -73,7 +73,7 @@ class MplugOwlForEngine(TransformersMultiModalForCausalLM):
         self.configure_mm_token_handling(self.text_config.vocab_size, visual_ids)
         self.never_written = [token for token in visual_ids if token < self.text_config.vocab_size]
 
-    @property
+    @cached_property
     def _from_config_kwargs(self):
         """The engine brings its own head: `AutoModel` makes the model without one."""
         config = copy.deepcopy(self.config)
