@@ -1,4 +1,4 @@
-"""The fence of this package's registrations: what they lean on in the library beyond its documented names."""
+"""The fence of loading and registrations: what they lean on in the library beyond its documented names."""
 
 import sys
 
@@ -11,6 +11,7 @@ from transformers.models.auto.tokenization_auto import (
 )
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import find_adapter_config_file
 
 
 # Without those of processors and tokenizers this package is not imported: releases would get other ids, or none.
@@ -22,6 +23,8 @@ LEANS_ON = {
     "transformers.models.auto.video_processing_auto.AutoVideoProcessor": "how video processors are found, also where "
     "torchvision is missing; `transformers` itself has a stand-in then, which refuses all of them",
     "transformers.AutoVideoProcessor": "where users find that class: the stand-in is replaced",
+    "transformers.utils.find_adapter_config_file": "a folder or repository of an adapter has no configuration of a "
+    "model: where to look instead",
     "transformers.pipelines.PIPELINE_REGISTRY": "adds the task image-to-text, which the library had none of before "
     "5.19; since then it refuses the task before it looks here",
     "transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES": "names our tokenizer for the model type",
@@ -31,6 +34,15 @@ LEANS_ON = {
     "and trainers look up what a model can do",
     "transformers.models.auto.modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES": "the same, in newer trainers",
 }
+
+__all__ = [
+    "find_adapter_config_file",
+    "register_abilities",
+    "register_image_processor",
+    "register_pipeline",
+    "register_tokenizer",
+    "register_video_processor",
+]
 
 
 def register_image_processor(config_class: type[PreTrainedConfig], processor_class: type) -> None:

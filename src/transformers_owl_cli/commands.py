@@ -101,8 +101,8 @@ def chat(
 ) -> None:
     """Talk about pictures in the terminal. Ctrl-C stops an answer."""
     from transformers_owl import MINIATURE
-    from transformers_owl.demo.loading import generation_options, load
     from transformers_owl.demo.terminal import TerminalChat
+    from transformers_owl.loading import generation_options, load
 
     owl, processor = load(model or MINIATURE, device, dtype)
     TerminalChat(owl, processor, generation_options(max_new_tokens, temperature, top_p), system).run(pictures or [])
@@ -119,8 +119,8 @@ def web(
 ) -> None:
     """Talk about pictures on a page in the browser."""
     from transformers_owl import MINIATURE
-    from transformers_owl.demo.loading import load
     from transformers_owl.demo.web import check_port, serving
+    from transformers_owl.loading import load
 
     model = model or MINIATURE
     check_port(host, port)

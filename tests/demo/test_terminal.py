@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from transformers_owl import MplugOwlForConditionalGeneration
 from transformers_owl.cli import app
-from transformers_owl.demo.loading import memory_advice
 from transformers_owl.demo.terminal import TerminalChat
 from transformers_owl.inference import Chat
+from transformers_owl.loading import memory_advice
 
 
 PICTURES = Path(__file__).parents[2] / "examples/pictures"
@@ -103,7 +103,7 @@ def test_a_model_without_eyes_is_named(tmp_path):
     LlamaConfig().save_pretrained(tmp_path)
     result = CliRunner().invoke(app, ["chat", "--model", str(tmp_path)])
     assert result.exit_code == 1
-    assert "model of type 'llama', which has no eyes" in result.stderr
+    assert "model of type 'llama', but an mPLUG-Owl was expected" in result.stderr
 
 
 def test_full_memory_says_what_to_lower():

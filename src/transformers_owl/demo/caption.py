@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..loading import load, memory_advice
 from ..mplug_owl.video_processing_mplug_owl import visual_part
-from .loading import load, memory_advice
 
 
 SAMPLES = [

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..inference import Chat, draw_attention, picture_attention
+from ..loading import load, memory_advice
 from ..mplug_owl.image_processing_mplug_owl import open_picture
-from .loading import load, memory_advice
 
 
 ADVICE = "Ask for a shorter answer (--max-new-tokens), or about fewer pictures."

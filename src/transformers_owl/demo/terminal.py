@@ -14,9 +14,9 @@ import PIL.Image
 import typer
 
 from ..inference import Chat
+from ..loading import memory_advice
 from ..mplug_owl.image_processing_mplug_owl import open_picture
 from ..mplug_owl.video_processing_mplug_owl import visual_part
-from .loading import memory_advice
 
 
 HELP = {

@@ -14,9 +14,9 @@ import PIL.Image
 
 from .. import pages
 from ..inference import Chat, draw_attention, picture_attention
+from ..loading import generation_options, memory_advice
 from ..mplug_owl.image_processing_mplug_owl import open_picture
 from ..mplug_owl.video_processing_mplug_owl import visual_part
-from .loading import generation_options, memory_advice
 
 
 MAX_FILE_SIZE = "20mb"

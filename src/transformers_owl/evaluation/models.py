@@ -49,28 +49,24 @@ class LocalModel:
         max_new_tokens: int = 512,
         trust_remote_code: bool = False,
     ):
-        import torch
         from transformers import (
             MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-            AutoConfig,
             AutoModelForCausalLM,
             AutoModelForImageTextToText,
             AutoProcessor,
             AutoTokenizer,
         )
 
-        import transformers_owl  # noqa: F401  (registers the Auto classes)
+        from ..loading import best_device, read_config
 
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         self.name = name
         self.max_new_tokens = max_new_tokens
         trust = {"trust_remote_code": trust_remote_code}
-        config = AutoConfig.from_pretrained(name, **trust)
+        config = read_config(name, **trust)
         named = config.to_dict().get("auto_map", {})
         self.sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in named
         auto: Any = AutoModelForImageTextToText if self.sees else AutoModelForCausalLM
-        self.model = auto.from_pretrained(name, dtype=dtype, device_map=device, **trust)
+        self.model = auto.from_pretrained(name, dtype=dtype, device_map=device or best_device(), **trust)
         self.processor: Any = (AutoProcessor if self.sees else AutoTokenizer).from_pretrained(name, **trust)
         self.tokenizer = self.processor.tokenizer if self.sees else self.processor
         # Behind the text of an encoder padding changes nothing; before it, BLIP-2's picture would move away from it.

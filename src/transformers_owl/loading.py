@@ -1,19 +1,39 @@
-"""A model to talk to, and what its failures mean."""
+"""Models for every command and page: releases, saved and quantised models, adapters."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 
-from ..mplug_owl.configuration_mplug_owl import MplugOwlConfig
-from .library import is_adapter
+from .library import find_adapter_config_file
+from .mplug_owl.configuration_mplug_owl import MplugOwlConfig
+
+
+def best_device() -> str:
+    """ "cuda", "mps" or "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def read_config(model: str, **kwargs) -> PreTrainedConfig:
+    """
+    The configuration of a model, or of the base of an adapter.
+
+    Args:
+        model (`str`): A folder or a repository on the Hub.
+        kwargs: For `AutoConfig.from_pretrained`.
+    """
+    settings = find_adapter_config_file(model)
+    base = model if settings is None else json.loads(Path(settings).read_text("utf-8"))["base_model_name_or_path"]
+    return AutoConfig.from_pretrained(base, **kwargs)
 
 
 def load(model: str, device: str | None = None, dtype: str = "auto") -> tuple[Any, Any]:
     """
-    A model and its processor.
+    An Owl and its processor.
 
     Args:
         model (`str`): A folder or a repository on the Hub, an adapter's too.
@@ -24,15 +44,12 @@ def load(model: str, device: str | None = None, dtype: str = "auto") -> tuple[An
         ValueError: for a model of another kind.
         MemoryError: if it does not fit.
     """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if not is_adapter(model):
-        config = AutoConfig.from_pretrained(model)
-        if not isinstance(config, MplugOwlConfig):
-            raise ValueError(
-                f"{model} is a model of type {config.model_type!r}, which has no eyes of an mPLUG-Owl: give a "
-                "checkpoint of mPLUG-Owl, or build one from a language model with `transformers-owl build`."
-            )
+    config, device = read_config(model), device or best_device()
+    if not isinstance(config, MplugOwlConfig):
+        raise ValueError(
+            f"{model} is a model of type {config.model_type!r}, but an mPLUG-Owl was expected: give one of its "
+            "checkpoints, or build one from a language model with `transformers-owl build`."
+        )
     with memory_advice(f"Load the weights in a smaller type (bfloat16) or quantised, or elsewhere than on {device}."):
         loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, device_map=device)
     return loaded, AutoProcessor.from_pretrained(model)

@@ -1,0 +1,60 @@
+"""Every command and page opens every kind of model: releases, saved models, adapters."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from transformers_owl import MINIATURE, MplugOwlForConditionalGeneration, MplugOwlProcessor
+from transformers_owl.demo.caption import SAMPLES
+from transformers_owl.evaluation.models import LocalModel
+from transformers_owl.loading import load
+
+
+def chat(picture) -> list[dict]:
+    return [{"role": "user", "content": [{"type": "image", "path": str(picture)}, {"type": "text", "text": "What?"}]}]
+
+
+def answers(model, processor) -> list[str]:
+    inputs = processor.apply_chat_template(
+        [chat(picture) for picture in SAMPLES],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+    )
+    written = model.generate(**inputs, max_new_tokens=6)
+    return processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    model = MplugOwlForConditionalGeneration.from_pretrained(MINIATURE, dtype="float32")
+    tuned = get_peft_model(
+        model, LoraConfig(target_modules=r".*language_model.*(q_proj|v_proj)", init_lora_weights=False)
+    )
+    torch.manual_seed(0)
+    for name, weight in tuned.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    tuned.save_pretrained(folder)
+    processor = MplugOwlProcessor.from_pretrained(MINIATURE)
+    processor.save_pretrained(folder)
+    return str(folder), answers(tuned, processor)
+
+
+def test_commands_and_evaluation_open_an_adapter(adapter):
+    folder, expected = adapter
+    model, processor = load(folder, "cpu", "float32")
+    assert answers(model, processor) == expected
+    assert expected != answers(MplugOwlForConditionalGeneration.from_pretrained(MINIATURE, dtype="float32"), processor)
+    assert LocalModel(folder, "cpu", "float32", max_new_tokens=6).answer([chat(picture) for picture in SAMPLES]) == expected
+
+
+def test_a_language_model_is_no_owl(tmp_path):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="of type 'llama', but an mPLUG-Owl was expected"):
+        load(str(tmp_path))
