@@ -292,7 +292,10 @@ def test_every_entry_of_a_fence_is_leant_on(room):
 
 
 def test_every_room_has_its_fence():
-    assert {room(path) for path in FILES if room(path) in ROOMS} - {room(path) for path in FENCED} <= {"mplug_owl", "demo"}
+    assert {room(path) for path in FILES if room(path) in ROOMS} - {room(path) for path in FENCED} <= {
+        "mplug_owl",
+        "demo",
+    }
 
 
 LEANINGS = {

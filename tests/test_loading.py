@@ -50,7 +50,10 @@ def test_commands_and_evaluation_open_an_adapter(adapter):
     model, processor = load(folder, "cpu", "float32")
     assert answers(model, processor) == expected
     assert expected != answers(MplugOwlForConditionalGeneration.from_pretrained(MINIATURE, dtype="float32"), processor)
-    assert LocalModel(folder, "cpu", "float32", max_new_tokens=6).answer([chat(picture) for picture in SAMPLES]) == expected
+    assert (
+        LocalModel(folder, "cpu", "float32", max_new_tokens=6).answer([chat(picture) for picture in SAMPLES])
+        == expected
+    )
 
 
 def test_a_language_model_is_no_owl(tmp_path):

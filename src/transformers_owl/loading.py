@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from .library import find_adapter_config_file
 from .mplug_owl.configuration_mplug_owl import MplugOwlConfig
+from .mplug_owl.processing_mplug_owl import read_template
 
 
 def best_device() -> str:
@@ -31,7 +32,9 @@ def read_config(model: str, **kwargs) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(base, **kwargs)
 
 
-def load(model: str, device: str | None = None, dtype: str = "auto") -> tuple[Any, Any]:
+def load(
+    model: str, device: str | None = None, dtype: str = "auto", chat_template: str | None = None
+) -> tuple[Any, Any]:
     """
     An Owl and its processor.
 
@@ -39,6 +42,7 @@ def load(model: str, device: str | None = None, dtype: str = "auto") -> tuple[An
         model (`str`): A folder or a repository on the Hub, an adapter's too.
         device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
         dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
+        chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
 
     Raises:
         ValueError: for a model of another kind.
@@ -52,7 +56,10 @@ def load(model: str, device: str | None = None, dtype: str = "auto") -> tuple[An
         )
     with memory_advice(f"Load the weights in a smaller type (bfloat16) or quantised, or elsewhere than on {device}."):
         loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, device_map=device)
-    return loaded, AutoProcessor.from_pretrained(model)
+    processor = AutoProcessor.from_pretrained(model)
+    if chat_template is not None:
+        processor.chat_template = read_template(chat_template, processor.tokenizer)
+    return loaded, processor
 
 
 def generation_options(max_new_tokens: int | None, temperature: float, top_p: float, num_beams: int = 1) -> dict:

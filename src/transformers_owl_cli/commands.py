@@ -39,6 +39,10 @@ Endpoint = Annotated[str | None, typer.Option(help="Ask MODEL at this OpenAI-sty
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait for an answer of the endpoint.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu (default: the best there is).")]
+Template = Annotated[
+    str | None,
+    typer.Option(help="original, language_model (its tokenizer's own) or a Jinja file (default: the checkpoint's)."),
+]
 Dtype = Annotated[str, typer.Option(help="Type of the weights, such as bfloat16.")]
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that the model's folder brings.")]
 
@@ -69,6 +73,7 @@ def caption(
     device: Device = None,
     dtype: Dtype = "auto",
     num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video (default: the model's, 4).")] = None,
+    chat_template: Template = None,
 ) -> None:
     """Ask one question about pictures or videos and print the answers."""
     from rich.console import Console
@@ -79,7 +84,7 @@ def caption(
     from transformers_owl.demo.caption import caption as answers
 
     pictures = pictures or samples()
-    captioner = Captioner(model or MINIATURE, device, dtype, num_frames)
+    captioner = Captioner(model or MINIATURE, device, dtype, num_frames, chat_template)
     with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task("answering", total=len(set(pictures)))
         for picture, answer in answers(captioner, pictures, prompt, output, batch_size, max_new_tokens):
@@ -98,13 +103,14 @@ def chat(
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest words of this share.")] = 0.9,
     device: Device = None,
     dtype: Dtype = "auto",
+    chat_template: Template = None,
 ) -> None:
     """Talk about pictures in the terminal. Ctrl-C stops an answer."""
     from transformers_owl import MINIATURE
     from transformers_owl.demo.terminal import TerminalChat
     from transformers_owl.loading import generation_options, load
 
-    owl, processor = load(model or MINIATURE, device, dtype)
+    owl, processor = load(model or MINIATURE, device, dtype, chat_template)
     TerminalChat(owl, processor, generation_options(max_new_tokens, temperature, top_p), system).run(pictures or [])
 
 
@@ -116,6 +122,7 @@ def web(
     port: Annotated[int, typer.Option(help="Port to serve at.")] = 7860,
     device: Device = None,
     dtype: Dtype = "auto",
+    chat_template: Template = None,
 ) -> None:
     """Talk about pictures on a page in the browser."""
     from transformers_owl import MINIATURE
@@ -124,7 +131,7 @@ def web(
 
     model = model or MINIATURE
     check_port(host, port)
-    owl, processor = load(model, device, dtype)
+    owl, processor = load(model, device, dtype, chat_template)
     # The page does not say where on this machine a folder lies.
     name = Path(model).resolve().name if Path(model).is_dir() else model
     with serving(owl, processor, name, host, port) as page:

@@ -86,11 +86,13 @@ def build(
     num_abstractor_layers: Annotated[int, Option(min=1, help="Layers of the abstractor.")] = 6,
     seed: Annotated[int, Option(help="Of the abstractor's weights.")] = 0,
     max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
+    chat_template: Annotated[str, Option(help="original, language_model (its own), or a Jinja file.")] = "original",
 ) -> None:
     """Make a fresh Owl from a CLIP vision model and a causal language model."""
     from transformers_owl.conversion.build import build
 
-    build(vision, language, output, torch_dtype(dtype), num_query_tokens, num_abstractor_layers, seed, max_shard_size)
+    sizes = (num_query_tokens, num_abstractor_layers)
+    build(vision, language, output, torch_dtype(dtype), *sizes, seed, max_shard_size, chat_template)
     print(f"{output} is complete.")
 
 

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from transformers_owl.conversion.build import build
+from transformers_owl.loading import load
 
 
 SIZES = {"vocab_size": 1000, "hidden_size": 48, "pad_token_id": 0}
@@ -149,3 +150,28 @@ def test_other_models_are_refused(clip, llama, tmp_path):
     with pytest.raises(ValueError, match="`openai-gpt` cannot be used: it keeps none of the library's caches"):
         build(str(clip), str(tmp_path / "gpt"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_the_language_models_own_template_is_a_choice(clip, llama, tmp_path):
+    own = tokenizer(llama)
+    own.chat_template = CHATML
+    language = save(LANGUAGE_MODELS["llama"](), own, tmp_path / "language")
+    build(str(clip), str(language), tmp_path / "out", torch.float32, num_query_tokens=8, chat_template="language_model")
+    _, processor = load(str(tmp_path / "out"), "cpu")
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    asked = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    assert asked.startswith("<|im_start|>user\n<image>")
+    assert asked.endswith("What is it?<|im_end|>\n<|im_start|>assistant\n")
+    (tmp_path / "own.jinja").write_text("{% for message in messages %}[{{ message['role'] }}]{% endfor %}")
+    for name, expected in (("original", "Human: <image>"), (str(tmp_path / "own.jinja"), "[user]")):
+        _, processor = load(str(tmp_path / "out"), "cpu", chat_template=name)
+        assert expected in processor.apply_chat_template(chat, tokenize=False)
+    with pytest.raises(ValueError, match="has no chat template"):
+        build(str(clip), str(save(LANGUAGE_MODELS["llama"](), tokenizer(llama), tmp_path / "plain")), tmp_path / "no",
+              chat_template="language_model")  # fmt: skip

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CLIPVi
 
 from .. import MplugOwlForConditionalGeneration, MplugOwlImageProcessor, MplugOwlProcessor
 from ..fresh import fresh_config, rename_text, rename_vision
+from ..mplug_owl.processing_mplug_owl import read_template
 from .card import render
 from .checkpoints import (
     Checkpoint,
@@ -111,6 +112,7 @@ def build(
     num_abstractor_layers: int = 6,
     seed: int = 0,
     max_shard_size: str = "5GB",
+    chat_template: str = "original",
 ) -> None:
     """
     Makes a fresh Owl, whose abstractor knows nothing yet. An interrupted run goes on where it stopped.
@@ -124,6 +126,8 @@ def build(
         num_abstractor_layers (`int`, defaults to 6): Layers of the abstractor.
         seed (`int`, defaults to 0): Of the abstractor's weights.
         max_shard_size (`str`, defaults to `"5GB"`): Largest file of weights.
+        chat_template (`str`, defaults to `"original"`): That, "language_model" for the language model's own, or a
+            Jinja file.
 
     Raises:
         ValueError: for models of other kinds, and an `output` that exists.
@@ -132,8 +136,10 @@ def build(
     sources = Checkpoint.parse(vision), Checkpoint.parse(language)
     clip, vision_pieces = open_vision(sources[0])
     text, text_pieces = open_language(sources[1])
+    tokenizer = read_tokenizer(sources[1])
+    template = read_template(chat_template, tokenizer)
     processor = MplugOwlProcessor(
-        read_image_processor(sources[0], clip), read_tokenizer(sources[1]), num_query_tokens=num_query_tokens
+        read_image_processor(sources[0], clip), tokenizer, chat_template=template, num_query_tokens=num_query_tokens
     )
     config = fresh_config(
         clip.config,
@@ -151,7 +157,7 @@ def build(
         *fresh_abstractor(model, seed),
         *(piece.map(rename_text(text, model)) for piece in text_pieces),
     ]
-    options = [str(dtype), num_query_tokens, num_abstractor_layers, seed, max_shard_size]
+    options = [str(dtype), num_query_tokens, num_abstractor_layers, seed, max_shard_size, template]
     made = f"A fresh start for stage 1, from {sources[0].name} and {sources[1].name}: the abstractor knows nothing yet."
     with unfinished(output, [*(source.fingerprint() for source in sources), *options]) as folder:
         write_weights(cast(pieces, dtype), folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)

@@ -38,11 +38,19 @@ class Captioner:
         device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
         dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
         num_frames (`int`, *optional*): Frames of a video; by default as many as the checkpoint's settings say.
+        chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
     """
 
-    def __init__(self, model: str, device: str | None = None, dtype: str = "auto", num_frames: int | None = None):
+    def __init__(
+        self,
+        model: str,
+        device: str | None = None,
+        dtype: str = "auto",
+        num_frames: int | None = None,
+        chat_template: str | None = None,
+    ):
         self.name = model
-        self.model, self.processor = load(model, device, dtype)
+        self.model, self.processor = load(model, device, dtype, chat_template)
         if num_frames is not None:
             self.processor.video_processor.num_frames = num_frames
 
