@@ -5,6 +5,7 @@ the original's names the library reads all of them backwards, so each must tell 
 """
 
 import json
+import re
 
 import torch
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
@@ -137,6 +138,37 @@ for class_name, renamings in RENAMINGS.items():
     )
 
 
+WRAPPER = "base_model.model."  # PEFT's own, before the names of a model
+CONVERT = "`transformers-owl convert --checkpoint {} --base RELEASE --output FOLDER`"
+TEMPORAL = re.compile(r"(^|\.)temporal(_query_tokens|_visual_fc)?(\.|$)")
+
+
+def temporal_weights(names) -> set[str]:
+    """The weights that see videos, of our names or the original's."""
+    return {name for name in names if TEMPORAL.search(name)}
+
+
+def refuse_random_weights(path, info: dict, fresh: set[str]) -> None:
+    """
+    Raises a ValueError where a folder or repository lacks weights, which would be random.
+
+    Args:
+        path (`str`): The folder or repository.
+        info (`dict`): What the library says of loading it.
+        fresh (`set[str]`): Weights that may be missing, all of them together. A head always may.
+    """
+    missing = set(info["missing_keys"]) - {"lm_head.weight"}
+    lacking = sorted(missing - fresh if fresh <= missing else missing)
+    if lacking:
+        strange = info["unexpected_keys"]
+        others = f"; {len(strange)} found no place, such as {min(strange)}" if strange else ""
+        raise ValueError(
+            f"{path} lacks weights of the model, which would be random: {len(lacking)}, such as "
+            f"{', '.join(lacking[:3])}{others}. Fetch it anew, or check its config.json. If it was trained with the "
+            f"original code, {CONVERT.format(path)} makes a folder that loads."
+        )
+
+
 def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
     """
     What the files of an original release know and its `config.json` does not say: `{}` for any other folder.
@@ -151,8 +183,16 @@ def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
 
     Returns:
         `dict`: fields of [`MplugOwlConfig`], those of its parts as dictionaries.
+
+    Raises:
+        ValueError: for a whole model in PEFT's names, as the original's Trainer saved fine-tunes.
     """
     file_of = _weight_files(pretrained_model_name_or_path, **hub_kwargs)
+    if any(name.startswith(WRAPPER) for name in file_of):
+        raise ValueError(
+            f"{pretrained_model_name_or_path} is a fine-tune as the original's Trainer saved it, with PEFT's names "
+            f"({WRAPPER}...): {CONVERT.format(pretrained_model_name_or_path)} makes a folder that loads."
+        )
     if "query_tokens" not in file_of:
         return {}
     width = "abstractor.encoder.layers.0.crossattention.output.mlp.w1.weight"
@@ -181,7 +221,7 @@ def _weight_files(path, **hub_kwargs) -> dict[str, str]:
             with open(file, encoding="utf-8") as index:
                 shard_of = json.load(index)["weight_map"]
             if "query_tokens" not in shard_of:
-                return {}
+                return shard_of  # not a release: the names are enough, and other shards need not be fetched
             shards, _ = get_checkpoint_shard_files(path, file, **hub_kwargs)
             return {key: shards[sorted(set(shard_of.values())).index(shard)] for key, shard in shard_of.items()}
     return {}
