@@ -140,6 +140,7 @@ for class_name, renamings in RENAMINGS.items():
 
 WRAPPER = "base_model.model."  # PEFT's own, before the names of a model
 CONVERT = "`transformers-owl convert --checkpoint {} --base RELEASE --output FOLDER`"
+WIDTH = "abstractor.encoder.layers.0.crossattention.output.mlp.w1.weight"
 TEMPORAL = re.compile(r"(^|\.)temporal(_query_tokens|_visual_fc)?(\.|$)")
 
 
@@ -195,21 +196,28 @@ def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
         )
     if "query_tokens" not in file_of:
         return {}
-    width = "abstractor.encoder.layers.0.crossattention.output.mlp.w1.weight"
-    use_temporal = "temporal_query_tokens" in file_of
-    fields = {
-        "vision_config": {"use_temporal": use_temporal},
-        "visual_abstractor_config": {
-            "intermediate_size": _open_lazily(file_of[width])[width].shape[0],
-            "use_temporal": use_temporal,
-        },
-    }
+    fields = original_fields(file_of, _open_lazily(file_of[WIDTH])[WIDTH].shape[0])
     tokenizer_files = ("tokenizer.json", "tokenizer.model")
     if any(_find(pretrained_model_name_or_path, name, **hub_kwargs) for name in tokenizer_files):
         tokenizer = MplugOwlTokenizer.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         fields["image_token_id"] = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         fields["video_token_id"] = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
     return fields
+
+
+def original_fields(names, width: int) -> dict:
+    """
+    Fields of the configuration that the weights of a release tell.
+
+    Args:
+        names (`Container[str]`): Of the weights.
+        width (`int`): Rows of the weight `WIDTH`.
+    """
+    use_temporal = "temporal_query_tokens" in names
+    return {
+        "vision_config": {"use_temporal": use_temporal},
+        "visual_abstractor_config": {"intermediate_size": width, "use_temporal": use_temporal},
+    }
 
 
 def _weight_files(path, **hub_kwargs) -> dict[str, str]:
