@@ -776,6 +776,8 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
         self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{name}.weight"}
         self.generation_config = default_generation_config(config)
         self.post_init()
+        if config.tie_word_embeddings and f"model.language_model.{name}" not in self._tp_plan:
+            self._tp_plan.pop("lm_head")  # whole, as the embeddings that it is
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Writes a folder that every Auto class and `pipeline` load, this package installed or not."""

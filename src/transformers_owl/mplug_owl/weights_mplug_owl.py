@@ -38,6 +38,13 @@ class SplitHeads(ConversionOps):
     @torch.no_grad()
     def convert(self, input_dict, source_patterns, target_patterns, full_layer_name, model, **kwargs):
         (fused,) = map(_tensor, input_dict.values())
+        rows = len(target_patterns) * head_dim_of(model)  # of a head
+        if len(fused) % rows:
+            raise ValueError(
+                f"This process got {len(fused)} rows of a fused weight, which are not whole heads of {rows} rows: "
+                "load over a number of processes that divides the number of heads, or convert the release first "
+                "(`transformers-owl convert`), whose weights can be cut anywhere."
+            )
         parts = fused.unflatten(0, (-1, len(target_patterns), head_dim_of(model))).unbind(1)
         return {name: part.flatten(0, 1).contiguous() for name, part in zip(target_patterns, parts, strict=True)}
 
