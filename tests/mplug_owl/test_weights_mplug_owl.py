@@ -209,6 +209,17 @@ def test_the_trainer_resumes_from_our_files(video_model, tmp_path):
     assert_equal_weights(other, video_model)
 
 
+@pytest.mark.parametrize("name", ["image-llama", "image-bloom", "video-llama"])
+def test_a_folder_with_a_converted_and_an_original_file_loads_the_converted_one(name, tmp_path):
+    model = AutoModel.from_pretrained(GoldenCase(name).checkpoint)
+    model.model.abstractor.vit_eos.data.add_(1)
+    model.save_pretrained(tmp_path)
+    torch.save(original_weights(GoldenCase(name)), tmp_path / "pytorch_model.bin")
+    again, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert_equal_weights(again, model)
+
+
 @pytest.mark.parametrize("use_temporal", [False, True])
 def test_a_release_of_other_sizes_loads(llama, pictures, tmp_path, use_temporal):
     """Other numbers of queries, heads and patches, a width stated wrongly, in a folder as the original wrote it."""

@@ -143,6 +143,8 @@ for class_name, renamings in RENAMINGS.items():
         + [WeightConverter(theirs, ours, [operation]) for theirs, ours, operation in CONVERTERS.get(class_name, [])],
         overwrite=True,
     )
+# PEFT asks by the type of a model whether there is a table, and then for those of its classes.
+register_checkpoint_conversion_mapping("mplug-owl", [], overwrite=True)
 
 
 WRAPPER = "base_model.model."  # PEFT's own, before the names of a model
