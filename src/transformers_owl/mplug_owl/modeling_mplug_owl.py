@@ -454,7 +454,7 @@ class MplugOwlFromOriginal(WholeAdapters, MplugOwlPreTrainedModel):
         hub_kwargs: Any = {name: kwargs[name] for name in HUB_NAMES if name in kwargs}
         if pretrained_model_name_or_path is not None and set(kwargs).isdisjoint(("gguf_file", "variant")):
             adapter_kwargs = kwargs.get("adapter_kwargs") or {}
-            adapter, base, _ = maybe_load_adapters(pretrained_model_name_or_path, hub_kwargs, **adapter_kwargs)
+            adapter, base, _ = maybe_load_adapters(pretrained_model_name_or_path, {**hub_kwargs}, **adapter_kwargs)
             fields = read_original(base, **hub_kwargs)
             if hub_kwargs.get("force_download"):  # weights and tokenizer are here now, what is small is fetched anew
                 for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
