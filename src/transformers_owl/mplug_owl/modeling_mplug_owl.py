@@ -462,6 +462,8 @@ class MplugOwlFromOriginal(WholeAdapters, MplugOwlPreTrainedModel):
                 kwargs["force_download"] = hub_kwargs["force_download"] = False
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = spare_visual_parts(kwargs["quantization_config"])
+            if fields:
+                check_quantization_of_release(kwargs["quantization_config"])
         if isinstance(config, PreTrainedConfig):
             config = copy.deepcopy(config)
             for name, value in fields.items():
@@ -498,6 +500,21 @@ def spare_visual_parts(quantization_config: Any) -> QuantizationConfigMixin:
         parts = ["vision_model", "abstractor"]
         setattr(quantization_config, field, [*parts, *(f"model.{part}" for part in parts), "lm_head"])
     return quantization_config
+
+
+def check_quantization_of_release(quantization_config: QuantizationConfigMixin) -> None:
+    """Raises a ValueError for a method that would lose k and v of the vision model, which a release holds in one."""
+    method: Any = quantization_config.quant_method
+    if method == QuantizationMethod.BITS_AND_BYTES:
+        return
+    skipped = getattr(quantization_config, SKIP_FIELDS.get(method, ""), None) or []
+    if method != QuantizationMethod.TORCHAO or not {"vision_model", "model.vision_model"} & set(skipped):
+        wish = 'give torchao a list of skipped modules with "vision_model", ' if method in SKIP_FIELDS else ""
+        raise ValueError(
+            f"{getattr(method, 'value', method)} cannot quantise the vision model of an original release, whose query, "
+            f"key and value are one weight: {wish}use bitsandbytes, or convert the release first by "
+            "`transformers-owl convert`."
+        )
 
 
 def default_generation_config(config: MplugOwlConfig) -> GenerationConfig:
