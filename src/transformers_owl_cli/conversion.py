@@ -26,19 +26,24 @@ def torch_dtype(dtype: Dtype | None):
 
 @conversion()
 def convert(
-    checkpoint: Annotated[str, Option(help="Folder, REPO or REPO@REVISION of a release.")],
+    checkpoint: Annotated[str, Option(help="Folder, FILE, REPO or REPO@REVISION of a release or a fine-tune.")],
     output: Annotated[Path, Option(help="Folder to make.")],
     dtype: Annotated[Dtype | None, Option(help="Type of the weights (default: as they are).")] = None,
     max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
+    base: Annotated[str | None, Option(help="Folder, REPO or REPO@REVISION that a fine-tune was trained from.")] = None,
+    lora_alpha: Annotated[
+        float | None, Option(help="LoRA's alpha (default: of adapter_config.json beside it, or 32).")
+    ] = None,
+    keep_adapter: Annotated[bool, Option("--keep-adapter", help="Make a PEFT adapter for the base.")] = False,
     push_to_hub: Annotated[str | None, Option(metavar="OWNER/NAME", help="Also push to this repository.")] = None,
     private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
     create_pr: Annotated[bool, Option("--create-pr", help="Push as a pull request.")] = False,
 ) -> None:
-    """Make a Hub repository of a checkpoint of the original release."""
+    """Make a Hub repository of a checkpoint of the original release, or of a fine-tune of one."""
     from transformers_owl.conversion.convert import convert
     from transformers_owl.conversion.push import push
 
-    convert(checkpoint, output, torch_dtype(dtype), max_shard_size)
+    convert(checkpoint, output, torch_dtype(dtype), max_shard_size, base, lora_alpha, keep_adapter)
     print(f"{output} is complete.")
     if push_to_hub is not None:
         print(push(output, push_to_hub, private=private, create_pr=create_pr).commit_url)

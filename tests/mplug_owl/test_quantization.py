@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import relative_error, tiny_config
+from conftest import GoldenCase, relative_error, tiny_config
 from torchao.quantization import Int8WeightOnlyConfig
-from transformers import BitsAndBytesConfig, TorchAoConfig
+from transformers import BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 
 from transformers_owl import MplugOwlForConditionalGeneration
 
@@ -56,3 +56,36 @@ def test_a_list_of_ones_own_is_kept(saved):
     quantised = MplugOwlForConditionalGeneration.from_pretrained(folder, quantization_config=given)
     assert is_quantized(quantised.model.vision_model.layers[0].mlp.fc1)
     assert given.modules_to_not_convert == ["lm_head"]
+
+
+OWN_LISTS = {
+    "bitsandbytes": lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"]),
+    "torchao": lambda: TorchAoConfig(
+        Int8WeightOnlyConfig(), modules_to_not_convert=["vision_model", "model.vision_model", "lm_head"]
+    ),
+}
+REFUSED = {
+    "torchao": lambda: TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["lm_head"]),
+    "quanto": lambda: QuantoConfig(weights="int8"),
+}
+
+
+@pytest.mark.parametrize("name", ["image-llama", "image-bloom", "video-llama"])
+@pytest.mark.parametrize("method", [*CONFIGS, *OWN_LISTS])
+def test_a_release_is_quantised_with_its_own_weights(name, method):
+    checkpoint = GoldenCase(name).checkpoint
+    given = {**CONFIGS, **OWN_LISTS}[method]()
+    plain = MplugOwlForConditionalGeneration.from_pretrained(checkpoint)
+    quantised = MplugOwlForConditionalGeneration.from_pretrained(checkpoint, quantization_config=given)
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = (model.get_image_features(pixels).pooler_output for model in (plain, quantised))
+    assert relative_error(found, expected) <= (0.05 if method in OWN_LISTS else 0)
+
+
+@pytest.mark.parametrize("method", REFUSED)
+def test_methods_that_would_lose_weights_of_a_release_are_refused_by_name(method):
+    with pytest.raises(ValueError, match=f"{method} cannot quantise .*transformers-owl convert"):
+        MplugOwlForConditionalGeneration.from_pretrained(
+            GoldenCase("video-llama").checkpoint, quantization_config=REFUSED[method]()
+        )

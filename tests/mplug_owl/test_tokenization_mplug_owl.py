@@ -1,15 +1,17 @@
 """The tokenizer gives the original's ids: every chunk between placeholders by itself, BOS once."""
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import AutoProcessor, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from transformers_owl import MplugOwlTokenizer
+from transformers_owl import MplugOwlProcessor, MplugOwlTokenizer
 from transformers_owl.mplug_owl.tokenization_mplug_owl import BOUNDARY, ESCAPE, prepare_tokenizer
 
 
@@ -101,3 +103,60 @@ def test_byte_level_tokenizers_get_placeholders_inside_the_models_vocabulary(byt
     prepared.save_pretrained(tmp_path)
     again = MplugOwlTokenizer.from_pretrained(tmp_path)
     assert again(text)["input_ids"] == prepared(text)["input_ids"]
+
+
+TEXT = "Hi <x> <image> there"
+APPLIED = {
+    "padding_side": ("right", lambda tokenizer: tokenizer.padding_side),
+    "truncation_side": ("left", lambda tokenizer: tokenizer.truncation_side),
+    "add_eos_token": (True, lambda tokenizer: tokenizer(TEXT)["input_ids"][-1] == 2),
+    "add_bos_token": (False, lambda tokenizer: tokenizer(TEXT)["input_ids"][0] == 1),
+    "clean_up_tokenization_spaces": (True, lambda tokenizer: tokenizer.clean_up_tokenization_spaces),
+    "model_max_length": (99, lambda tokenizer: tokenizer.model_max_length),
+    "pad_token": ("</s>", lambda tokenizer: tokenizer.pad_token),
+    "extra_special_tokens": (["<x>"], lambda tokenizer: ["<x>"] if 1002 in tokenizer(TEXT)["input_ids"] else []),
+    "additional_special_tokens": (["<x>"], lambda tokenizer: ["<x>"] if 1002 in tokenizer(TEXT)["input_ids"] else []),
+}
+
+
+@pytest.mark.parametrize("road", [MplugOwlTokenizer, AutoTokenizer], ids=["ours", "auto"])
+@pytest.mark.parametrize("saved", [False, True], ids=["release", "saved"])
+@pytest.mark.parametrize("name", APPLIED)
+def test_arguments_at_loading_are_applied(llama, tokenizer, name, saved, road, tmp_path):
+    folder = llama.checkpoint
+    if saved:
+        MplugOwlProcessor.from_pretrained(folder).save_pretrained(tmp_path)
+        folder = tmp_path
+    value, read = APPLIED[name]
+    assert read(tokenizer) != value
+    loaded = road.from_pretrained(folder, **{name: value})
+    assert read(loaded) == value
+    assert loaded.convert_tokens_to_ids(["<image>", "<|video|>"]) == [1000, 1001]
+
+
+def test_special_tokens_with_names_of_their_own_are_refused(llama):
+    with pytest.raises(ValueError, match=r"extra_special_tokens is .*, but a list of special tokens was expected"):
+        MplugOwlTokenizer.from_pretrained(llama.checkpoint, extra_special_tokens={"own_token": "<x>"})
+
+
+@pytest.mark.parametrize("road", [MplugOwlTokenizer, AutoTokenizer, MplugOwlProcessor, AutoProcessor])
+@pytest.mark.parametrize(
+    ("gone", "named"),
+    [
+        ("tokenizer.model", "has no tokenizer.json or tokenizer.model"),
+        ("tokenizer_config.json", "has no tokenizer_config.json"),
+    ],
+)
+def test_a_folder_that_lacks_a_file_of_the_tokenizer_is_refused(llama, gone, named, road, tmp_path):
+    for file in Path(llama.checkpoint).iterdir():
+        if file.name != gone:
+            shutil.copy(file, tmp_path)
+    with pytest.raises(OSError, match=named):
+        road.from_pretrained(tmp_path)
+
+
+def test_a_releases_tokenizer_has_the_template_before_it_is_saved_and_after(llama, tmp_path):
+    processor = MplugOwlProcessor.from_pretrained(llama.checkpoint)
+    assert processor.tokenizer.chat_template == processor.chat_template
+    processor.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == processor.chat_template

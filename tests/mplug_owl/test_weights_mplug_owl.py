@@ -14,7 +14,7 @@ from conftest import GoldenCase, tiny_config
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 from transformers.core_model_loading import revert_weight_conversion
 
-from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl import MplugOwlForConditionalGeneration, MplugOwlModel
 from transformers_owl.mplug_owl.tokenization_mplug_owl import MplugOwlTokenizer
 
 
@@ -69,6 +69,15 @@ def test_every_file_form_of_a_release_loads(tmp_path, name, write):
     expected = AutoModel.from_pretrained(case.checkpoint).state_dict()
     for key, value in model.state_dict().items():
         assert torch.equal(value, expected[key]), key
+
+
+@pytest.mark.parametrize("name", ["image-llama", "image-bloom", "video-llama"])
+def test_the_base_model_of_a_release_reports_nothing(name):
+    """Its head is none of the base model's."""
+    whole = AutoModel.from_pretrained(GoldenCase(name).checkpoint)
+    base, info = MplugOwlModel.from_pretrained(GoldenCase(name).checkpoint, output_loading_info=True)
+    assert not any(info.values())
+    assert_equal_weights(whole.model, base)
 
 
 @pytest.mark.parametrize("name", ["image-llama", "image-bloom", "video-llama"])
@@ -198,6 +207,17 @@ def test_the_trainer_resumes_from_our_files(video_model, tmp_path):
     other = MplugOwlForConditionalGeneration(video_model.config)
     train(other, 3, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_equal_weights(other, video_model)
+
+
+@pytest.mark.parametrize("name", ["image-llama", "image-bloom", "video-llama"])
+def test_a_folder_with_a_converted_and_an_original_file_loads_the_converted_one(name, tmp_path):
+    model = AutoModel.from_pretrained(GoldenCase(name).checkpoint)
+    model.model.abstractor.vit_eos.data.add_(1)
+    model.save_pretrained(tmp_path)
+    torch.save(original_weights(GoldenCase(name)), tmp_path / "pytorch_model.bin")
+    again, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert_equal_weights(again, model)
 
 
 @pytest.mark.parametrize("use_temporal", [False, True])

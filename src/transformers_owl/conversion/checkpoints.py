@@ -75,10 +75,10 @@ class Piece:
 @dataclass(frozen=True)
 class Checkpoint:
     """
-    A folder, or a repository on the Hub at a revision.
+    A folder or one file of weights, or a repository on the Hub at a revision.
 
     Args:
-        path (`str`): `FOLDER`, `REPO` or `REPO@REVISION`.
+        path (`str`): `FOLDER`, `FILE`, `REPO` or `REPO@REVISION`.
         revision (`str`, defaults to `"main"`): Branch, tag or commit.
     """
 
@@ -87,10 +87,10 @@ class Checkpoint:
 
     @classmethod
     def parse(cls, text: str) -> "Checkpoint":
-        if text.endswith(".pth"):
-            raise ValueError(f"{text} is a checkpoint of the first code (v0): {V0}")
         if Path(text).exists():
             return cls(text)
+        if text.endswith(".pth"):
+            raise ValueError(f"There is no file {text}. Those of that name are of the first code (v0): {V0}")
         path, _, revision = text.partition("@")
         return cls(path, revision or "main")
 
@@ -100,18 +100,25 @@ class Checkpoint:
 
     def files(self) -> list[str]:
         """The files of the weights, fetched where needed, in the library's order of preference."""
+        if Path(self.path).is_file():
+            return [self.path]
         options = {"revision": self.revision, "_raise_exceptions_for_missing_entries": False}
         for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
             if (file := cached_file(self.path, name, **options)) is not None:
                 if not name.endswith(".index.json"):
                     return [file]
                 return get_checkpoint_shard_files(self.path, file, revision=self.revision)[0]
-        v0 = f" Its .pth files are of the first code (v0): {V0}" if list(Path(self.path).glob("*.pth")) else ""
-        raise ValueError(f"{self.path} has no weights: {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME} was expected.{v0}")
+        hints = [hint.format(self.path) for pattern, hint in HINTS.items() if list(Path(self.path).glob(pattern))]
+        raise ValueError(
+            f"{self.path} has no weights: {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME} was expected. {' '.join(hints)}"
+        )
 
     def open(self) -> dict[str, Piece]:
         """Every tensor by its name, none of them read: they are mapped into memory from their files."""
-        return {name: piece for file in self.files() for name, piece in open_file(file).items()}
+        tensors = {name: piece for file in self.files() for name, piece in open_file(file).items()}
+        if any(name.endswith(".bias_k") for name in tensors):
+            raise ValueError(f"{self.path} is a checkpoint of the first code (v0): {V0}")
+        return tensors
 
     def fingerprint(self) -> list:
         """Tells files apart without reading them."""
@@ -123,11 +130,27 @@ V0 = (
     "another architecture (8 heads, a learned key and value a layer), which this package does not have. Use the "
     "release that followed it, such as MAGAer13/mplug-owl-llama-7b."
 )
+# What a folder without weights may hold instead.
+HINTS = {
+    "*.pth": f"Give a fine-tune's .pth file by its own path; pretrained.pth and instruction_tuned.pth are of the first "
+    f"code (v0): {V0}",
+    "global_step*": "DeepSpeed left its parts there: `cd {} && python zero_to_fp32.py . pytorch_model.bin` makes one "
+    "file of them (DeepSpeed put the script beside them). Give that.",
+    "pytorch_model_fsdp_*": "FSDP left its parts there: `accelerate merge-weights {}/pytorch_model_fsdp_0 MERGED` "
+    "makes one file of them. Give the folder MERGED.",
+    "*.distcp": "FSDP left its parts there: `accelerate merge-weights {} MERGED` makes one file of them. Give the "
+    "folder MERGED.",
+}
 
 
 def open_file(file: str) -> dict[str, Piece]:
     try:
         tensors = load_state_dict(file)
+        if not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+            raise ValueError(
+                f"{file} holds more than weights by their names ({', '.join(map(str, list(tensors)[:3]))}): save what "
+                "`model.state_dict()` gives, and give that file."
+            )
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{file} is not a file of weights, or it holds code, which was not run. Fetch it anew, and do not trust "
@@ -226,6 +249,18 @@ def convert(model: PreTrainedModel, tensors: dict[str, Piece], reverse: bool = F
         )
 
     return [piece(target) for target in groups]
+
+
+def homeless(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
+    """Names of a checkpoint that have no place in the model, but for what the original stored though it is computed."""
+    transforms = get_model_conversion_mapping(model)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    own = model.state_dict()
+    found = {
+        name: rename_source_key(name, renamings, converters, model.base_model_prefix, own)[0] in own for name in names
+    }
+    return {name for name, has_place in found.items() if not has_place and not name.endswith("rotary_emb.inv_freq")}
 
 
 def without_tied(model: PreTrainedModel, pieces: list[Piece]) -> list[Piece]:

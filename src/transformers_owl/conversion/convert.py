@@ -1,4 +1,4 @@
-"""A repository of the Hub from a checkpoint of the original release, tensor by tensor."""
+"""A repository of the Hub from a checkpoint of the original release, or a fine-tune of one, tensor by tensor."""
 
 from pathlib import Path
 
@@ -7,26 +7,46 @@ import torch
 from .. import MplugOwlProcessor
 from .card import render
 from .checkpoints import Checkpoint, open_owl, save_safetensors, unfinished, write_rest, write_weights
+from .finetunes import convert_fine_tune, is_fine_tune
 from .library import SAFE_WEIGHTS_NAME
 
 
-def convert(checkpoint: str, output: Path, dtype: torch.dtype | None = None, max_shard_size: str = "5GB") -> None:
+def convert(
+    checkpoint: str,
+    output: Path,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str = "5GB",
+    base: str | None = None,
+    lora_alpha: float | None = None,
+    keep_adapter: bool = False,
+) -> None:
     """
-    Makes a Hub repository of a release. An interrupted run goes on where it stopped.
+    Makes a Hub repository of a release or a fine-tune. An interrupted run goes on where it stopped.
 
     Args:
-        checkpoint (`str`): Folder, REPO or REPO@REVISION of a release.
+        checkpoint (`str`): Folder, FILE, REPO or REPO@REVISION of a release, or of a fine-tune as the original's
+            Trainer or `torch.save(model.state_dict(), FILE)` saved it.
         output (`Path`): Folder to make.
         dtype (`torch.dtype`, *optional*): Of the weights; as they are by default.
         max_shard_size (`str`, defaults to `"5GB"`): Largest file of weights.
+        base (`str`, *optional*): What a fine-tune was trained from: its configuration and processor are taken, and
+            the weights that the fine-tune does not hold.
+        lora_alpha (`float`, *optional*): LoRA's alpha. By default that of `adapter_config.json` beside a fine-tune,
+            or else 32, as the original trained.
+        keep_adapter (`bool`, defaults to `False`): Make a PEFT adapter for the base in place of a repository.
 
     Raises:
         ValueError: for a checkpoint that is damaged or of another model, and an `output` that exists.
         OSError: if it cannot be read, or `output` not be written.
     """
     source = Checkpoint.parse(checkpoint)
-    model, pieces = open_owl(source, dtype)
-    processor = MplugOwlProcessor.from_pretrained(source.path, revision=source.revision)
-    with unfinished(output, [source.fingerprint(), str(dtype), max_shard_size]) as folder:
-        write_weights(pieces, folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
-        write_rest(model, processor, folder, render(source.name, output.name))
+    if base is not None or Path(source.path).is_file() or is_fine_tune(source.open()):
+        convert_fine_tune(source, output, dtype, max_shard_size, base, lora_alpha, keep_adapter)
+    elif keep_adapter or lora_alpha is not None:
+        raise ValueError(f"{checkpoint} is no fine-tune with LoRA: leave out --keep-adapter and --lora-alpha.")
+    else:
+        model, pieces = open_owl(source, dtype)
+        processor = MplugOwlProcessor.from_pretrained(source.path, revision=source.revision)
+        with unfinished(output, [source.fingerprint(), str(dtype), max_shard_size]) as folder:
+            write_weights(pieces, folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
+            write_rest(model, processor, folder, render(source.name, output.name))

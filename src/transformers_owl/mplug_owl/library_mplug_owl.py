@@ -131,12 +131,12 @@ class PlaceholderGeneration:
 
 
 class WholeAdapters:
-    """Adapters that hold whole modules, as stage 2 writes them, comes before `PreTrainedModel` among base classes."""
+    """Adapters as stage 2 and the original wrote them, comes before `PreTrainedModel` among base classes."""
 
-    if Version(INSTALLED) < Version("5.18"):
-        # Their weights were not found, and fresh ones took their place.
-
-        def load_adapter(self, peft_model_id, *args, **kwargs):
+    def load_adapter(self, peft_model_id=None, *args, **kwargs):
+        """As in the library, which looks in a folder for a safetensors file alone and leaves lacking weights random."""
+        if peft_model_id is not None and Version(INSTALLED) < Version("5.18"):
+            # Weights of whole modules were not found, and fresh ones took their place.
             settings = find_adapter_config_file(peft_model_id)
             if settings is not None and json.loads(Path(settings).read_text("utf-8")).get("modules_to_save"):
                 raise ImportError(
@@ -144,7 +144,15 @@ class WholeAdapters:
                     "into a model: install 5.18 or newer, or load the base model and then use "
                     "`peft.PeftModel.from_pretrained(model, folder)`."
                 )
-            return super().load_adapter(peft_model_id, *args, **kwargs)  # type: ignore[misc]
+        if peft_model_id is not None and Path(peft_model_id, "adapter_model.bin").is_file():
+            kwargs["use_safetensors"] = Path(peft_model_id, "adapter_model.safetensors").is_file()
+        info = super().load_adapter(peft_model_id, *args, **kwargs)  # type: ignore[misc]
+        if info.missing_keys:
+            raise ValueError(
+                f"The adapter {peft_model_id} lacks weights, which would be random: {len(info.missing_keys)}, such as "
+                f"{min(info.missing_keys)}. Was it trained on another model?"
+            )
+        return info
 
 
 # Every name that is imported above, and every private one that the files of this folder set, override or call.

@@ -45,7 +45,7 @@ from .library_mplug_owl import (
     merge_with_config_defaults,
     torch_compilable_check,
 )
-from .weights_mplug_owl import read_original
+from .weights_mplug_owl import read_original, refuse_random_weights, temporal_weights
 
 
 if TYPE_CHECKING:  # named here, the file is copied beside saved weights
@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # named here, the file is copied beside saved weights
 
 
 logger = logging.get_logger(__name__)
+HUB_NAMES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "subfolder")
 # Of a language model, whatever this version calls the cache.
 LANGUAGE_MODEL_OUTPUTS = frozenset(field.name for field in fields(BaseModelOutputWithPast))
 
@@ -312,6 +313,22 @@ class MplugOwlPreTrainedModel(PreTrainedModel):
             if module.config.use_temporal:
                 init.trunc_normal_(module.temporal_query_tokens, std=std)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info: bool = False, **kwargs):
+        """As in the library, but weights that a folder or repository lacks are a ValueError: they would be random."""
+        hub_kwargs = {name: kwargs[name] for name in HUB_NAMES if name in kwargs}  # the library takes them out
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        model, info = loaded
+        if info["missing_keys"] and pretrained_model_name_or_path is not None:
+            # A configuration that sees videos may be given for a model that does not.
+            written, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
+            is_video = written.get("vision_config", written).get("use_temporal", False)
+            fresh = set() if is_video else temporal_weights(model.state_dict())
+            refuse_random_weights(pretrained_model_name_or_path, info, fresh)
+        return loaded if output_loading_info else model
+
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         """As in the library, but in this model's own names, which a plain `load_state_dict` understands too."""
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
@@ -433,19 +450,20 @@ class MplugOwlFromOriginal(WholeAdapters, MplugOwlPreTrainedModel):
         in the original code: greedy decoding up to EOS did, and so it is here. Quantisation by bitsandbytes or
         torchao leaves the visual parts alone, unless its configuration lists modules to skip.
         """
-        fields = {}
+        adapter, fields = None, {}
+        hub_kwargs: Any = {name: kwargs[name] for name in HUB_NAMES if name in kwargs}
         if pretrained_model_name_or_path is not None and set(kwargs).isdisjoint(("gguf_file", "variant")):
-            hub_names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "subfolder")
-            hub_kwargs: Any = {name: kwargs[name] for name in hub_names if name in kwargs}
             adapter_kwargs = kwargs.get("adapter_kwargs") or {}
-            _, base, _ = maybe_load_adapters(pretrained_model_name_or_path, hub_kwargs, **adapter_kwargs)
+            adapter, base, _ = maybe_load_adapters(pretrained_model_name_or_path, {**hub_kwargs}, **adapter_kwargs)
             fields = read_original(base, **hub_kwargs)
             if hub_kwargs.get("force_download"):  # weights and tokenizer are here now, what is small is fetched anew
                 for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
                     cached_file(base, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-                kwargs["force_download"] = False
+                kwargs["force_download"] = hub_kwargs["force_download"] = False
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = spare_visual_parts(kwargs["quantization_config"])
+            if fields:
+                check_quantization_of_release(kwargs["quantization_config"])
         if isinstance(config, PreTrainedConfig):
             config = copy.deepcopy(config)
             for name, value in fields.items():
@@ -455,6 +473,9 @@ class MplugOwlFromOriginal(WholeAdapters, MplugOwlPreTrainedModel):
                     setattr(config, name, value)
         else:
             kwargs = {**fields, **kwargs}
+        if adapter is not None:  # what the library tells of loading is of the adapter alone
+            given = fields if config is None else {}
+            super().from_pretrained(base, config=config, device_map="meta", **given, **hub_kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if fields and model.can_generate() and "generation_config" not in kwargs:
@@ -479,6 +500,21 @@ def spare_visual_parts(quantization_config: Any) -> QuantizationConfigMixin:
         parts = ["vision_model", "abstractor"]
         setattr(quantization_config, field, [*parts, *(f"model.{part}" for part in parts), "lm_head"])
     return quantization_config
+
+
+def check_quantization_of_release(quantization_config: QuantizationConfigMixin) -> None:
+    """Raises a ValueError for a method that would lose k and v of the vision model, which a release holds in one."""
+    method: Any = quantization_config.quant_method
+    if method == QuantizationMethod.BITS_AND_BYTES:
+        return
+    skipped = getattr(quantization_config, SKIP_FIELDS.get(method, ""), None) or []
+    if method != QuantizationMethod.TORCHAO or not {"vision_model", "model.vision_model"} & set(skipped):
+        wish = 'give torchao a list of skipped modules with "vision_model", ' if method in SKIP_FIELDS else ""
+        raise ValueError(
+            f"{getattr(method, 'value', method)} cannot quantise the vision model of an original release, whose query, "
+            f"key and value are one weight: {wish}use bitsandbytes, or convert the release first by "
+            "`transformers-owl convert`."
+        )
 
 
 def default_generation_config(config: MplugOwlConfig) -> GenerationConfig:
@@ -511,7 +547,7 @@ def keep_positions(hidden_states: torch.Tensor, kept: int | torch.Tensor) -> tor
 class MplugOwlModel(MplugOwlFromOriginal):
     """Vision model, visual abstractor and language model without a head."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(language_model\.)?lm_head\."]
 
     def __init__(self, config: MplugOwlConfig):
         super().__init__(config)
@@ -757,6 +793,8 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
         self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{name}.weight"}
         self.generation_config = default_generation_config(config)
         self.post_init()
+        if config.tie_word_embeddings and f"model.language_model.{name}" not in self._tp_plan:
+            self._tp_plan.pop("lm_head")  # whole, as the embeddings that it is
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Writes a folder that every Auto class and `pipeline` load, this package installed or not."""

@@ -172,6 +172,8 @@ class MplugOwlProcessor(ProcessorMixin):
         super().__init__(
             image_processor, tokenizer, video_processor, chat_template=chat_template or read_template("original")
         )
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = self.chat_template  # as in a saved folder
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -7,7 +7,7 @@ All of it is data in `tokenizer.json`: a saved folder loads as a plain `Tokenize
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
-from .library_mplug_owl import TokenizersBackend, get_tokenizer_config, tokenizer_class_from_name
+from .library_mplug_owl import TokenizersBackend, cached_file, get_tokenizer_config, tokenizer_class_from_name
 
 
 IMAGE_TOKEN = "<image>"
@@ -17,6 +17,15 @@ VIDEO_TOKEN = "<|video|>"
 ESCAPE = "\ufdd0"  # inside a placeholder: somebody typed it, it is text
 BOUNDARY = "\ufdd1"  # what follows is tokenized by itself, as an answer is when the model writes it
 SPACE_PIECE = "▁"
+
+HUB_NAMES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# What an argument at loading may say otherwise, and what holds where it does not.
+SETTINGS = {
+    "padding_side": "left",
+    "truncation_side": "right",
+    "add_eos_token": False,
+    "clean_up_tokenization_spaces": False,
+}
 
 
 class MplugOwlTokenizer(TokenizersBackend):
@@ -28,15 +37,44 @@ class MplugOwlTokenizer(TokenizersBackend):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *inputs, **kwargs):
-        hub_kwargs = {key: kwargs[key] for key in ("cache_dir", "token", "revision", "subfolder") if key in kwargs}
-        name = get_tokenizer_config(pretrained_model_name_or_path, **hub_kwargs).get("tokenizer_class", "")
-        tokenizer_class = tokenizer_class_from_name(name.removesuffix("Fast")) or TokenizersBackend
-        if issubclass(tokenizer_class, cls):
+        """
+        As in the library. Special tokens that are given get ids behind the placeholders.
+
+        Raises:
+            OSError: if a file is missing without which the ids would be others.
+            ValueError: for special tokens with names of their own.
+        """
+        hub_kwargs = {name: kwargs[name] for name in HUB_NAMES if name in kwargs}
+        settings = get_tokenizer_config(pretrained_model_name_or_path, **hub_kwargs)
+        tokenizer_class = tokenizer_class_from_name(settings.get("tokenizer_class", "").removesuffix("Fast"))
+        if tokenizer_class is None or issubclass(tokenizer_class, cls):
             tokenizer_class = TokenizersBackend
-        return prepare_tokenizer(tokenizer_class.from_pretrained(pretrained_model_name_or_path, *inputs, **kwargs))
+        if "gguf_file" not in kwargs:
+            vocabularies = sorted({*tokenizer_class.vocab_files_names.values(), "tokenizer.json"})
+            for names in (["tokenizer_config.json"], vocabularies):
+                if not any(_has_file(pretrained_model_name_or_path, name, **hub_kwargs) for name in names):
+                    raise OSError(
+                        f"{pretrained_model_name_or_path} has no {' or '.join(names)}, without which text would become "
+                        "other ids: fetch it from where the checkpoint came from, or from the release that it was "
+                        "trained from."
+                    )
+        names = [name for name in ("extra_special_tokens", "additional_special_tokens") if name in kwargs]
+        extra = {name: kwargs.pop(name) for name in names}
+        tokenizer = tokenizer_class.from_pretrained(pretrained_model_name_or_path, *inputs, **kwargs)
+        given = {name: kwargs[name] for name in ("add_bos_token", *SETTINGS) if name in kwargs}
+        tokenizer = prepare_tokenizer(tokenizer, **given)
+        for name, tokens in extra.items():
+            if isinstance(tokens, dict):
+                raise ValueError(f"{name} is {tokens}, but a list of special tokens was expected.")
+            tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
+        return tokenizer
 
 
-def prepare_tokenizer(tokenizer: TokenizersBackend) -> TokenizersBackend:
+def _has_file(path, name: str, **hub_kwargs) -> bool:
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs) is not None
+
+
+def prepare_tokenizer(tokenizer: TokenizersBackend, **settings) -> TokenizersBackend:
     """
     A tokenizer with the ids of the original's prompts: BOS once and in front, every chunk between placeholders by
     itself, `<image>` and `<|video|>` as special tokens after the vocabulary, padding on the left.
@@ -44,6 +82,7 @@ def prepare_tokenizer(tokenizer: TokenizersBackend) -> TokenizersBackend:
     Args:
         tokenizer (`TokenizersBackend`): The tokenizer of any supported language model. A prepared one comes back as
             it is; any other is left alone and a new one comes back.
+        settings: What shall be otherwise of `add_bos_token` and those in `SETTINGS`.
     """
     backend = tokenizer.backend_tokenizer
     if backend.normalizer is not None and ESCAPE not in backend.normalizer.normalize_str(ESCAPE):
@@ -67,11 +106,9 @@ def prepare_tokenizer(tokenizer: TokenizersBackend) -> TokenizersBackend:
     prepared = TokenizersBackend(
         tokenizer_object=backend,
         **{"pad_token": tokenizer.unk_token or tokenizer.eos_token, **tokenizer.special_tokens_map},
-        add_bos_token=tokenizer.bos_token is not None,
-        padding_side="left",
         model_max_length=tokenizer.model_max_length,
         chat_template=tokenizer.chat_template,
-        clean_up_tokenization_spaces=False,
+        **{"add_bos_token": tokenizer.bos_token is not None, **SETTINGS, **settings},
     )
     prepared.add_tokens([AddedToken(token, special=True, normalized=False) for token in (IMAGE_TOKEN, VIDEO_TOKEN)])
     return prepared

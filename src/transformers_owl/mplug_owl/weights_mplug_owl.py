@@ -5,6 +5,7 @@ the original's names the library reads all of them backwards, so each must tell 
 """
 
 import json
+import re
 
 import torch
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
@@ -37,6 +38,13 @@ class SplitHeads(ConversionOps):
     @torch.no_grad()
     def convert(self, input_dict, source_patterns, target_patterns, full_layer_name, model, **kwargs):
         (fused,) = map(_tensor, input_dict.values())
+        rows = len(target_patterns) * head_dim_of(model)  # of a head
+        if len(fused) % rows:
+            raise ValueError(
+                f"This process got {len(fused)} rows of a fused weight, which are not whole heads of {rows} rows: "
+                "load over a number of processes that divides the number of heads, or convert the release first "
+                "(`transformers-owl convert`), whose weights can be cut anywhere."
+            )
         parts = fused.unflatten(0, (-1, len(target_patterns), head_dim_of(model))).unbind(1)
         return {name: part.flatten(0, 1).contiguous() for name, part in zip(target_patterns, parts, strict=True)}
 
@@ -135,6 +143,40 @@ for class_name, renamings in RENAMINGS.items():
         + [WeightConverter(theirs, ours, [operation]) for theirs, ours, operation in CONVERTERS.get(class_name, [])],
         overwrite=True,
     )
+# PEFT asks by the type of a model whether there is a table, and then for those of its classes.
+register_checkpoint_conversion_mapping("mplug-owl", [], overwrite=True)
+
+
+WRAPPER = "base_model.model."  # PEFT's own, before the names of a model
+CONVERT = "`transformers-owl convert --checkpoint {} --base RELEASE --output FOLDER`"
+WIDTH = "abstractor.encoder.layers.0.crossattention.output.mlp.w1.weight"
+TEMPORAL = re.compile(r"(^|\.)temporal(_query_tokens|_visual_fc)?(\.|$)")
+
+
+def temporal_weights(names) -> set[str]:
+    """The weights that see videos, of our names or the original's."""
+    return {name for name in names if TEMPORAL.search(name)}
+
+
+def refuse_random_weights(path, info: dict, fresh: set[str]) -> None:
+    """
+    Raises a ValueError where a folder or repository lacks weights, which would be random.
+
+    Args:
+        path (`str`): The folder or repository.
+        info (`dict`): What the library says of loading it.
+        fresh (`set[str]`): Weights that may be missing, all of them together. A head always may.
+    """
+    missing = set(info["missing_keys"]) - {"lm_head.weight"}
+    lacking = sorted(missing - fresh if fresh <= missing else missing)
+    if lacking:
+        strange = info["unexpected_keys"]
+        others = f"; {len(strange)} found no place, such as {min(strange)}" if strange else ""
+        raise ValueError(
+            f"{path} lacks weights of the model, which would be random: {len(lacking)}, such as "
+            f"{', '.join(lacking[:3])}{others}. Fetch it anew, or check its config.json. If it was trained with the "
+            f"original code, {CONVERT.format(path)} makes a folder that loads."
+        )
 
 
 def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
@@ -151,25 +193,40 @@ def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
 
     Returns:
         `dict`: fields of [`MplugOwlConfig`], those of its parts as dictionaries.
+
+    Raises:
+        ValueError: for a whole model in PEFT's names, as the original's Trainer saved fine-tunes.
     """
     file_of = _weight_files(pretrained_model_name_or_path, **hub_kwargs)
+    if any(name.startswith(WRAPPER) for name in file_of):
+        raise ValueError(
+            f"{pretrained_model_name_or_path} is a fine-tune as the original's Trainer saved it, with PEFT's names "
+            f"({WRAPPER}...): {CONVERT.format(pretrained_model_name_or_path)} makes a folder that loads."
+        )
     if "query_tokens" not in file_of:
         return {}
-    width = "abstractor.encoder.layers.0.crossattention.output.mlp.w1.weight"
-    use_temporal = "temporal_query_tokens" in file_of
-    fields = {
-        "vision_config": {"use_temporal": use_temporal},
-        "visual_abstractor_config": {
-            "intermediate_size": _open_lazily(file_of[width])[width].shape[0],
-            "use_temporal": use_temporal,
-        },
-    }
+    fields = original_fields(file_of, _open_lazily(file_of[WIDTH])[WIDTH].shape[0])
     tokenizer_files = ("tokenizer.json", "tokenizer.model")
     if any(_find(pretrained_model_name_or_path, name, **hub_kwargs) for name in tokenizer_files):
         tokenizer = MplugOwlTokenizer.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         fields["image_token_id"] = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         fields["video_token_id"] = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
     return fields
+
+
+def original_fields(names, width: int) -> dict:
+    """
+    Fields of the configuration that the weights of a release tell.
+
+    Args:
+        names (`Container[str]`): Of the weights.
+        width (`int`): Rows of the weight `WIDTH`.
+    """
+    use_temporal = "temporal_query_tokens" in names
+    return {
+        "vision_config": {"use_temporal": use_temporal},
+        "visual_abstractor_config": {"intermediate_size": width, "use_temporal": use_temporal},
+    }
 
 
 def _weight_files(path, **hub_kwargs) -> dict[str, str]:
@@ -181,7 +238,7 @@ def _weight_files(path, **hub_kwargs) -> dict[str, str]:
             with open(file, encoding="utf-8") as index:
                 shard_of = json.load(index)["weight_map"]
             if "query_tokens" not in shard_of:
-                return {}
+                return shard_of  # not a release: the names are enough, and other shards need not be fetched
             shards, _ = get_checkpoint_shard_files(path, file, **hub_kwargs)
             return {key: shards[sorted(set(shard_of.values())).index(shard)] for key, shard in shard_of.items()}
     return {}

@@ -1,0 +1,65 @@
+"""Releases loaded over several processes have the weights, features and logits that they have on one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GoldenCase, tiny_config
+
+from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl.mplug_owl.weights_mplug_owl import SplitHeads
+
+
+NAMES = ["image-llama", "image-bloom", "video-llama"]
+SCRIPT = Path(__file__).parent / "loads_over_processes.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_releases_are_the_same_over_processes(processes, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    releases = [GoldenCase(name).checkpoint for name in NAMES]
+    done = subprocess.run(
+        [*command, str(SCRIPT), str(tmp_path), *releases], capture_output=True, text=True, timeout=400, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found) == 2 * len(NAMES)
+    for name, each in found.items():
+        assert each["other weights"] == [], name
+        assert all(error <= 1e-5 for error in each["errors"].values()), (name, each["errors"])
+        assert (each["cut"] > 20) == (processes > 1), name
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_processs_rows_are_split_into_its_own_heads(processes):
+    """Rows are [head][q, k, v][head_dim], cut evenly: what a process gets of each is the same cut of the whole."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = MplugOwlForConditionalGeneration(tiny_config())
+    fused = torch.randn(3 * 32, 5)
+    names = ["q", "k", "v"]
+
+    def split(rows):
+        return SplitHeads().convert({"fused": rows}, ["fused"], names, full_layer_name="q", model=model)
+
+    expected = split(fused)
+    for head in range(4):
+        for part, name in enumerate(names):
+            rows = fused[(3 * head + part) * 8 :][:8]
+            assert torch.equal(expected[name][head * 8 :][:8], rows)
+    for rank in range(processes):
+        for name, value in split(fused.chunk(processes)[rank]).items():
+            assert torch.equal(value, expected[name].chunk(processes)[rank])
+
+
+def test_rows_that_cut_through_a_head_are_refused():
+    with torch.device("meta"):
+        model = MplugOwlForConditionalGeneration(tiny_config())
+    with pytest.raises(ValueError, match=r"32 rows.*not whole heads.*transformers-owl convert"):
+        SplitHeads().convert({"fused": torch.randn(96, 5)[:32]}, ["fused"], ["q", "k", "v"], "q", model=model)
