@@ -430,11 +430,13 @@ def _as_text(typed: str) -> str:
 
 def _read_part(part, role: str) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
+    # "same_line": the part goes on after the one before it, where the original's prompts would begin a line.
+    line = {"same_line": True} if isinstance(part, dict) and part.get("same_line") else {}
     if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": _as_text(part["text"])}
+        return {"type": "text", "text": _as_text(part["text"]), **line}
     if kind == "image_url":  # as OpenAI's clients write it
         kind = "image"
-    if kind not in SOURCES:
+    if not isinstance(kind, str) or kind not in SOURCES:
         raise ValueError(
             f"A part of a message is {part!r:.80}, but {{'type': 'text', 'text': ...}}, {{'type': 'image', ...}} with "
             f"one of {', '.join(SOURCES['image'])}, or {{'type': 'video', ...}} with one of "
@@ -448,7 +450,7 @@ def _read_part(part, role: str) -> dict[str, Any]:
     if "image_url" in given:
         url = given.pop("image_url")
         given["url"] = url["url"] if isinstance(url, dict) and "url" in url else url
-    return {"type": kind, **given}
+    return {"type": kind, **given, **line}
 
 
 def visuals_of(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
