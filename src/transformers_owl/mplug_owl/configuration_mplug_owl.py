@@ -136,9 +136,7 @@ class MplugOwlConfig(PreTrainedConfig):
 
     model_type = "mplug-owl"
     # What evaluation does not gather: not every batch has it.
-    keys_to_ignore_at_inference = [
-        "past_key_values", "image_hidden_states", "video_hidden_states", "image_outputs", "video_outputs",
-    ]  # fmt: skip
+    keys_to_ignore_at_inference = ["past_key_values", "image_outputs", "video_outputs"]
     sub_configs = {
         "vision_config": MplugOwlVisionConfig,
         "visual_abstractor_config": MplugOwlVisualAbstractorConfig,
