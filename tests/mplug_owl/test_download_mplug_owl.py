@@ -26,7 +26,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append((self.path, self.headers["Host"]))
         name, _, argument = self.path.strip("/").partition("?")
         statuses = {"redirect": 302, "loop": 301, "nowhere.png": 404, "lost": 302}
-        self.send_response(statuses.get(name, 200))
+        overloaded = name == "busy" and len(self.server.asked) < int(argument)
+        self.send_response(503 if overloaded else statuses.get(name, 200))
         if name in ("redirect", "loop"):
             self.send_header("Location", argument or "/loop")
         if name == "claims":
@@ -112,6 +113,23 @@ def test_no_more_than_the_limit_is_read(url, allowed, monkeypatch):
     monkeypatch.setattr(download_mplug_owl, "DOWNLOAD_BYTES", len(png()) - 1)
     with pytest.raises(ValueError, match="larger than"):
         download(f"{url}/green.png")
+
+
+@pytest.mark.parametrize("answered", range(1, 6))
+def test_a_busy_server_is_asked_three_times(server, url, allowed, monkeypatch, answered):
+    monkeypatch.setattr(download_mplug_owl, "DOWNLOAD_PAUSE", 0.01)
+    if answered <= 3:
+        assert download(f"{url}/busy?{answered}") == png()
+    else:
+        with pytest.raises(OSError, match=r"HTTP Error 503: .*\(3 of 3 attempts\)"):
+            download(f"{url}/busy?{answered}")
+    assert len(server.asked) == min(answered, 3)
+
+
+def test_a_page_that_is_not_there_is_asked_for_once(server, url, allowed):
+    with pytest.raises(ValueError, match="HTTP Error 404"):
+        download(f"{url}/nowhere.png")
+    assert len(server.asked) == 1
 
 
 def test_a_server_that_trickles_is_left(url, allowed, monkeypatch):

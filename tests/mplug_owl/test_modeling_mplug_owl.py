@@ -127,7 +127,7 @@ def test_activation_checkpointing_gives_the_same_gradients():
             model.gradient_checkpointing_enable()
         model.train()
         for layer in model.model.abstractor.layers:
-            layer.cross_attn.dropout = 0.0
+            layer.cross_attn.dropout.p = 0.0
         inputs = example(model)
         inputs["input_ids"][0, 3:8] = model.config.video_token_id
         videos = torch.randn(1, 2, 3, 28, 28, generator=torch.Generator().manual_seed(3))

@@ -117,7 +117,7 @@ def test_the_originals_text_comes_out_of_the_template_again(llama_processor, tmp
             {"image": "x.png", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
             "no <image> is left for the picture x.png",
         ),
-        ("messages", ["no row"], "list indices"),
+        ("messages", ["no row"], "no dictionary of fields"),
         ("messages", {"messages": None}, "not iterable"),
     ],
 )

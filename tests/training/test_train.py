@@ -155,7 +155,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(recipe, monkeypatch)
         model = load(owl, args)
         for part in model.modules():
             if isinstance(part, MplugOwlAttention):
-                part.dropout = 0.0
+                part.dropout.p = 0.0
         return model
 
     monkeypatch.setattr(module, "load_model", without_dropout)

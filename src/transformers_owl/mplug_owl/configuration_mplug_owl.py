@@ -135,6 +135,8 @@ class MplugOwlConfig(PreTrainedConfig):
     """
 
     model_type = "mplug-owl"
+    # What evaluation does not gather: not every batch has it.
+    keys_to_ignore_at_inference = ["past_key_values", "image_outputs", "video_outputs"]
     sub_configs = {
         "vision_config": MplugOwlVisionConfig,
         "visual_abstractor_config": MplugOwlVisualAbstractorConfig,
@@ -233,6 +235,8 @@ def _read_original_config(config_dict: dict) -> dict:
         }
         given = config_dict.get(section) or {}
         config[section] = {field: value for field, value in given.items() if field in fields}
+    # Programs such as TRL read here which Auto class a model of no class of the library's has.
+    config["auto_map"] = {"AutoModelForImageTextToText": "modeling_mplug_owl.MplugOwlForConditionalGeneration"}
     return config
 
 

@@ -15,6 +15,9 @@ DOWNLOAD_BYTES = 32 * 2**20  # the largest file
 VIDEO_BYTES = 256 * 2**20  # the largest video
 DOWNLOAD_TIMEOUT = 20  # seconds for everything, redirects included
 DOWNLOAD_REDIRECTS = 5
+DOWNLOAD_ATTEMPTS = 3
+DOWNLOAD_PAUSE = 0.5  # seconds before the second attempt, and twice as long before the third
+PASSING = (429, 500, 502, 503, 504)  # answers of a server that may give another one soon
 # Set to 1 in the environment, it allows addresses of the machine itself and of its own network.
 ALLOW_INTERNAL = "TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS"
 
@@ -31,9 +34,21 @@ def download(url: str, kind: str = "image") -> bytes:
     Raises:
         ValueError: for another scheme, an internal address (also after a redirect), a file larger than
             `DOWNLOAD_BYTES` or `VIDEO_BYTES`, and an answer other than 200.
-        OSError: if no connection comes about, or `DOWNLOAD_TIMEOUT` is over.
+        OSError: if no connection comes about or the server is overloaded in `DOWNLOAD_ATTEMPTS`, or `DOWNLOAD_TIMEOUT`
+            is over.
     """
     deadline = time.monotonic() + DOWNLOAD_TIMEOUT
+    for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
+        try:
+            return _download(url, kind, deadline)
+        except OSError as error:
+            if attempt == DOWNLOAD_ATTEMPTS or time.monotonic() + DOWNLOAD_PAUSE * attempt > deadline:
+                raise OSError(f"{error or type(error).__name__} ({attempt} of {DOWNLOAD_ATTEMPTS} attempts)") from error
+            time.sleep(DOWNLOAD_PAUSE * attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _download(url: str, kind: str, deadline: float) -> bytes:
     for _ in range(DOWNLOAD_REDIRECTS + 1):
         with _connect(url, deadline) as connection:
             try:
@@ -133,6 +148,8 @@ def _time_left(deadline: float) -> float:
 
 
 def _read(response: http.client.HTTPResponse, largest: int) -> bytes:
+    if response.status in PASSING:
+        raise OSError(f"HTTP Error {response.status}: {response.reason}")
     if response.status != 200:
         raise ValueError(f"HTTP Error {response.status}: {response.reason}")
     content = response.read(largest + 1)

@@ -199,24 +199,24 @@ def readable(source: str | os.PathLike, kind: str) -> str | io.BytesIO:
     return text
 
 
-def open_picture(source: str | os.PathLike) -> PIL.Image.Image:
+def open_picture(source: str | os.PathLike | bytes) -> PIL.Image.Image:
     """
-    An RGB picture from a path, an http(s) URL, a `data:` URL or base64 text. URLs must lead to the public internet
-    unless the environment has `TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS=1`; [`download`] says what else they must.
+    An RGB picture from a path, an http(s) URL, a `data:` URL, base64 text or the bytes of a file. URLs must lead to the
+    public internet unless the environment has `TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS=1`; [`download`] says what else
+    they must.
 
     Raises:
         ValueError: says which source could not be read, and why.
     """
     try:
-        file = readable(source, "image")
+        file = io.BytesIO(source) if isinstance(source, bytes) else readable(source, "image")
         with PIL.Image.open(file) as image:
             if image.format == "EPS":
                 raise ValueError("EPS files are programs, which are not run: convert it to PNG")
             return as_shown(image)
     except UNREADABLE as error:
-        raise ValueError(
-            f"The picture {short_name(source)!r} cannot be read: {error or type(error).__name__}"
-        ) from error
+        name = f"of {len(source)} bytes" if isinstance(source, bytes) else repr(short_name(source))
+        raise ValueError(f"The picture {name} cannot be read: {error or type(error).__name__}") from error
 
 
 def from_array(array: np.ndarray | torch.Tensor) -> PIL.Image.Image:

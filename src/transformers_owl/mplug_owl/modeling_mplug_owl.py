@@ -156,7 +156,7 @@ class MplugOwlAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)  # a module, for what turns dropout off by its class
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -171,7 +171,7 @@ class MplugOwlAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         output, weights = attention(
-            self, q, k, v, None, scaling=self.scaling, dropout=self.dropout if self.training else 0.0, **kwargs
+            self, q, k, v, None, scaling=self.scaling, dropout=self.dropout.p if self.training else 0.0, **kwargs
         )
         return self.out_proj(output.flatten(2)), weights
 
@@ -544,6 +544,12 @@ def keep_positions(hidden_states: torch.Tensor, kept: int | torch.Tensor) -> tor
     return hidden_states[:, kept] if kept.ndim == 1 else torch.take_along_dim(hidden_states, kept[..., None], dim=1)
 
 
+def share_of_words(words: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of the labels (B, L) that the loss could fall on, the share that is left in `words`."""
+    counted, left = ((each[..., 1:] != -100).sum() for each in (labels, words))
+    return left.clamp(min=1) / counted.clamp(min=1)
+
+
 class MplugOwlModel(MplugOwlFromOriginal):
     """Vision model, visual abstractor and language model without a head."""
 
@@ -884,7 +890,8 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
 
         Args:
             labels (`torch.LongTensor` (B, L), *optional*): The ids to predict, -100 where there is no loss. Positions
-                of pictures and videos never carry loss, whatever stands there.
+                of pictures and videos never carry loss, whatever stands there; a `num_items_in_batch` that counted them
+                is lowered by their share of these labels, which is exact where a step is one batch.
             logits_to_keep (`int` or `torch.Tensor`, defaults to 0): Compute the last so many positions only; 0: all.
         """
         outputs = self.model(
@@ -901,11 +908,11 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
         loss = None
         if labels is not None:
             visual_ids = torch.tensor([self.config.image_token_id, self.config.video_token_id], device=labels.device)
+            words = labels.masked_fill(torch.isin(labels, visual_ids), -100)
+            if kwargs.get("num_items_in_batch") is not None:
+                kwargs["num_items_in_batch"] = kwargs["num_items_in_batch"] * share_of_words(words, labels)
             loss = self.loss_function(
-                logits=logits,
-                labels=labels.masked_fill(torch.isin(labels, visual_ids), -100),
-                vocab_size=self.config.text_config.vocab_size,
-                **kwargs,
+                logits=logits, labels=words, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
         rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return MplugOwlCausalLMOutputWithPast(loss=loss, logits=logits, **rest)

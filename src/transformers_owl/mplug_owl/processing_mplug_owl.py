@@ -143,6 +143,8 @@ class MplugOwlProcessor(ProcessorMixin):
         chat_template (`str`, *optional*): A Jinja template in place of the original's prompts.
         num_query_tokens (`int`, defaults to 64): Queries of the model's abstractor; a picture or a video takes one
             position more.
+        special_tokens_in_chats (`bool`, defaults to `False`): Whether the language model's special tokens that somebody
+            types in a chat, such as `</s>`, become these tokens, as in the original; by default they stay text.
 
     Calling it gives `input_ids` and `attention_mask` (rows, positions), `pixel_values` (pictures, 3, height, width)
     with the pictures of all rows one after the other, and `pixel_values_videos` (videos, frames, 3, height, width).
@@ -157,13 +159,15 @@ class MplugOwlProcessor(ProcessorMixin):
     chat_template: Any
 
     def __init__(
-        self, image_processor=None, tokenizer=None, video_processor=None, chat_template=None, num_query_tokens: int = 64
-    ):
+        self, image_processor=None, tokenizer=None, video_processor=None, chat_template=None,
+        num_query_tokens: int = 64, special_tokens_in_chats: bool = False,
+    ):  # fmt: skip
         tokenizer = prepare_tokenizer(tokenizer)
         if video_processor is None:
             names = ("size", "resample", "image_mean", "image_std")
             video_processor = MplugOwlVideoProcessor(**{name: getattr(image_processor, name) for name in names})
         self.num_query_tokens = num_query_tokens
+        self.special_tokens_in_chats = special_tokens_in_chats
         self.auto_map = {"AutoProcessor": "processing_mplug_owl.MplugOwlProcessor"}
         self.image_token = IMAGE_TOKEN
         self.video_token = VIDEO_TOKEN
@@ -234,7 +238,7 @@ class MplugOwlProcessor(ProcessorMixin):
 
     @functools.wraps(ProcessorMixin.apply_chat_template)
     def apply_chat_template(self, conversation, chat_template=None, tools=None, documents=None, *args, **kwargs):
-        chats = read_chats(conversation)
+        chats = read_chats(conversation, self._typed_tokens())
         template = self.chat_template if chat_template is None else chat_template
         kwargs.pop("load_audio_from_video", None)  # it has no ears
         variables = variables_of(template)
@@ -248,6 +252,13 @@ class MplugOwlProcessor(ProcessorMixin):
         except jinja2.TemplateError as error:
             raise ValueError(f"The chat does not fit the chat template: {error}") from error
 
+    def _typed_tokens(self) -> tuple[str, ...]:
+        """The language model's special tokens that stay text where somebody types them, longer ones first."""
+        if self.special_tokens_in_chats:
+            return ()
+        added = self.tokenizer.added_tokens_decoder.values()
+        return tuple(sorted((str(token) for token in added if token.special), key=len, reverse=True))
+
     def num_positions(self, kind: str = "image") -> int:
         """Positions of the language model that an "image" or a "video" takes."""
         return self.num_query_tokens + 1
@@ -260,7 +271,7 @@ class MplugOwlProcessor(ProcessorMixin):
         Raises:
             ValueError: if the chat does not fit the template, or the template does not show where answers lie.
         """
-        messages = read_chats(messages)
+        messages = read_chats(messages, self._typed_tokens())
         text, is_answer = self._with_answers(messages)
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
@@ -329,7 +340,7 @@ class MplugOwlProcessor(ProcessorMixin):
         Raises:
             ValueError: if the chat template leaves out earlier answers.
         """
-        *earlier, turn = read_chats([*messages, turn])
+        *earlier, turn = read_chats([*messages, turn], self._typed_tokens())
         earlier[-1] = {**earlier[-1], "content": ANSWER_END}
         text, _ = self._render([*earlier, turn], add_generation_prompt=True)
         _, found, new = text.rpartition(ANSWER_END)
@@ -393,11 +404,12 @@ def variables_of(template: str) -> frozenset[str]:
     return frozenset(jinja2.meta.find_undeclared_variables(parsed))
 
 
-def read_chats(conversation) -> list:
+def read_chats(conversation, special_tokens: tuple[str, ...] = ()) -> list:
     """
     A chat, or a list of chats, in the form that the rest reads: the content of a message is a string or a list of
     parts; a part is `{"type": "text", "text": ...}`, or `{"type": "image"}` or `{"type": "video"}` with at most one
-    source under the name that it was given by. Sources that are `None`, as in rows of a table, are left out.
+    source under the name that it was given by. Sources that are `None`, as in rows of a table, are left out. What is
+    typed stays text, placeholders and `special_tokens` included.
 
     Raises:
         ValueError: says which message or part is not as it should be.
@@ -406,37 +418,42 @@ def read_chats(conversation) -> list:
     for chat in conversation if is_batch else [conversation]:
         if not isinstance(chat, (list, tuple)) or not chat:
             raise ValueError(f"A chat is {chat!r:.80}, but a list of messages, not empty, was expected.")
-    chats = [[_read_message(message) for message in chat] for chat in (conversation if is_batch else [conversation])]
+    chats = [
+        [_read_message(message, special_tokens) for message in chat]
+        for chat in (conversation if is_batch else [conversation])
+    ]
     return chats if is_batch else chats[0]
 
 
-def _read_message(message) -> dict[str, Any]:
+def _read_message(message, special_tokens: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError(f"A message is {message!r:.80}, but a dictionary with `role` and `content` was expected.")
     content = message.get("content")
     if isinstance(content, str):
-        return {**message, "content": _as_text(content)}
+        return {**message, "content": _as_text(content, special_tokens)}
     if not isinstance(content, (list, tuple)) or not content:
         raise ValueError(
             f"The content of a message is {content!r:.80}, but a string or a list of parts, not empty, was expected."
         )
-    return {**message, "content": [_read_part(part, message["role"]) for part in content]}
+    return {**message, "content": [_read_part(part, message["role"], special_tokens) for part in content]}
 
 
-def _as_text(typed: str) -> str:
-    """What somebody typed, with placeholders in it that stay text and none of the marks of a rendered chat."""
-    for token in (IMAGE_TOKEN, VIDEO_TOKEN):
+def _as_text(typed: str, special_tokens: tuple[str, ...]) -> str:
+    """What somebody typed, with tokens in it that stay text and none of the marks of a rendered chat."""
+    for token in (IMAGE_TOKEN, VIDEO_TOKEN, *special_tokens):
         typed = typed.replace(token, token[0] + ESCAPE + token[1:])
     return typed.replace(BOUNDARY, "").replace(ANSWER_END, "")
 
 
-def _read_part(part, role: str) -> dict[str, Any]:
+def _read_part(part, role: str, special_tokens: tuple[str, ...]) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
+    # "same_line": the part goes on after the one before it, where the original's prompts would begin a line.
+    line = {"same_line": True} if isinstance(part, dict) and part.get("same_line") else {}
     if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": _as_text(part["text"])}
+        return {"type": "text", "text": _as_text(part["text"], special_tokens), **line}
     if kind == "image_url":  # as OpenAI's clients write it
         kind = "image"
-    if kind not in SOURCES:
+    if not isinstance(kind, str) or kind not in SOURCES:
         raise ValueError(
             f"A part of a message is {part!r:.80}, but {{'type': 'text', 'text': ...}}, {{'type': 'image', ...}} with "
             f"one of {', '.join(SOURCES['image'])}, or {{'type': 'video', ...}} with one of "
@@ -450,7 +467,7 @@ def _read_part(part, role: str) -> dict[str, Any]:
     if "image_url" in given:
         url = given.pop("image_url")
         given["url"] = url["url"] if isinstance(url, dict) and "url" in url else url
-    return {"type": kind, **given}
+    return {"type": kind, **given, **line}
 
 
 def visuals_of(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -110,5 +110,8 @@ def prepare_tokenizer(tokenizer: TokenizersBackend, **settings) -> TokenizersBac
         chat_template=tokenizer.chat_template,
         **{"add_bos_token": tokenizer.bos_token is not None, **SETTINGS, **settings},
     )
+    # Found before the normalizer, as the original found them, so that an escape inside one keeps it text.
+    named = [str(token) for token in prepared.added_tokens_decoder.values() if token.special and token.normalized]
+    prepared.add_tokens([AddedToken(token, special=True, normalized=False) for token in named], special_tokens=True)
     prepared.add_tokens([AddedToken(token, special=True, normalized=False) for token in (IMAGE_TOKEN, VIDEO_TOKEN)])
     return prepared

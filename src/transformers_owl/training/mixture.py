@@ -7,11 +7,11 @@ left out. The position of a run is the report of the last batch that was trained
 
 import itertools
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from .readers import NAMES, Messages
 from .sources import BadSampleError, Rows, Shards, Source
 
 
+KEPT = ("type", "same_line")  # of a part whose image or video has been opened
 BLOCK = 1000  # samples of a shard that are shuffled together
 
 
@@ -359,9 +360,9 @@ def _opened(part: dict[str, Any], source: str, collator: ConversationCollator) -
     if kind not in ("image", "video"):
         return part
     try:
-        return {"type": kind, kind: collator.open(part)}
+        return {name: value for name, value in part.items() if name in KEPT} | {kind: collator.open(part)}
     except ValueError as error:
-        is_missing = "path" in part and not Path(part["path"]).exists()
+        is_missing = "path" in part and not os.path.exists(part["path"])  # Path.exists raises for long names
         reason = f"{'missing' if is_missing else 'unreadable'} {NAMES[kind]}"
         raise BadSampleError(reason, source, error) from error
 

@@ -1,14 +1,17 @@
-"""Rows of the common file formats, one form out: messages with pictures and videos by path.
+"""Rows of the common file formats, one form out: messages with images and videos by path or URL.
 
-A reader takes one row of a file and the folder that its pictures and videos lie in.
+A reader takes one row of a file and the folder that its images and videos lie in.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..mplug_owl.processing_mplug_owl import SYSTEM_SENTENCE
+import PIL.Image
+
+from ..mplug_owl.image_processing_mplug_owl import open_picture
+from ..mplug_owl.processing_mplug_owl import SOURCES, SYSTEM_SENTENCE
 from ..mplug_owl.tokenization_mplug_owl import IMAGE_TOKEN, VIDEO_TOKEN
 from ..mplug_owl.video_processing_mplug_owl import media_type
 
@@ -16,7 +19,26 @@ from ..mplug_owl.video_processing_mplug_owl import media_type
 Messages = list[dict[str, Any]]
 NAMES = {"image": "picture", "video": "video"}
 VIDEO_PLACEHOLDERS = (VIDEO_TOKEN, "<video>")  # ours and the original's, and that of LLaVA-style files
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant"}
+SPEAKERS = {
+    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
+    "system": "system",
+}  # fmt: skip
+# The fields of a row that hold its images and videos.
+FIELDS = {"image": ("image", "images"), "video": ("video", "videos")}
+VISUAL_FIELDS = (*FIELDS["image"], *FIELDS["video"])
+# The fields that each format reads. What else may hold images or videos must not be passed over in silence.
+READ = {
+    "captions": ("file_name", "text"),
+    "webvid": ("videoid", "name", "page_dir"),
+    "alpaca": ("instruction", "input", "output", "system", "history", *VISUAL_FIELDS),
+    "sharegpt": ("conversations", "system", *VISUAL_FIELDS),
+    "baize": ("input",),
+    "llava": ("conversations", "system", *VISUAL_FIELDS),
+    "original": ("text", *VISUAL_FIELDS),
+    "messages": ("messages", *VISUAL_FIELDS),
+}
+BREAKS = "\n "  # what stands between a placeholder and words, and is left out
+SEEN = re.compile(r"image|img|picture|photo|video|frame|visual|media", re.IGNORECASE)
 
 
 def read_captions(row: dict, folder: Path) -> Messages:
@@ -32,19 +54,25 @@ def read_webvid(row: dict, folder: Path) -> Messages:
 
 
 def read_alpaca(row: dict, folder: Path) -> Messages:
-    """`instruction`, `input` (may be empty), `output`."""
+    """`instruction`, `input` (may be empty), `output`, and `system`, `history` and `images` if there are any."""
     question = row["instruction"] + ("\n" + row["input"] if row.get("input") else "")
-    return [_user(question), _assistant(row["output"])]
+    turns = [turn for pair in row.get("history") or [] for turn in zip(("user", "assistant"), pair, strict=True)]
+    return _conversation([*turns, ("user", question), ("assistant", row["output"])], row, folder)
 
 
 def read_sharegpt(row: dict, folder: Path) -> Messages:
-    """`conversations` of `from` and `value` (Vicuna, ShareGPT); what stands before the first question is left out."""
+    """
+    `conversations` of `from` and `value` (Vicuna, ShareGPT), and `system` and `images` if there are any. An answer that
+    stands before the first question is left out.
+    """
+    for turn in row["conversations"]:
+        check_read(turn, ("from", "value"), "turn")
     turns = [(SPEAKERS.get(turn["from"]), turn["value"]) for turn in row["conversations"]]
-    while turns and turns[0][0] != "user":
-        turns.pop(0)
     if any(speaker is None for speaker, _ in turns):
         raise ValueError(f"the speakers must be among {', '.join(SPEAKERS)}")
-    return [_user(text) if speaker == "user" else _assistant(text) for speaker, text in turns]
+    first = next((number for number, (speaker, _) in enumerate(turns) if speaker == "user"), len(turns))
+    turns = [turn for number, turn in enumerate(turns) if number >= first or turn[0] == "system"]
+    return _conversation(turns, row, folder)
 
 
 def read_baize(row: dict, folder: Path) -> Messages:
@@ -59,13 +87,11 @@ def read_llava(row: dict, folder: Path) -> Messages:
     `conversations` as in ShareGPT, `image` and `video` one path or several; `<image>` and `<video>` in a question say
     where. In a row with videos alone `<image>` stands for these.
     """
-    visuals = _visuals(row, folder)
-    messages = read_sharegpt(row, folder)
-    for message in messages:
-        if message["role"] == "user":
-            message["content"] = _with_visuals(message["content"][0]["text"], visuals, strip="\n ")
-    _all_used(visuals)
-    return messages
+    turns = [
+        turn if SPEAKERS.get(turn["from"]) != "user" else {**turn, "value": turn["value"].strip(BREAKS)}
+        for turn in row["conversations"]
+    ]
+    return read_sharegpt({**row, "conversations": turns}, folder)
 
 
 def read_original(row: dict, folder: Path) -> Messages:
@@ -76,23 +102,52 @@ def read_original(row: dict, folder: Path) -> Messages:
     for speaker, text in zip(parts[::2], parts[1::2], strict=True):
         if speaker == "AI":
             messages.append(_assistant(text))
-        elif messages and messages[-1]["role"] == "user":
-            messages[-1]["content"] += _with_visuals(text, visuals)
+            continue
+        line = _with_visuals(text, visuals, strip="")
+        # The original's ids of a line that holds an image among its words are those of one line.
+        line = [line[0], *({**part, "same_line": True} for part in line[1:])] if line else []
+        if messages and messages[-1]["role"] == "user":
+            messages[-1]["content"] += line
         else:
-            messages.append({"role": "user", "content": _with_visuals(text, visuals)})
+            messages.append({"role": "user", "content": line})
     _all_used(visuals)
     return messages
 
 
 def read_messages(row: dict, folder: Path) -> Messages:
-    """`messages`, the library's chat form; pictures and videos by `path` lie in the folder."""
+    """
+    `messages`, the library's chat form. The images and videos stand in it by path or URL, or in the row's `images` and
+    `videos`: then a part without a source, or a placeholder in a question, says where each belongs.
+    """
+    visuals = _visuals(row, folder)
     messages = []
     for message in row["messages"]:
+        check_read(message, ("role", "content"), "message")
         content = message["content"]
-        if not isinstance(content, str):
-            content = [{**part, "path": str(folder / part["path"])} if "path" in part else part for part in content]
+        if message["role"] == "user":
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            placed = [new for part in parts for new in _placed(part, visuals, folder)]
+            content = content if isinstance(content, str) and placed == parts else placed
         messages.append({"role": message["role"], "content": content})
+    _all_used(visuals)
     return messages
+
+
+def _placed(part: dict[str, Any], visuals: dict[str, list], folder: Path) -> list[dict[str, Any]]:
+    """The parts that a part of a question becomes: text with its images, or an image with its source."""
+    kind = {"image_url": "image", "video_url": "video"}.get(part["type"], part["type"])
+    if kind == "text":
+        check_read(part, ("type", "text"), "part of a message")
+        return _with_visuals(part["text"], visuals)
+    names = tuple(dict.fromkeys((*SOURCES[kind], f"{kind}_url"))) if kind in SOURCES else ()
+    check_read(part, ("type", *names), "part of a message")
+    given = [part[name] for name in names if part.get(name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"a part of type {kind} has {len(given)} sources: give one of them")
+    if part.get("base64") is not None:
+        return [{"type": kind, "base64": part["base64"]}]
+    token = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}.get(kind)
+    return [_visual(kind, given[0], folder)] if given else _with_visuals(token or "", visuals) if token else [part]
 
 
 READERS: dict[str, Callable[[dict, Path], Messages]] = {
@@ -120,28 +175,87 @@ def _assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
+def check_read(row: dict[str, Any], read: Iterable[str], what: str = "row") -> None:
+    """
+    Raises:
+        ValueError: for a field that holds an image or a video and is not among those that are read.
+    """
+    for name, value in row.items():
+        if name not in read and (name in VISUAL_FIELDS or SEEN.search(name)) and _shows(value, name in VISUAL_FIELDS):
+            raise ValueError(
+                f"the {what} has images or videos in {name!r}, which is not read ({', '.join(read)} are). Name the "
+                f"field by `columns`, choose another format, or take it out"
+            )
+
+
+def _shows(value: Any, is_named: bool) -> bool:
+    """Whether a value is an image or a video, or the name of one; of fields named so, whether there is any value."""
+    if isinstance(value, (list, tuple)):
+        return any(_shows(each, is_named) for each in value)
+    if isinstance(value, dict):
+        return any(value.get(name) is not None for name in ("bytes", "path", "url", *SOURCES["image"], "video"))
+    if is_named or not isinstance(value, str):
+        return is_named and bool(value)
+    return value.startswith("data:") or media_type(value).startswith(("image/", "video/"))
+
+
+def _conversation(turns: list[tuple[Any, str]], row: dict, folder: Path) -> Messages:
+    """Messages of turns (role, text) with the images of the row at their placeholders."""
+    visuals = _visuals(row, folder)
+    if row.get("system"):
+        turns = [("system", row["system"]), *turns]
+    messages = [
+        {"role": role, "content": _with_visuals(text, visuals) if role == "user" else text} for role, text in turns
+    ]
+    _all_used(visuals)
+    return messages
+
+
+def _visual(kind: str, value: Any, folder: Path) -> dict[str, Any]:
+    """An image or a video by its path in the folder, its URL, or as it is."""
+    if isinstance(value, dict):
+        given = [value[name] for name in ("bytes", "url", "path") if value.get(name) is not None]
+        if not given:
+            raise ValueError(f"the {kind} {value!r:.80} has neither bytes, url nor path")
+        value = given[0]
+    if isinstance(value, str):
+        if value[:8].lower().startswith(("http://", "https://")) or value.startswith("data:"):
+            return {"type": kind, "url": value}
+        if not value.strip() or "\0" in value:
+            raise ValueError(f"{value!r:.80} is no name of a file for the {kind}")
+        return {"type": kind, "path": str(folder / value.removeprefix("file://"))}
+    if isinstance(value, (bytes, PIL.Image.Image)):
+        return {"type": kind, kind: value if kind == "video" or not isinstance(value, bytes) else open_picture(value)}
+    raise ValueError(f"{value!r:.80} is no path or URL of the {kind}")
+
+
 def _visuals(row: dict, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The pictures and videos of a row, by the placeholders that stand for them."""
-    parts = {}
-    for kind in ("image", "video"):
-        names = row.get(kind) or []
-        names = [names] if isinstance(names, str) else names
-        parts[kind] = [{"type": kind, "path": str(folder / name)} for name in names]
+    """The images and videos of a row, by the placeholders that stand for them."""
+    parts: dict[str, list] = {}
+    for kind, names in FIELDS.items():
+        given = [row[name] for name in names if row.get(name)]
+        if len(given) > 1:
+            raise ValueError(f"both {' and '.join(names)} are given: give one of them")
+        values = given[0] if given else []
+        parts[kind] = [
+            _visual(kind, value, folder) for value in (values if isinstance(values, (list, tuple)) else [values])
+        ]
     if not parts["video"]:
-        return {IMAGE_TOKEN: parts["image"]}
+        return {IMAGE_TOKEN: parts["image"], VIDEO_TOKEN: []}
     return {IMAGE_TOKEN: parts["image"] or parts["video"], **dict.fromkeys(VIDEO_PLACEHOLDERS, parts["video"])}
 
 
-def _with_visuals(text: str, visuals: dict[str, list], strip: str = "") -> list[dict[str, Any]]:
+def _with_visuals(text: str, visuals: dict[str, list], strip: str = BREAKS) -> list[dict[str, Any]]:
     """Parts of a question: the text between placeholders, and what stands there, which is taken off `visuals`."""
+    pieces = re.split(f"({'|'.join(map(re.escape, visuals))})", text)
     parts: list[dict[str, Any]] = []
-    for piece in re.split(f"({'|'.join(map(re.escape, visuals))})", text):
+    for piece in pieces:
         if piece in visuals:
             if not visuals[piece]:
                 raise ValueError(f"there are more {piece} than pictures and videos for them")
             parts.append(visuals[piece].pop(0))
             continue
-        piece = piece.strip(strip) if strip else piece
+        piece = piece.strip(strip) if strip and len(pieces) > 1 else piece
         if piece:
             parts.append({"type": "text", "text": piece})
     return parts
@@ -150,4 +264,7 @@ def _with_visuals(text: str, visuals: dict[str, list], strip: str = "") -> list[
 def _all_used(visuals: dict[str, list]) -> None:
     for placeholder, left in visuals.items():
         if left:
-            raise ValueError(f"no {placeholder} is left for the {NAMES[left[0]['type']]} {Path(left[0]['path']).name}")
+            source = str(left[0].get("path", left[0].get("url", "given as bytes")))
+            raise ValueError(
+                f"no {placeholder} is left for the {NAMES[left[0]['type']]} {source.rpartition('/')[2]:.80}"
+            )

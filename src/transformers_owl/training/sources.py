@@ -4,21 +4,20 @@ A sample is `{"messages": [...], "source": "FILE, row 7"}`. What cannot be read 
 which names both.
 """
 
-import csv
-import io
-import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import PIL.Image
 
-from ..mplug_owl.image_processing_mplug_owl import UNREADABLE, as_shown
+from ..mplug_owl.image_processing_mplug_owl import open_picture
 from .library import expand_urls, group_by_keys, is_saved_dataset
 from .names import check_names
-from .readers import READERS, Messages, caption
+from .readers import READ, READERS, Messages, caption, check_read
+from .tables import File, read_file, read_json
 
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -50,13 +49,16 @@ class Source:
 
     Args:
         format (`str`): One of `FORMATS`.
-        path (`str`): A file (.json, .jsonl, .csv); for "dataset" a repository on the Hub or a folder that
-            `save_to_disk` wrote; for "webdataset" tar files or URLs, `{00000..00099}` standing for a hundred.
+        path (`str`): A file (.json, .jsonl, .csv, .tsv, each also as .gz); for "dataset" a repository on the Hub or a
+            folder that `save_to_disk` wrote; for "webdataset" tar files or URLs, `{00000..00099}` for a hundred.
         images (`str`, *optional*): The folder that pictures and videos lie in; by default the file's own.
         prompt (`str`, *optional*): A question before every caption; by default there is none.
         split (`str`, defaults to `"train"`): For "dataset".
         image_column (`str`, defaults to `"image"`): For "dataset".
         text_column (`str`, *optional*): For "dataset" ("text" by default) and "webdataset" ("txt" by default).
+        columns (`dict[str, str]`, *optional*): For files of rows whose fields have other names: ours, and theirs.
+        allow_commands (`bool`, defaults to `False`): Whether `pipe:COMMAND` in the path of a "webdataset" runs the
+            command in a shell.
     """
 
     format: str
@@ -66,10 +68,12 @@ class Source:
     split: str = "train"
     image_column: str = "image"
     text_column: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    allow_commands: bool = False
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> "Source":
-        check_names(entry, [field.name for field in fields(cls)], "a source of data")
+        check_names(entry, [each.name for each in fields(cls)], "a source of data")
         missing = {"format", "path"} - set(entry)
         if missing:
             raise ValueError(f"A source of data needs `format` and `path`, but {entry} was given.")
@@ -77,7 +81,16 @@ class Source:
         check_names([source.format], FORMATS, "a format of data")
         if source.prompt is not None and source.format not in CAPTION_FORMATS:
             raise ValueError(f"`prompt` is for captions ({', '.join(CAPTION_FORMATS)}), not for {source.format}.")
+        if not isinstance(source.columns, dict):
+            raise ValueError(f"`columns` is {source.columns!r:.80}, but names and those of the file were expected.")
+        check_names(source.columns, READ.get(source.format, ()), f"a field of the format {source.format}")
         return source
+
+    def named(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row under our names of its fields."""
+        theirs = set(self.columns.values())
+        kept = {name: value for name, value in row.items() if name not in theirs}
+        return kept | {name: row[other] for name, other in self.columns.items() if other in row}
 
     def asked(self, messages: Messages) -> Messages:
         """Captions with the prompt, if there is one."""
@@ -103,20 +116,23 @@ class Rows:
         if format == "webdataset":
             raise ValueError("Tar shards have no rows to draw by number: use `Shards`.")
         self.folder = Path(path).parent if self.source.images is None else Path(self.source.images)
-        load = {"coco": _load_coco, "dataset": _load_dataset}.get(format, _load_file)
-        self.rows = load(self.source)
+        load = {"coco": _load_coco, "dataset": _load_dataset}.get(format, lambda source: read_file(source.path))
+        self.file = load(self.source)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.file.rows)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         if not 0 <= number < len(self):
             raise IndexError(f"There is no row {number} among {len(self)}.")
-        name = f"{self.source.path}, row {number + 1}"
+        name = f"{self.source.path}, row {self.file.numbers[number]}"
         read = {"coco": READERS["captions"], "dataset": self._read_dataset}.get(self.source.format)
+        row: Any = None
         try:
-            row = self.rows[number]
-            row = json.loads(row) if isinstance(row, str) else row
+            row = self.file.row(number)
+            if read is None:
+                row = self.source.named(row)
+                check_read(row, READ[self.source.format])
             messages = (read or READERS[self.source.format])(row, self.folder)
             check_texts(messages, name)
             return {"messages": self.source.asked(messages), "source": name}
@@ -124,11 +140,18 @@ class Rows:
             raise
         except UnreadablePictureError as error:
             raise BadSampleError("unreadable picture", name, error) from error
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            detail = f"{error} is missing" if isinstance(error, KeyError) else error
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            detail = self._missing(error, row) if isinstance(error, KeyError) else error
             raise BadSampleError(
                 "malformed row", name, f"no row of the format {self.source.format}: {detail}"
             ) from error
+
+    def _missing(self, error: KeyError, row: Any) -> str:
+        """What to do about a field that is not there."""
+        found = ", ".join(map(str, row)) if isinstance(row, dict) else "no fields"
+        known = READ.get(self.source.format, ())
+        hint = f" `columns: {{{error.args[0]}: NAME}}` says which of them it is." if error.args[0] in known else ""
+        return f"{error} is missing; there are {found:.300}.{hint}"
 
     def _read_dataset(self, row: dict, folder: Path) -> Messages:
         picture = row[self.source.image_column]
@@ -150,6 +173,15 @@ class Shards:
     def __init__(self, path: str, **options):
         self.source = Source.from_dict({"format": "webdataset", "path": path, **options})
         self.shards = expand_urls(path)
+        for shard in self.shards:
+            scheme = urlsplit(shard).scheme
+            # Older versions of webdataset put URLs between quotation marks into a shell.
+            is_command = scheme == "pipe" or (scheme and "'" in shard)
+            if is_command and self.source.allow_commands is not True:
+                raise ValueError(
+                    f"{shard!r:.200} runs a command in a shell. If you trust the recipe, say `allow_commands: true` "
+                    "beside the path."
+                )
 
     def read(self, shard: str) -> Iterator[dict[str, Any] | BadSampleError]:
         """
@@ -217,6 +249,12 @@ def check_texts(messages: Messages, source: str) -> None:
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not any(part["type"] != "text" or part["text"].strip() for part in parts):
             raise BadSampleError("empty text", source, f"a message of role {message['role']} is empty")
+        for text in (part["text"] for part in parts if part["type"] == "text"):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                detail = f"half a character (a lone surrogate) at position {error.start} of a text"
+                raise BadSampleError("malformed row", source, detail) from error
     roles = {message["role"] for message in messages}
     if not {"user", "assistant"} <= roles:
         raise BadSampleError("malformed row", source, "a question and an answer are needed")
@@ -230,46 +268,23 @@ def decode(data: bytes) -> PIL.Image.Image:
         UnreadablePictureError: for a damaged file.
     """
     try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            return as_shown(image)
-    except UNREADABLE as error:
-        raise UnreadablePictureError(error or type(error).__name__) from error
+        return open_picture(data)
+    except ValueError as error:
+        raise UnreadablePictureError(error) from error
 
 
-def _load_file(source: Source) -> list:
-    path = Path(source.path)
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".jsonl":
-            text = file.read().rstrip()
-            return text.split("\n") if text else []
-        if path.suffix == ".csv":
-            return list(csv.DictReader(file))
-        rows = _load_json(path, file)
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} holds {type(rows).__name__}, but a list of rows was expected.")
-    return rows
-
-
-def _load_json(path: Path, file) -> Any:
-    try:
-        return json.load(file)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no JSON: {error}") from error
-
-
-def _load_coco(source: Source) -> list:
+def _load_coco(source: Source) -> File:
     """Rows of the captions of MSCOCO: `annotations` joined with `images`."""
-    path = Path(source.path)
-    with path.open(encoding="utf-8") as file:
-        content = _load_json(path, file)
+    content = read_json(source.path)
     try:
         names = {image["id"]: image["file_name"] for image in content["images"]}
-        return [{"file_name": names[note["image_id"]], "text": note["caption"]} for note in content["annotations"]]
+        rows = [{"file_name": names[note["image_id"]], "text": note["caption"]} for note in content["annotations"]]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no captions in MSCOCO's form: {error} is missing.") from error
+        raise ValueError(f"{source.path} holds no captions in MSCOCO's form: {error} is missing.") from error
+    return File(rows)
 
 
-def _load_dataset(source: Source):
+def _load_dataset(source: Source) -> File:
     """A `datasets.Dataset`, its pictures left undecoded."""
     import datasets
 
@@ -280,4 +295,4 @@ def _load_dataset(source: Source):
     columns = {source.image_column, source.text_column or "text"}
     if not columns <= set(rows.column_names):
         raise ValueError(f"{source.path} has the columns {rows.column_names}, but {sorted(columns)} are named.")
-    return rows.select_columns(sorted(columns)).cast_column(source.image_column, datasets.Image(decode=False))
+    return File(rows.select_columns(sorted(columns)).cast_column(source.image_column, datasets.Image(decode=False)))

@@ -47,6 +47,7 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
     set_seed(args.seed)
     processor: Any = AutoProcessor.from_pretrained(owl.model)
     mixture = make_mixture(owl, args, processor)
+    samples = evaluation_samples(owl, mixture.collator, console)  # before the model: it says sooner what is wrong
     model = load_model(owl, args)
     if owl.packing:
         check_packing(model)
@@ -58,7 +59,7 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
         args,
         mixture,
         peak_tflops=owl.peak_tflops or peak_tflops(args.device, torch.bfloat16 if args.bf16 else torch.float32),
-        eval_dataset=evaluation_samples(owl, mixture.collator, console),
+        eval_dataset=samples,
         data_collator=mixture.collator,
         processing_class=processor,
         callbacks=[LossCurves(), *([FixedPictures(processor, owl.watch, owl.watch_prompt)] if owl.watch else [])],
