@@ -50,14 +50,24 @@ def test_caption_answers_about_photographs(caption, llama_model, llama_processor
 def test_an_interrupted_run_goes_on(caption, tmp_path, llama):
     output = tmp_path / "answers.jsonl"
     done = {"picture": CAT, "model": llama.checkpoint, "prompt": "Describe the picture.", "answer": "done before"}
-    other = {**done, "picture": ASTRONAUT, "prompt": "Another question", "answer": "no"}
     partial = tmp_path / "answers.jsonl.partial"
-    partial.write_text(json.dumps(done) + "\n" + json.dumps(other) + "\n" + '{"picture": "cut of')
+    partial.write_text(json.dumps(done) + "\n" + '{"picture": "cut of')
     assert caption(CAT, ASTRONAUT, "--output", str(output)).exit_code == 0
     rows = {row["picture"]: row["answer"] for row in map(json.loads, output.read_text().splitlines())}
     assert rows[CAT] == "done before"
-    assert rows[ASTRONAUT] != "no"
+    assert rows[ASTRONAUT]
     assert not partial.exists()
+
+
+@pytest.mark.parametrize("changed", [{"prompt": "Another question"}, {"model": "another"}])
+def test_answers_to_something_else_are_kept(caption, tmp_path, llama, changed):
+    done = {"picture": CAT, "model": llama.checkpoint, "prompt": "Describe the picture.", "answer": "done before"}
+    partial = tmp_path / "answers.jsonl.partial"
+    partial.write_text(json.dumps(done | changed) + "\n")
+    result = caption(CAT, ASTRONAUT, "--output", str(tmp_path / "answers.jsonl"))
+    assert result.exit_code == 1
+    assert "choose another --output" in result.stderr
+    assert json.loads(partial.read_text()) == done | changed
 
 
 def test_a_failed_run_leaves_no_output(caption, tmp_path):

@@ -214,3 +214,16 @@ def test_mistakes_are_named(model, processor, pictures):
         picture_attention(model, processor, chat(pictures[:1])[:1])
     with pytest.raises(ValueError, match="answer is empty"):
         picture_attention(model, processor, chat(pictures[:1], ""))
+
+
+def test_a_video_in_the_chat_is_seen_and_has_no_map(llama_processor, pictures):
+    case = GoldenCase("video-llama")
+    model = MplugOwlForConditionalGeneration.from_pretrained(case.checkpoint)
+    still, other = list(pictures)[:2]
+    maps = []
+    for frames in ([still, still], [other, still]):
+        messages = chat([still])
+        messages[0]["content"].insert(1, {"type": "video", "video": frames})
+        (found,) = picture_attention(model, llama_processor, messages)
+        maps.append(found.patches)
+    assert not torch.equal(*maps)

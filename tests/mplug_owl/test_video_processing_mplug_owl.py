@@ -327,3 +327,10 @@ def test_a_missing_decoder_is_named(clip, processor, monkeypatch):
     with pytest.raises(ImportError, match="decoded by PyAV"):
         processor(clip)
     assert processor(np.zeros((4, 9, 9, 3), np.uint8), return_tensors="pt")["pixel_values_videos"].shape[1] == 4
+
+
+@pytest.mark.parametrize(("frames", "kind"), [(1, "image"), (2, "video")])
+def test_a_gif_of_one_frame_is_an_image_for_every_model(tmp_path, frames, kind):
+    colours = [PIL.Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    colours[0].save(tmp_path / "a.gif", save_all=True, append_images=colours[1:frames])
+    assert visual_part(str(tmp_path / "a.gif"), sees_videos=True)["type"] == kind

@@ -1,6 +1,7 @@
 """Answers about picture and video files, many at a time."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,15 +93,25 @@ class AnswerFile:
         self.question = {"model": model, "prompt": prompt}
 
     def resume(self) -> dict[str, str]:
-        """Answers of an interrupted run, by picture. A last line that was cut off does not count."""
+        """
+        Answers of an interrupted run, by picture. A last line that was cut off does not count.
+
+        Raises:
+            ValueError: if the interrupted run asked something else: its answers would be lost.
+        """
         answers = {}
         if self.partial.exists():
-            for line in self.partial.read_text(encoding="utf-8").split("\n")[:-1]:
+            whole = self.partial.read_bytes().rpartition(b"\n")
+            for line in whole[0].split(b"\n") if whole[1] else []:
                 row = json.loads(line)
-                if row.items() >= self.question.items():
-                    answers[row["picture"]] = row["answer"]
-        self.partial.write_text("", encoding="utf-8")
-        self.append(answers)
+                asked = {name: row[name] for name in self.question}
+                if asked != self.question:
+                    raise ValueError(
+                        f"{self.partial} holds answers of an interrupted run with {asked}, but this one has "
+                        f"{self.question}: choose another --output, or delete that file."
+                    )
+                answers[row["picture"]] = row["answer"]
+            os.truncate(self.partial, len(whole[0]) + len(whole[1]))
         return answers
 
     def append(self, answers: dict[str, str]) -> None:

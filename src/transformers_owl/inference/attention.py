@@ -40,7 +40,8 @@ def picture_attention(model, processor, messages: Sequence[dict], word: str | No
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model, loaded with any implementation of attention.
         processor ([`MplugOwlProcessor`]): Its processor.
-        messages (`Sequence[dict]`): A chat with pictures that ends with the assistant's answer.
+        messages (`Sequence[dict]`): A chat with pictures, and perhaps videos, that ends with
+            the assistant's answer.
         word (`str`, *optional*): A word or phrase as it stands in the answer; its first occurrence counts. By default
             the whole answer.
 
@@ -66,6 +67,8 @@ def picture_attention(model, processor, messages: Sequence[dict], word: str | No
         # The prompt is read first: of its own attention, which is large, nothing is needed.
         read = prompt.shape[1] - 1
         visual = {"image": features}
+        if "pixel_values_videos" in inputs:
+            visual["video"] = model.get_video_features(inputs["pixel_values_videos"])
         model(input_ids=ids[:, :read], mm_encoder_outputs=visual, past_key_values=cache, logits_to_keep=1)
         written = model(
             input_ids=ids[:, read:-1],

@@ -20,6 +20,7 @@ from transformers.processing_utils import VideosKwargs
 from transformers.video_utils import VideoMetadata
 
 from .image_processing_mplug_owl import (
+    UNREADABLE,
     MplugOwlImageProcessor,
     as_shown,
     from_array,
@@ -393,15 +394,24 @@ def media_type(source) -> str:
 def visual_part(source, sees_videos: bool = False) -> dict[str, Any]:
     """
     The part of a chat message that shows a picture or a video, whichever it is: a file or URL by its name, an array by
-    its dimensions; a list of pictures is a video. A GIF is a video for models that see videos, and its first frame for
-    the others.
+    its dimensions; a list of pictures is a video. A GIF that moves is a video for models that see videos, and its first
+    frame for the others.
     """
     kind = media_type(source)
-    is_video = kind.startswith("video/") or (sees_videos and kind in ANIMATIONS)
+    is_video = kind.startswith("video/") or (sees_videos and kind in ANIMATIONS and not _is_still(source))
     is_video |= isinstance(source, (list, tuple, bytes))
     is_video |= isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == 4
     kind = "video" if is_video else "image"
     return {"type": kind, kind: source}
+
+
+def _is_still(source) -> bool:
+    """Whether a file has one frame. What is not a file yet is taken by its name."""
+    try:
+        with PIL.Image.open(source, formats=("GIF", "PNG", "WEBP")) as image:
+            return not getattr(image, "is_animated", False)
+    except UNREADABLE:
+        return False
 
 
 def _steady(count: int, fps: float | None) -> tuple[list[float] | None, float | None]:
