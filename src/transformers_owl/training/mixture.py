@@ -176,7 +176,8 @@ class Mixture(IterableDataset):
 
     Args:
         groups (`dict[str, Group]`): By name. If the sum of the reduced weights divides the rows of an optimizer step,
-            every step holds the groups in exactly their ratio, else within one row.
+            every step holds the groups in exactly their ratio, else within one row, and exactly in the long run; so
+            does what each worker of each rank draws.
         collator ([`ConversationCollator`]): Of the model.
         batch_size (`int`): Rows of a micro-batch.
         accumulation (`int`): Micro-batches of a rank in an optimizer step.
@@ -218,6 +219,16 @@ class Mixture(IterableDataset):
             periods = max(periods, len(group.data) / self.pattern.count(name))
         return math.ceil(epochs * periods * len(self.pattern) / (self.batch_size * self.accumulation * self.world_size))
 
+    def _round(self, workers: int) -> int:
+        """
+        The fewest steps in which the pattern ends as often as the turns of the workers. The pattern moves on by one row
+        after each of them: a round holds the exact ratio, and so does what any slot draws in as many rounds as the
+        pattern has rows.
+        """
+        rows = self.batch_size * self.accumulation * self.world_size
+        turns = workers // math.gcd(workers, self.accumulation)
+        return math.lcm(len(self.pattern) // math.gcd(len(self.pattern), rows), turns)
+
     def __iter__(self) -> Iterator[dict[str, Any] | ValueError]:
         info = get_worker_info()
         workers, physical = (info.num_workers, info.id) if info else (1, 0)
@@ -226,8 +237,7 @@ class Mixture(IterableDataset):
         for number in itertools.count(self.first + physical, workers):
             step, part = divmod(number, self.accumulation)
             first = ((step * self.accumulation + part) * self.world_size + self.rank) * self.batch_size
-            # Turning the pattern lets every slot meet the groups in their ratio, whatever its rows in a step are.
-            turn = first + step // workers
+            turn = first + step // self._round(workers)
             names = [self.pattern[(turn + row) % len(self.pattern)] for row in range(self.batch_size)]
             try:
                 yield slot.batch(names)
