@@ -176,6 +176,23 @@ def _(tmp_path):
     assert trainer.model.weight.item() == trained != 0
 
 
+@contract("transformers.Trainer._load_optimizer_and_scheduler", "transformers.Trainer._load_rng_state")
+def _(entry, tmp_path):
+    """Called with the checkpoint's folder when a run goes on, and no error tells of a file that is not there."""
+    method, called = entry.rpartition(".")[2], []
+
+    def load(self, checkpoint):
+        called.append(checkpoint)
+        getattr(Trainer, method)(self, checkpoint)
+
+    small_trainer(Trainer, tmp_path).train()
+    for path in (tmp_path / "checkpoint-2").glob("*.pt*"):
+        path.unlink()
+    checkpoint = str(tmp_path / "checkpoint-2")
+    small_trainer(type("Resumed", (Trainer,), {method: load}), tmp_path).train(resume_from_checkpoint=checkpoint)
+    assert called == [checkpoint]
+
+
 @contract("transformers.Trainer._load_best_model")
 def _(tmp_path):
     """What `best_model_checkpoint` names is loaded; it names where a checkpoint was written, where that is the best."""

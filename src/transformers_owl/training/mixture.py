@@ -60,6 +60,11 @@ class RowGroup:
         file = int(np.searchsorted(self.ends, number, side="right"))
         return self.files[file][number - (self.ends[file - 1] if file else 0)]
 
+    def paths(self) -> list[str]:
+        """The files of rows; for a data set in a folder those below it."""
+        paths = [Path(file.source.path) for file in self.files]
+        return [str(found) for path in paths for found in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+
     def draws(self, slot: int, slots: int, seed: int, position: list[int]) -> Iterator[Draw]:
         epoch, order = -1, np.empty(0, dtype=int)
         for turn in itertools.count(position[0]):
@@ -80,6 +85,9 @@ class ShardGroup:
 
     def __init__(self, sources: list[Shards]):
         self.shards = [(source, shard) for source in sources for shard in source.shards]
+
+    def paths(self) -> list[str]:
+        return [shard for _, shard in self.shards]
 
     def draws(self, slot: int, slots: int, seed: int, position: list[int]) -> Iterator[Draw]:
         epoch, first, done = position

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from .arguments import OwlArguments, parse_recipe
+from .checkpoints import set_aside
 from .collator import ConversationCollator
 from .compiling import compile_layers
 from .library import get_last_checkpoint
@@ -58,21 +59,41 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
         model,
         args,
         mixture,
+        recipe=owl,
         peak_tflops=owl.peak_tflops or peak_tflops(args.device, torch.bfloat16 if args.bf16 else torch.float32),
         eval_dataset=samples,
         data_collator=mixture.collator,
         processing_class=processor,
         callbacks=[LossCurves(), *([FixedPictures(processor, owl.watch, owl.watch_prompt)] if owl.watch else [])],
     )
-    trainer.accelerator.wait_for_everyone()  # the first process makes the folder
-    last = args.resume_from_checkpoint or get_last_checkpoint(args.output_dir)
+    last = where_to_go_on(args, trainer)
     if last:
-        console.print(f"Going on from {last}")
+        console.print(f"Going on from {last}", soft_wrap=True)
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
     trainer.save_state()
-    console.print(f"Saved to {args.output_dir}")
+    console.print(f"Saved to {args.output_dir}", soft_wrap=True)
     return trainer
+
+
+def where_to_go_on(args: TrainingArguments, trainer: OwlTrainer) -> str | None:
+    """
+    The checkpoint that the run begins at: by default the last one in `output_dir`, if there is one; with
+    `resume_from_checkpoint` true it must exist, and with false what an earlier run left is put aside.
+    """
+    trainer.accelerator.wait_for_everyone()  # the first process makes the folder
+    wish = str(args.resume_from_checkpoint or "").lower() if args.resume_from_checkpoint is not False else "false"
+    if wish not in ("", "true", "false"):
+        return args.resume_from_checkpoint
+    if wish == "false":
+        if args.should_save:
+            set_aside(Path(str(args.output_dir)))
+        trainer.accelerator.wait_for_everyone()
+        return None
+    last = get_last_checkpoint(args.output_dir)
+    if wish == "true" and last is None:
+        raise ValueError(f"resume_from_checkpoint is true, but there is no checkpoint in {args.output_dir}.")
+    return last
 
 
 def load_model(owl: OwlArguments, args: TrainingArguments):
