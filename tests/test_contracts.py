@@ -193,6 +193,15 @@ def _(entry, tmp_path):
     assert called == [checkpoint]
 
 
+@contract("transformers.PreTrainedModel._keep_in_fp32_modules_strict")
+def _(tmp_path):
+    small_llama().save_pretrained(tmp_path)
+    kept = type("Kept", (LlamaForCausalLM,), {"_keep_in_fp32_modules_strict": ["lm_head"]})
+    for dtype in (torch.bfloat16, torch.float16):
+        model = kept.from_pretrained(tmp_path, dtype=dtype)
+        assert (model.lm_head.weight.dtype, model.model.norm.weight.dtype) == (torch.float32, dtype)
+
+
 @contract("transformers.Trainer._load_best_model")
 def _(tmp_path):
     """What `best_model_checkpoint` names is loaded; it names where a checkpoint was written, where that is the best."""

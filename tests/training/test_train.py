@@ -1,12 +1,15 @@
 """The command trains after a recipe: what trains is told, the loss is the original's, and what it logs is true."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from conftest import relative_error, tiny_config
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
 from typer.testing import CliRunner
@@ -14,10 +17,12 @@ from typer.testing import CliRunner
 from transformers_owl import MplugOwlForConditionalGeneration
 from transformers_owl.cli import app
 from transformers_owl.mplug_owl.modeling_mplug_owl import MplugOwlAttention
-from transformers_owl.training import ConversationCollator, prepare_stage
+from transformers_owl.mplug_owl.processing_mplug_owl import read_template
+from transformers_owl.training import STAGES, ConversationCollator, prepare_stage
+from transformers_owl.training.arguments import parse_recipe
 from transformers_owl.training.mixture import Group, Mixture
 from transformers_owl.training.throughput import TrainingFlops, gradient_norms
-from transformers_owl.training.train import train
+from transformers_owl.training.train import compute_dtype, load_model, train
 from transformers_owl.training.trainer import OwlTrainer
 
 
@@ -119,6 +124,63 @@ def test_trained_weights_are_float32_and_frozen_ones_as_computed(recipe, stage):
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert all(4 < loss < 10 for loss in losses)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_trained_parts_start_from_the_values_of_their_file(recipe, tmp_path, stage, kind):
+    """Not from those rounded to the type of the computation, and no other model is loaded otherwise afterwards."""
+    torch.manual_seed(0)
+    model = MplugOwlForConditionalGeneration(tiny_config(vision_config={"use_temporal": True}))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path / "model")
+    expected = dict(model.named_parameters())
+    owl, args = parse_recipe(recipe(stage=stage, model=str(tmp_path / "model")), ["--use_cpu", "true"])
+    setattr(args, kind, True)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[kind]
+    for name, parameter in load_model(owl, args).named_parameters():
+        name = re.sub(r"^base_model\.model\.|\.base_layer|modules_to_save\.default\.|original_module\.", "", name)
+        if "lora_" not in name:
+            assert parameter.dtype == (torch.float32 if parameter.requires_grad else dtype), name
+            assert torch.equal(parameter, expected[name].to(parameter.dtype)), name
+    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=dtype)
+    assert {parameter.dtype for parameter in plain.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "temporal"])
+def test_text_alone_trains_in_every_stage(recipe, files, stage):
+    data = {"text": {"sources": [files.text(range(5))]}}
+    trainer = train(recipe(stage=stage, data=data, learning_rate=1e-2), QUIET)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 2 and all(4 < loss < 10 for loss in losses)
+
+
+@pytest.mark.parametrize("flag", ["bf16", "fp16", None])
+def test_the_peak_is_that_of_the_type_that_products_run_in(flag):
+    args = SimpleNamespace(**{name: name == flag for name in ("bf16", "fp16")})
+    assert compute_dtype(args) == {"bf16": torch.bfloat16, "fp16": torch.float16, None: torch.float32}[flag]
+
+
+def test_a_recipe_chooses_the_chat_template(recipe, tmp_path):
+    """By name or file, in training and in what is saved."""
+    template = tmp_path / "plain.jinja"
+    template.write_text(
+        "{% for message in messages %}{% if message.role == 'assistant' %}{% generation %}"
+        "{{ message.content }}{% endgeneration %}{% else %}<{{ message.content[-1].text }}>{% endif %}{% endfor %}"
+    )
+    data = {"text": {"sources": [{"format": "alpaca", "path": str(tmp_path / "say.jsonl")}]}}
+    (tmp_path / "say.jsonl").write_text('{"instruction": "Say it.", "output": "grey"}\n')
+    for name, expected in ((str(template), "<Say it.>"), ("original", "Human: Say it.\nAI: ")):
+        trainer = train(recipe(data=data, chat_template=name), QUIET)
+        row = next(iter(trainer.train_dataset))
+        text = trainer.processing_class.tokenizer.decode(row["input_ids"][0])
+        assert expected in text
+        assert AutoProcessor.from_pretrained(trainer.args.output_dir).chat_template == read_template(name)
+    with pytest.raises(ValueError, match="tokenizer has no chat template"):
+        train(recipe(data=data, chat_template="language_model"), QUIET)
+    with pytest.raises(ValueError, match=r"`chat_template` is 'gone.jinja'.* original, language_model"):
+        train(recipe(data=data, chat_template="gone.jinja"), QUIET)
 
 
 @pytest.mark.parametrize("prompt", ["one_image", "two_images", "text_only"])

@@ -3,7 +3,8 @@
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from ..mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration
 from .checkpoints import SIZES_FILE, damaged, sizes
 
 
@@ -27,6 +29,7 @@ LEANS_ON = {
     "transformers.trainer_utils.get_last_checkpoint": "where a run goes on",
     "transformers.trainer_utils.rotate_checkpoints": "removes older checkpoints, but the best one",
     "transformers.modeling_layers.GradientCheckpointingLayer": "what a layer is, in all models of the library",
+    "transformers.PreTrainedModel._keep_in_fp32_modules_strict": "parts that are loaded in float32, whatever the type",
     "webdataset.shardlists.expand_urls": "`{00000..00099}` stands for a hundred files",
     "webdataset.tariterators.group_by_keys": "files of a tar shard, by sample",
     "datasets: state.json": "a folder that `save_to_disk` wrote has such a file",
@@ -122,6 +125,17 @@ class WholeCheckpoints(Trainer):
             self._load_best_model()
         else:
             self._load_from_checkpoint(checkpoint)
+
+
+@contextmanager
+def kept_in_float32(parts: list[str]) -> Iterator[None]:
+    """Within it the model is loaded with these parts of it in float32, as their file has them."""
+    before = MplugOwlForConditionalGeneration._keep_in_fp32_modules_strict
+    MplugOwlForConditionalGeneration._keep_in_fp32_modules_strict = parts
+    try:
+        yield
+    finally:
+        MplugOwlForConditionalGeneration._keep_in_fp32_modules_strict = before
 
 
 def expand_urls(pattern: str) -> list[str]:

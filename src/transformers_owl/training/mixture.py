@@ -136,10 +136,15 @@ class Group:
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> "Group":
+        if not isinstance(entry, dict):
+            raise ValueError(f"A group of data is {entry!r}, but `weight` and `sources` were expected.")
         check_names(entry, ("weight", "sources"), "a group of data")
         weight = entry.get("weight", 1)
-        if not (isinstance(weight, int) and weight > 0 and entry.get("sources")):
-            raise ValueError(f"A group of data needs a `weight` from 1 and `sources`, but {entry} was given.")
+        if not (type(weight) is int and weight > 0 and isinstance(entry.get("sources"), list) and entry["sources"]):
+            raise ValueError(f"A group of data needs a `weight` from 1 and `sources`, a list, but {entry} was given.")
+        for source in entry["sources"]:
+            if not isinstance(source, dict):
+                raise ValueError(f"A source of data is {source!r}, but `format` and `path` were expected.")
         sources = [Source.from_dict(source) for source in entry["sources"]]
         streamed = [source.format == "webdataset" for source in sources]
         if any(streamed) and not all(streamed):
