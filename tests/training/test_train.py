@@ -117,6 +117,31 @@ def test_epochs_become_steps(recipe):
     assert train(recipe(), [*QUIET, *options]).state.global_step == 6
 
 
+@pytest.mark.parametrize(
+    ("rows", "steps", "ends"), [(6, 6, [3, 6]), (6, 7, [3, 6, 7]), (7, 8, [4, 7, 8]), (2, 3, [1, 2, 3])]
+)
+def test_what_is_due_at_the_end_of_an_epoch_is_done_at_every_one(recipe, files, rows, steps, ends):
+    """And once at the end of the run; also where an epoch is no whole number of steps."""
+    data = {"text": {"sources": [files.text(range(rows), "mine.jsonl")]}}
+    settings = {f"{name}_strategy": "epoch" for name in ("save", "eval", "logging")}
+    content = recipe(data=data, eval_data={"text": data["text"]}, max_steps=steps, save_total_limit=9, **settings)
+    for _ in range(2):  # the second run goes on from the first one's end, and has nothing left to do
+        state = train(content, QUIET).state
+        for name in ("loss", "eval_loss"):
+            logged = [(entry["step"], entry["epoch"]) for entry in state.log_history if name in entry]
+            assert logged == [(step, pytest.approx(step * 2 / rows)) for step in ends]
+        output = Path(yaml.safe_load(content.read_text())["output_dir"])
+        assert {path.name for path in output.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in ends}
+
+
+def test_tar_shards_have_no_epochs(recipe, files):
+    files.shard("0.tar", range(4))
+    data = {"web": {"sources": [{"format": "webdataset", "path": str(files.folder / "0.tar")}]}}
+    with pytest.raises(ValueError, match=r"`save_strategy` is epoch, but nobody has counted .* take `steps`"):
+        train(recipe(data=data), [*QUIET, "--save_strategy", "epoch"])
+    assert not any("epoch" in entry for entry in train(recipe(data=data), QUIET).state.log_history)
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "instruct", "instruct-full"])
 def test_trained_weights_are_float32_and_frozen_ones_as_computed(recipe, stage):
     trainer = train(recipe(stage=stage, bf16=True), QUIET)

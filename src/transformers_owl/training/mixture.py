@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -225,12 +226,21 @@ class Mixture(IterableDataset):
         Raises:
             ValueError: for tar shards, whose samples nobody has counted.
         """
-        periods = 0.0
         for name, group in self.groups.items():
             if isinstance(group.data, ShardGroup):
                 raise ValueError(f"Nobody has counted the samples of the tar shards of {name!r}: give max_steps.")
-            periods = max(periods, len(group.data) / self.pattern.count(name))
-        return math.ceil(epochs * periods * len(self.pattern) / (self.batch_size * self.accumulation * self.world_size))
+        assert self.steps_an_epoch is not None
+        return math.ceil(Fraction(epochs) * self.steps_an_epoch)
+
+    @property
+    def steps_an_epoch(self) -> Fraction | None:
+        """Optimizer steps, not whole ones, in which every row has come once; None for tar shards."""
+        periods = Fraction(0)
+        for name, group in self.groups.items():
+            if isinstance(group.data, ShardGroup):
+                return None
+            periods = max(periods, Fraction(len(group.data), self.pattern.count(name)))
+        return periods * len(self.pattern) / (self.batch_size * self.accumulation * self.world_size)
 
     def _round(self, workers: int) -> int:
         """

@@ -15,6 +15,7 @@ from transformers import TrainerState
 
 from .arguments import OwlArguments
 from .checkpoints import check_files, read_json, shorten
+from .epochs import Epochs, check_strategies
 from .library import UNFINISHED, WholeCheckpoints, get_last_checkpoint
 from .mixture import Mixture, MixtureLoader
 from .record import RECORD_FILE, check_same_run, record
@@ -58,6 +59,8 @@ class OwlTrainer(WholeCheckpoints):
         # The mixture begins where its checkpoint says: there is nothing for the library to skip.
         args.ignore_data_skip = True
         super().__init__(model, args, train_dataset=mixture, **kwargs)
+        if mixture.steps_an_epoch is not None:
+            self.add_callback(Epochs(mixture.steps_an_epoch))
         self.peak_tflops = peak_tflops
         self.skipped: Counter[str] = Counter()
         self.positions: dict[int, dict[str, Any]] = {}
@@ -126,7 +129,11 @@ class OwlTrainer(WholeCheckpoints):
             logs |= {f"skipped_{reason.replace(' ', '_')}": count for reason, count in self.skipped.items()}
             self._counted.zero_()
             self._began = None
+        epoch = self.state.epoch
+        if self.train_dataset.steps_an_epoch is None:
+            self.state.epoch = None  # type: ignore[assignment]  # of tar shards nobody knows it
         super().log(logs, start_time)
+        self.state.epoch = epoch
 
     def _note(self, report: dict[str, Any]) -> None:
         self.positions[report["worker"]] = report["positions"]
@@ -222,6 +229,7 @@ def check_arguments(args, mixture: Mixture) -> None:
         )
     if args.max_steps <= 0:
         raise ValueError("`max_steps` is needed: `mixture.steps(epochs)` computes it.")
+    check_strategies(args, mixture)
     if args.auto_find_batch_size:
         raise ValueError("`auto_find_batch_size` cannot change the mixture's batches: give the batch size yourself.")
     given = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.process_index, args.world_size)
