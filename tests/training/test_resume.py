@@ -317,7 +317,7 @@ def test_resuming_means_what_is_said(recipe, tmp_path):
         trainer = train(path, [*options, wish])
         assert (trainer.train_dataset.first, trainer.state.global_step) == (2 * begun, 4)
         assert losses(output) == {entry["step"]: entry["loss"] for entry in first.state.log_history if "loss" in entry}
-    assert (output / "earlier-1" / "checkpoint-4").is_dir()
+    assert (output / "_earlier-1" / "checkpoint-4").is_dir()
     assert sorted(folder.name for folder in output.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
 
 

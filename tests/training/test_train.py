@@ -11,7 +11,7 @@ import yaml
 from conftest import relative_error, tiny_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainerState, TrainingArguments
 from typer.testing import CliRunner
 
 from transformers_owl import MplugOwlForConditionalGeneration
@@ -24,6 +24,7 @@ from transformers_owl.training.mixture import Group, Mixture
 from transformers_owl.training.throughput import TrainingFlops, gradient_norms
 from transformers_owl.training.train import compute_dtype, load_model, train
 from transformers_owl.training.trainer import OwlTrainer
+from transformers_owl.training.watching import Progress
 
 
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--peak_tflops", "1", "--use_cpu", "true"]
@@ -181,6 +182,45 @@ def test_text_alone_trains_in_every_stage(recipe, files, stage):
     assert len(losses) == 2 and all(4 < loss < 10 for loss in losses)
 
 
+def test_an_adapter_finds_its_base_from_any_folder(recipe, llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(llama.checkpoint).parent)
+    trainer = train(recipe(model=Path(llama.checkpoint).name), QUIET)
+    monkeypatch.chdir(tmp_path)
+    settings = json.loads(Path(trainer.args.output_dir, "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(Path(llama.checkpoint).resolve())
+    AutoModelForImageTextToText.from_pretrained(trainer.args.output_dir)
+
+
+def test_pushes_during_training_hold_the_code(recipe, monkeypatch):
+    trainer = train(recipe(stage="pretrain", save_strategy="steps", save_steps=1), QUIET)
+    output = Path(trainer.args.output_dir)
+    code = {path.name for path in output.glob("*.py")}
+    assert "modeling_mplug_owl.py" in code
+    for name in code:
+        (output / name).unlink()
+    pushed = []
+    monkeypatch.setattr(
+        Trainer, "_push_from_checkpoint", lambda *_: pushed.append({p.name for p in output.glob("*.py")})
+    )
+    trainer._push_from_checkpoint(str(output / "checkpoint-1"))
+    assert pushed == [code]
+
+
+@pytest.mark.parametrize("begun", [0, 6])
+def test_the_progress_bar_tells_speed_and_counts_what_is_left(begun):
+    """After a resume the steps of earlier runs are none of this one's speed."""
+    progress = Progress()
+    state = TrainerState(max_steps=10, global_step=begun)
+    progress.on_train_begin(None, state, None)
+    state.global_step += 1
+    progress.on_step_end(None, state, None)
+    progress.on_log(None, state, None, {"loss": 2.5, "tokens_per_second": 1234})
+    shown = progress.training_bar.format_dict
+    assert (shown["n"], shown["total"], shown["initial"]) == (begun + 1, 10, begun)
+    assert shown["postfix"] == "loss=2.5, tokens/s=1,234"
+    progress.on_train_end(None, state, None)
+
+
 @pytest.mark.parametrize("flag", ["bf16", "fp16", None])
 def test_the_peak_is_that_of_the_type_that_products_run_in(flag):
     args = SimpleNamespace(**{name: name == flag for name in ("bf16", "fp16")})
@@ -334,6 +374,13 @@ def test_a_blank_picture_changes_nothing_but_reaches_the_visual_modules(llama, l
     ("settings", "message"),
     [
         ({"max_steps": -1}, "`max_steps` is needed"),
+        ({"label_smoothing_factor": 0.1}, r"`label_smoothing_factor` is 0\.1, but it must be 0\.0 here"),
+        (
+            {"train_sampling_strategy": "group_by_length"},
+            "`train_sampling_strategy` is 'group_by_length', but it must be",
+        ),
+        ({"dataloader_drop_last": True}, "`dataloader_drop_last` is True, but it must be False here"),
+        ({"dataloader_in_order": False}, "`dataloader_in_order` is False, but it must be True here"),
         ({"auto_find_batch_size": True}, "`auto_find_batch_size` cannot change"),
         ({"per_device_train_batch_size": 4}, r"are \(2, 1, 0, 1\) in the mixture, but \(4, 1, 0, 1\)"),
         ({"gradient_accumulation_steps": 3}, r"\(2, 1, 0, 1\) in the mixture, but \(2, 3, 0, 1\)"),

@@ -57,11 +57,12 @@ def _step(checkpoint: Path) -> int:
 
 
 def set_aside(output: Path) -> None:
-    """Moves what an earlier run left in its folder into `earlier-1`, `earlier-2`, ...: no later start takes it up."""
+    """Moves what an earlier run left in its folder into `_earlier-1`, `_earlier-2`, ...: no later start takes it up."""
+    # Pushes to the Hub leave out what begins with an underscore.
     left = [path for name in ("checkpoint-*", "skipped-*", "answers.jsonl", "run.json") for path in output.glob(name)]
     if left:
-        number = 1 + len(list(output.glob("earlier-*")))
-        folder = output / f"earlier-{number}"
+        number = 1 + len(list(output.glob("_earlier-*")))
+        folder = output / f"_earlier-{number}"
         folder.mkdir()
         for path in left:
             path.rename(folder / path.name)

@@ -67,6 +67,9 @@ class WholeCheckpoints(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_saving:
+            if self.is_world_process_zero():
+                for code in Path(checkpoint_folder).glob("*.py"):  # the library copies weights and settings alone
+                    shutil.copy(code, str(self.args.output_dir))
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model, trial) -> None:

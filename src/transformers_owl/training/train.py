@@ -112,9 +112,11 @@ def load_model(owl: OwlArguments, args: TrainingArguments):
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         ),
     }[owl.quantize]
+    # An adapter keeps this address of its base, and is read from other folders.
+    address = str(Path(owl.model).resolve()) if Path(owl.model).is_dir() else owl.model
     with kept_in_float32(trained_parts(owl.stage)):
         model = AutoModelForImageTextToText.from_pretrained(
-            owl.model, dtype=dtype, attn_implementation=owl.attn_implementation, quantization_config=quantization
+            address, dtype=dtype, attn_implementation=owl.attn_implementation, quantization_config=quantization
         )
     model = prepare_stage(model, owl.stage, owl.lora_r, owl.lora_alpha, owl.lora_dropout)
     for name, parameter in model.named_parameters():

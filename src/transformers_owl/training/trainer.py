@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
-from transformers import TrainerState
+from transformers import ProgressCallback, TrainerState
 
 from .arguments import OwlArguments
 from .checkpoints import check_files, read_json, shorten
@@ -20,9 +20,16 @@ from .library import UNFINISHED, WholeCheckpoints, get_last_checkpoint
 from .mixture import Mixture, MixtureLoader
 from .record import RECORD_FILE, check_same_run, record
 from .throughput import TrainingFlops, gradient_norms
-from .watching import ANSWERS_FILE
+from .watching import ANSWERS_FILE, Progress
 
 
+# Settings of the library that would have another effect than their name says, or none.
+FIXED = {
+    "label_smoothing_factor": (0.0, "the library would smooth labels that are not shifted, and teach tokens to repeat"),
+    "train_sampling_strategy": ("random", "the mixture draws the rows"),
+    "dataloader_drop_last": (False, "the batches of the mixture are all whole"),
+    "dataloader_in_order": (True, "which row a worker draws next follows from the order of batches"),
+}
 SKIPPED_FILE = "skipped-{rank}.jsonl"
 
 
@@ -59,6 +66,9 @@ class OwlTrainer(WholeCheckpoints):
         # The mixture begins where its checkpoint says: there is nothing for the library to skip.
         args.ignore_data_skip = True
         super().__init__(model, args, train_dataset=mixture, **kwargs)
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(Progress())
         if mixture.steps_an_epoch is not None:
             self.add_callback(Epochs(mixture.steps_an_epoch))
         self.peak_tflops = peak_tflops
@@ -229,6 +239,10 @@ def check_arguments(args, mixture: Mixture) -> None:
         )
     if args.max_steps <= 0:
         raise ValueError("`max_steps` is needed: `mixture.steps(epochs)` computes it.")
+    for name, (allowed, reason) in FIXED.items():
+        value = vars(args).get(name, allowed)
+        if value != allowed:
+            raise ValueError(f"`{name}` is {value!r}, but it must be {allowed!r} here: {reason}.")
     check_strategies(args, mixture)
     if args.auto_find_batch_size:
         raise ValueError("`auto_find_batch_size` cannot change the mixture's batches: give the batch size yourself.")
