@@ -1,7 +1,9 @@
 """The command trains after a recipe: what trains is told, the loss is the original's, and what it logs is true."""
 
+import io
 import json
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import relative_error, tiny_config
+from rich.console import Console
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainerState, TrainingArguments
@@ -19,12 +22,14 @@ from transformers_owl.cli import app
 from transformers_owl.mplug_owl.modeling_mplug_owl import MplugOwlAttention
 from transformers_owl.mplug_owl.processing_mplug_owl import read_template
 from transformers_owl.training import STAGES, ConversationCollator, prepare_stage
-from transformers_owl.training.arguments import parse_recipe
+from transformers_owl.training.arguments import OwlArguments, parse_recipe
 from transformers_owl.training.mixture import Group, Mixture
+from transformers_owl.training.preview import memory, preview
 from transformers_owl.training.throughput import TrainingFlops, gradient_norms
 from transformers_owl.training.train import compute_dtype, load_model, train
 from transformers_owl.training.trainer import OwlTrainer
 from transformers_owl.training.watching import Progress
+from transformers_owl_cli.commands import RECIPE
 
 
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--peak_tflops", "1", "--use_cpu", "true"]
@@ -394,3 +399,36 @@ def test_arguments_that_do_not_fit_the_mixture_are_told(
     arguments = TrainingArguments(tmp_path, use_cpu=True, report_to=[], **given)
     with pytest.raises(ValueError, match=message):
         OwlTrainer(llama_model, arguments, mixture)
+
+
+def test_a_dry_run_shows_what_would_be_done(recipe, tmp_path):
+    """Steps, samples, memory and the first rows, learned parts apart; nothing is written."""
+    console = Console(record=True, width=200, file=io.StringIO())
+    preview(recipe(max_steps=6), ["--use_cpu", "true"], console)
+    shown = console.export_text(clear=False)
+    assert "6 optimizer steps of 2 rows each; samples an epoch: pictures 6, text 5; 1 epochs in all." in shown
+    assert "LoRA" in shown and "Memory on one device" in shown
+    assert "[image: 65 positions]" in shown
+    green = "".join(segment.text for segment in console._record_buffer if "bold green" in str(segment.style))
+    assert sorted(re.findall(r"grey (\d)\d*", green)) and "Human" not in green and "Say" not in green
+    assert not (tmp_path / "out").exists()
+
+
+def test_memory_counts_weights_gradients_and_moments():
+    model = nn.Sequential(nn.Linear(10, 10, bias=False).requires_grad_(False).bfloat16(), nn.Linear(10, 5, bias=False))
+    assert memory(model) == 2 * 100 + 4 * 50 + 12 * 50
+
+
+def test_help_lists_the_names_of_a_recipe():
+    output = CliRunner().invoke(app, ["train", "--help"]).output
+    assert RECIPE.split(":\n", 1)[1].splitlines()[0] in output
+    listed = dict(
+        re.findall(
+            r"(\w+)(?:=(\[.*?\]|[^,\n]+))?(?:, |$)", re.sub(r"(?m)^  .{13}", "", RECIPE.split(":\n", 1)[1]), re.M
+        )
+    )
+    expected = {}
+    for each in fields(OwlArguments):
+        value = each.default_factory() if each.default is MISSING else each.default
+        expected[each.name] = "" if value in (None, "") else str(value)
+    assert listed == expected

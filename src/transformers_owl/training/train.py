@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -44,19 +44,7 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
     Raises:
         ValueError: for a recipe or data that cannot be used.
     """
-    owl, args = parse_recipe(recipe, options)
-    console = Console(stderr=True, quiet=not args.should_log)
-    set_seed(args.seed)
-    processor: Any = AutoProcessor.from_pretrained(owl.model)
-    if owl.chat_template is not None:
-        processor.chat_template = read_template(owl.chat_template, processor.tokenizer)
-    mixture = make_mixture(owl, args, processor)
-    samples = evaluation_samples(owl, mixture.collator, console)  # before the model: it says sooner what is wrong
-    model = load_model(owl, args)
-    if owl.packing:
-        check_packing(model)
-    print_table(model, console)
-    mixture.collator.always = blank_visual(owl.stage, model.config.vision_config.use_temporal, args.world_size)
+    owl, args, processor, mixture, samples, model, console = prepare(recipe, options)
     trainer = OwlTrainer(
         model,
         args,
@@ -76,6 +64,36 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
     trainer.save_state()
     console.print(f"Saved to {args.output_dir}", soft_wrap=True)
     return trainer
+
+
+class Prepared(NamedTuple):
+    """A recipe, read: its settings, and what they name, opened and loaded."""
+
+    owl: OwlArguments
+    args: TrainingArguments
+    processor: Any
+    mixture: Mixture
+    samples: list[dict] | None
+    model: Any
+    console: Console
+
+
+def prepare(recipe: str | Path | None, options: list[str], console: Console | None = None) -> Prepared:
+    """Reads a recipe, opens its data, loads its model for the stage, and prints what trains."""
+    owl, args = parse_recipe(recipe, options)
+    console = console or Console(stderr=True, quiet=not args.should_log)
+    set_seed(args.seed)
+    processor: Any = AutoProcessor.from_pretrained(owl.model)
+    if owl.chat_template is not None:
+        processor.chat_template = read_template(owl.chat_template, processor.tokenizer)
+    mixture = make_mixture(owl, args, processor)
+    samples = evaluation_samples(owl, mixture.collator, console)  # before the model: it says sooner what is wrong
+    model = load_model(owl, args)
+    if owl.packing:
+        check_packing(model)
+    print_table(model, console)
+    mixture.collator.always = blank_visual(owl.stage, model.config.vision_config.use_temporal, args.world_size)
+    return Prepared(owl, args, processor, mixture, samples, model, console)
 
 
 def where_to_go_on(args: TrainingArguments, trainer: OwlTrainer) -> str | None:
