@@ -176,6 +176,32 @@ def _(tmp_path):
     assert trainer.model.weight.item() == trained != 0
 
 
+@contract("transformers.Trainer._load_optimizer_and_scheduler", "transformers.Trainer._load_rng_state")
+def _(entry, tmp_path):
+    """Called with the checkpoint's folder when a run goes on, and no error tells of a file that is not there."""
+    method, called = entry.rpartition(".")[2], []
+
+    def load(self, checkpoint):
+        called.append(checkpoint)
+        getattr(Trainer, method)(self, checkpoint)
+
+    small_trainer(Trainer, tmp_path).train()
+    for path in (tmp_path / "checkpoint-2").glob("*.pt*"):
+        path.unlink()
+    checkpoint = str(tmp_path / "checkpoint-2")
+    small_trainer(type("Resumed", (Trainer,), {method: load}), tmp_path).train(resume_from_checkpoint=checkpoint)
+    assert called == [checkpoint]
+
+
+@contract("transformers.PreTrainedModel._keep_in_fp32_modules_strict")
+def _(tmp_path):
+    small_llama().save_pretrained(tmp_path)
+    kept = type("Kept", (LlamaForCausalLM,), {"_keep_in_fp32_modules_strict": ["lm_head"]})
+    for dtype in (torch.bfloat16, torch.float16):
+        model = kept.from_pretrained(tmp_path, dtype=dtype)
+        assert (model.lm_head.weight.dtype, model.model.norm.weight.dtype) == (torch.float32, dtype)
+
+
 @contract("transformers.Trainer._load_best_model")
 def _(tmp_path):
     """What `best_model_checkpoint` names is loaded; it names where a checkpoint was written, where that is the best."""

@@ -47,6 +47,19 @@ Dtype = Annotated[str, typer.Option(help="Type of the weights, such as bfloat16.
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that the model's folder brings.")]
 
 
+# Of a recipe: names, in groups, with their defaults. A test compares it with the settings themselves, which need torch.
+RECIPE = """\
+\b
+A recipe's own names, and their defaults:
+  what trains  model, stage=instruct, lora_r=8, lora_alpha=32, lora_dropout=0.05, quantize=none
+  data         data, eval_data, global_batch_size, max_length=1024, packing=False, num_frames, chat_template
+  images       crop=[0.5, 1.0], flip=False
+  bad data     on_error=stop, max_skipped=0.05
+  speed        attn_implementation, compile_layers=False, peak_tflops
+  to watch     watch=[], watch_prompt
+"""
+
+
 Owl = Annotated[
     str | None,
     typer.Option(
@@ -301,11 +314,15 @@ def _follow(what: str, results: Iterable, total: int) -> list:
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     options_metavar="[--NAME VALUE ...]",
+    epilog=RECIPE,
 )
 @errors("train")
 def train(
     context: typer.Context,
     recipe: Annotated[Path | None, typer.Argument(help="A YAML file as in configs/.", show_default=False)] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would train, on which rows, in how many steps, and stop.")
+    ] = False,
 ) -> None:
     """
     Train after a recipe: pretrain, or tune on conversations. An interrupted run goes on from its last checkpoint.
@@ -313,12 +330,13 @@ def train(
     Every name of a recipe is an option too, and so is every name of transformers.TrainingArguments:
     --model FOLDER --learning_rate 1e-4 --max_steps 1000 --output_dir build/run. docs/training.md lists ours.
     """
+    from transformers_owl.training.preview import preview
     from transformers_owl.training.train import train as run
 
     options = context.args
     if recipe is not None and str(recipe).startswith("--"):
         recipe, options = None, [str(recipe), *options]
-    run(recipe, options)
+    (preview if dry_run else run)(recipe, options)
 
 
 @app.command(

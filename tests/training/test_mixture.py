@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from transformers_owl.training import BadSampleError, ConversationCollator
 from transformers_owl.training import mixture as module
 from transformers_owl.training.augmentation import Augmentation
-from transformers_owl.training.mixture import Group, Mixture, MixtureLoader, Policy, interleave
+from transformers_owl.training.mixture import Draw, Group, Mixture, MixtureLoader, Policy, interleave
 
 
 def groups(**sources):
@@ -79,6 +80,60 @@ def test_every_step_has_the_ratio_and_every_sample_comes_as_often(
         counts = [seen[first + number] for number in range(size)]
         assert sum(counts) == steps * rows / 2
         assert max(counts) - min(counts) <= 1 + world_size * workers
+
+
+class NamesAlone:
+    """A collator that shows which groups the rows of a batch are of."""
+
+    processor = None
+
+    def encode(self, messages):
+        return {"input_ids": [0], "labels": torch.zeros(1), "name": messages}
+
+    def pad(self, rows):
+        return {"names": [row["name"] for row in rows]}
+
+
+class Endless:
+    """A group whose samples are its name."""
+
+    start = [0]
+
+    def __init__(self, name):
+        self.name = name
+
+    def draws(self, slot, slots, seed, position):
+        for turn in itertools.count(position[0]):
+            yield Draw([turn + 1], 0, lambda: {"messages": self.name, "source": ""})
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (2, 1), (1, 3), (128, 128), (5, 3), (1, 1, 1), (1, 2, 4), (7, 1)])
+def test_the_ratio_is_exact_in_the_long_run_for_every_slot(monkeypatch, weights):
+    """Also for a step of one row, and in every step within one row: the iterator itself, over a grid of settings."""
+    monkeypatch.setattr(module, "open_visuals", lambda sample, collator: sample["messages"])
+    shares = [weight // math.gcd(*weights) for weight in weights]
+    data = {str(number): Group(weight, Endless(str(number))) for number, weight in enumerate(weights)}
+    for batch_size, accumulation, world_size, workers in itertools.product((1, 2, 3), (1, 2, 3), (1, 2), (1, 2, 3)):
+        rows = batch_size * accumulation * world_size
+        steps = math.lcm(sum(shares), workers) * sum(shares)  # a round divides the first factor
+        slots = collections.defaultdict(collections.Counter)
+        in_step = collections.defaultdict(collections.Counter)
+        for rank, worker in itertools.product(range(world_size), range(workers)):
+            mixture = Mixture(data, NamesAlone(), batch_size, accumulation, rank=rank, world_size=world_size)
+            info = SimpleNamespace(id=worker, num_workers=workers)
+            monkeypatch.setattr(module, "get_worker_info", lambda info=info: info)
+            for number, batch in zip(range(worker, steps * accumulation, workers), mixture, strict=False):
+                slots[rank, worker].update(batch["names"])
+                in_step[number // accumulation].update(batch["names"])
+        setting = (batch_size, accumulation, world_size, workers)
+        for drawn in slots.values():
+            assert {name: drawn[name] * sum(shares) for name in data} == {
+                name: share * drawn.total() for name, share in zip(data, shares, strict=True)
+            }, setting
+        for drawn in in_step.values():
+            for name, share in zip(data, shares, strict=True):
+                assert abs(drawn[name] - rows * share / sum(shares)) < max(1, len(weights) - 1), setting
+        assert sum((drawn for drawn in slots.values()), collections.Counter()).total() == steps * rows
 
 
 def test_one_epoch_counts_every_row_once(files, llama_processor):

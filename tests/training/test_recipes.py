@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from transformers_owl.training.arguments import RecipeParser, parse_recipe
+from transformers_owl.training.arguments import LEAST, RecipeParser, parse_recipe
 from transformers_owl.training.augmentation import Augmentation
 
 
@@ -114,9 +114,21 @@ def test_an_adapter_is_no_model_to_start_from(tmp_path):
         ({**GOOD, "max_skipped": 1}, [], "`max_skipped` is 1, but a share from 0"),
         ({**GOOD, "crop": [0, 1]}, [], "`crop` is .0, 1., but two shares of the area"),
         ({**GOOD, "quantize": "4bit", "stage": "pretrain"}, [], "`quantize` needs a stage with LoRA, not 'pretrain'"),
+        ({**GOOD, "crop": 0.5}, [], r"`crop` is 0\.5, but list\[float\] was expected"),
+        ({**GOOD, "crop": [0.2, 0.5, 1]}, [], r"`crop` is \[0\.2, 0\.5, 1\], but two shares"),
+        (GOOD, ["--crop", "0.5"], r"`crop` is \[0\.5\], but two shares"),
+        ({**GOOD, "watch": "a.png"}, [], r"`watch` is 'a\.png', but list\[str\] was expected"),
+        ({**GOOD, "flip": 3}, [], "`flip` is 3, but bool was expected"),
+        ({**GOOD, "lora_r": 2.5}, [], r"`lora_r` is 2\.5, but int was expected"),
+        ({**GOOD, "seed": True}, [], "`seed` is True, but int was expected"),
+        ({**GOOD, "model": ["a"]}, [], r"`model` is \['a'\], but str was expected"),
+        ({**GOOD, "save_strategy": False}, [], "`save_strategy` is False, .* put words in quotes"),
+        ({**GOOD, "learning_rate": [1]}, [], r"`learning_rate` is \[1\], but float was expected"),
+        ({**GOOD, "base": "recipe.yaml"}, [], r"cannot be its own base: .*recipe\.yaml -> .*recipe\.yaml"),
+        ({**GOOD, "base": 5}, [], "`base` is 5, but the path of another recipe"),
         ({"data": {}}, [], "The recipe needs `model`"),
         ({"model": "m"}, [], "The recipe needs `data`"),
-        ({**GOOD, "data": [1]}, [], "data holds list, but names with values were expected"),
+        ({**GOOD, "data": [1]}, [], r"`data` is \[1\], but dict \| str \| None was expected"),
         (GOOD, ["--data", "{x: "], "data is no YAML"),
         (
             {**GOOD, "global_batch_size": 9, "per_device_train_batch_size": 2},
@@ -130,3 +142,20 @@ def test_wrong_recipes_are_told(tmp_path, recipe, options, message):
     path.write_text(yaml.safe_dump(recipe))
     with pytest.raises(ValueError, match=message):
         parse_recipe(path, options)
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_values_below_the_least_are_told(name):
+    for value in (LEAST[name] - 1, -8):
+        options = ["--model", "m", "--data", yaml.safe_dump(GOOD["data"]), "--use_cpu", "true", f"--{name}={value}"]
+        with pytest.raises(
+            ValueError, match=rf"`{name}` is {value}(\.0)?, but a number from {LEAST[name]} was expected"
+        ):
+            parse_recipe(None, options)
+
+
+@pytest.mark.parametrize("data", [5, [1], {"sources": 5}, {"sources": [5]}, {"sources": []}, {"weight": True}])
+def test_groups_of_other_forms_are_told(data):
+    owl, _ = parse_recipe(None, ["--model", "m", "--data", yaml.safe_dump({"a": data}), "--use_cpu", "true"])
+    with pytest.raises(ValueError, match=r"A (group|source) of data .*"):
+        owl.groups()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -13,10 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from transformers_owl.training.checkpoints import shorten
 from transformers_owl.training.train import train
 from transformers_owl.training.trainer import OwlTrainer
 
@@ -193,6 +197,12 @@ def test_a_run_killed_after_its_last_checkpoint_still_saves_its_model(recipe, tm
     (tmp_path / "out" / "adapter_model.safetensors").unlink()
     assert train(path, options).state.global_step == 2
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "out").items())
+
+
+def test_a_constant_schedule_can_be_made_longer(recipe, tmp_path):
+    path = recipe("instruct")
+    options = ["--output_dir", str(tmp_path / "out"), "--lr_scheduler_type", "constant", "--save_total_limit", "1"]
+    train(path, [*options, "--max_steps", "2"])
     answers = tmp_path / "out" / "answers.jsonl"
     answers.write_text('{"step": 2}\n{"step": 3}\n')  # the second is of a step that comes once more
     assert train(path, [*options, "--max_steps", "4"]).state.global_step == 4
@@ -200,7 +210,9 @@ def test_a_run_killed_after_its_last_checkpoint_still_saves_its_model(recipe, tm
     assert [folder.name for folder in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
-def test_a_run_killed_after_its_last_checkpoint_saves_its_best_model(recipe, files, tmp_path):
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_a_run_killed_after_its_last_checkpoint_saves_its_best_model(recipe, files, tmp_path, is_moved):
+    """Also when a finished run is started once more, and when its folder was moved in between."""
     path = recipe("instruct")
     content = yaml.safe_load(path.read_text())
     content["eval_data"] = {"rows": {"sources": [files.text(range(5))]}}
@@ -208,11 +220,115 @@ def test_a_run_killed_after_its_last_checkpoint_saves_its_best_model(recipe, fil
     # The largest loss counts as the best: that of the first checkpoint.
     content |= {"metric_for_best_model": "loss", "greater_is_better": True, "report_to": "none"}
     path.write_text(yaml.safe_dump(content))
-    options = ["--output_dir", str(tmp_path / "out")]
-    expected = [weights(Path(train(path, options).state.best_model_checkpoint)), weights(tmp_path / "out")]
-    (tmp_path / "out" / "adapter_model.safetensors").unlink()
-    assert Path(train(path, options).state.best_model_checkpoint) == tmp_path / "out" / "checkpoint-2"
-    found, last = weights(tmp_path / "out"), weights(tmp_path / "out" / "checkpoint-4")
-    for best in expected:
+    output = tmp_path / "out"
+    assert in_a_child(path, output, lambda: at_step(4, "save")) == signal.SIGKILL
+    if is_moved:
+        output = output.rename(tmp_path / "moved")
+    for _ in range(2):
+        assert Path(train(path, ["--output_dir", str(output)]).state.best_model_checkpoint) == output / "checkpoint-2"
+        found, best, last = (weights(output / name) for name in (".", "checkpoint-2", "checkpoint-4"))
         assert all(torch.equal(found[name], best[name]) for name in found)
-    assert any(not torch.equal(found[name], last[name]) for name in found)
+        assert any(not torch.equal(found[name], last[name]) for name in found)
+        (output / "adapter_model.safetensors").unlink()
+    (output / "checkpoint-2").rename(output / "gone")
+    with pytest.raises(ValueError, match=r"names .*checkpoint-2 as the best checkpoint, but it is gone"):
+        train(path, ["--output_dir", str(output)])
+
+
+CHANGES = {
+    "learning_rate": ("2e-3", r"learning_rate: 0\.001, now 0\.002"),
+    "max_steps": ("6", r"max_steps: 4, now 6"),
+    "seed": ("7", r"seed: 42, now 7"),
+    "lora_r": ("4", r"lora_r: 8, now 4"),
+    "per_device_train_batch_size": ("4", r"per_device_train_batch_size: 2, now 4"),
+    "gradient_accumulation_steps": ("1", r"gradient_accumulation_steps: 2, now 1"),
+    "global_batch_size": ("2", r"gradient_accumulation_steps: 2, now 1"),
+    "max_length": ("100", r"max_length: 200, now 100"),
+    "crop": (["0.9", "1"], r"crop: \[0\.5, 1\.0\], now \[0\.9, 1\.0\]"),
+    "stage": ("instruct-lora-only", r"stage: 'instruct', now 'instruct-lora-only'"),
+    "adam_beta2": ("0.5", r"adam_beta2: 0\.999, now 0\.5"),
+    "warmup_steps": ("1", r"warmup_steps: 3, now 1"),
+    "data": ("", r"groups: \[\['rows', 1\], \['web', 1\]\], now \[\['rows', 2\], \['web', 1\]\]"),
+    "model": ("", r"model: .*, now "),
+}
+
+
+def test_a_run_goes_on_as_what_it_was_or_not_at_all(recipe, files, llama, tmp_path, caplog):
+    """A change that other weights would come of is refused with both values; what may change is applied, and said."""
+    path, output = recipe("instruct"), tmp_path / "out"
+    options = ["--output_dir", str(output), "--max_steps", "4"]
+    assert in_a_child(path, output, lambda: at_step(2, "save")) == signal.SIGKILL
+    # The child had 8 steps: its record is made one of 4.
+    for folder in (output, output / "checkpoint-2"):
+        record = json.loads((folder / "run.json").read_text())
+        record["settings"]["max_steps"] = 4
+        (folder / "run.json").write_text(json.dumps(record, indent=1))
+    data = yaml.safe_load(path.read_text())["data"]
+    data["rows"]["weight"] = 2
+    copied = tmp_path / "copied"
+    shutil.copytree(llama.checkpoint, copied)
+    values = {"data": yaml.safe_dump(data), "model": str(copied)}
+    for name, (value, message) in CHANGES.items():
+        value = values.get(name, value)
+        with pytest.raises(ValueError, match=message):
+            train(path, [*options, f"--{name}", *(value if isinstance(value, list) else [value])])
+    rows = files.folder / "text.jsonl"
+    whole = rows.read_bytes()
+    rows.write_bytes(whole.replace(b"grey 3", b"grey 4"))
+    with pytest.raises(ValueError, match=rf"{rows}: {len(whole)} bytes of \d+ s, now {len(whole)} bytes"):
+        train(path, options)
+    rows.write_bytes(whole)
+    os.utime(rows, ns=(0, record["files"][str(rows)][1]))
+    assert train(path, [*options, "--save_steps", "1", "--max_skipped", "0.6"]).state.global_step == 4
+    assert "applied: max_skipped: 0.5, now 0.6; output_dir" not in caplog.text
+    assert "applied: max_skipped: 0.5, now 0.6; save_steps: 2, now 1" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "overwritten"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(recipe, tmp_path, damage):
+    path, output = recipe("instruct"), tmp_path / "out"
+    options = ["--output_dir", str(output)]
+    assert in_a_child(path, output, lambda: at_step(4, "save")) == signal.SIGKILL
+    checkpoint = output / "checkpoint-4"
+    names = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "data-0.json", "run.json", "trainer_state.json"}
+    assert names | {"adapter_model.safetensors"} <= {file.name for file in checkpoint.iterdir()}
+    for name in sorted(names | {"adapter_model.safetensors"}):
+        file = checkpoint / name
+        whole = file.read_bytes()
+        if damage == "missing":
+            file.unlink()
+        else:
+            file.write_bytes(whole[: len(whole) // 2] if damage == "cut" else bytes(len(whole)))
+        with pytest.raises(ValueError, match=r"checkpoint-4 is not whole.*Remove it, .* goes on from checkpoint-2"):
+            train(path, options)
+        file.write_bytes(whole)
+    assert train(path, options).state.global_step == STEPS
+
+
+def test_resuming_means_what_is_said(recipe, tmp_path):
+    path, output = recipe("instruct"), tmp_path / "out"
+    options = ["--output_dir", str(output), "--max_steps", "4", "--resume_from_checkpoint"]
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint is true, but there is no checkpoint in"):
+        train(path, [*options, "true"])
+    with pytest.raises(ValueError, match=r"There is no checkpoint .*checkpoint-2"):
+        train(path, [*options, str(output / "checkpoint-2")])
+    first = train(path, options[:-1])
+    for wish, begun in (("true", 4), (str(output / "checkpoint-2"), 2), ("false", 0)):
+        trainer = train(path, [*options, wish])
+        assert (trainer.train_dataset.first, trainer.state.global_step) == (2 * begun, 4)
+        assert losses(output) == {entry["step"]: entry["loss"] for entry in first.state.log_history if "loss" in entry}
+    assert (output / "_earlier-1" / "checkpoint-4").is_dir()
+    assert sorted(folder.name for folder in output.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.text(max_size=9)), max_size=9), st.integers(0, 9), st.binary(max_size=9)
+)
+def test_logs_are_shortened_line_by_line(tmp_path_factory, rows, step, torn):
+    """Whatever a line holds, the line breaks of Unicode too, and whatever a full disk left of the last one."""
+    path = tmp_path_factory.mktemp("log") / "skipped-0.jsonl"
+    lines = [json.dumps({"step": number, "error": text}, ensure_ascii=False) + "\n" for number, text in rows]
+    path.write_bytes("".join(lines).encode() + torn)
+    shorten(path, step)
+    kept = [line for line, (number, _) in zip(lines, rows, strict=True) if number <= step]
+    assert path.read_bytes() == "".join(kept).encode()

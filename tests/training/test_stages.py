@@ -6,6 +6,7 @@ from conftest import tiny_config
 
 from transformers_owl import MplugOwlForConditionalGeneration
 from transformers_owl.training import STAGES, module_table, prepare_stage
+from transformers_owl.training.stages import blank_visual
 
 
 EXPECTED = {
@@ -92,7 +93,9 @@ def test_the_table_counts_every_parameter_once():
     model = prepare_stage(build("llama"), "instruct")
     rows = {row["part"]: row for row in module_table(model)}
     assert set(rows) == {"vision_model", "abstractor", "language_model", "lm_head", "LoRA"}
-    assert sum(row["parameters"] for row in rows.values()) == sum(p.numel() for p in model.parameters())
+    own = [(name, parameter) for name, parameter in model.named_parameters() if "original_module" not in name]
+    assert sum(row["parameters"] for row in rows.values()) == sum(parameter.numel() for _, parameter in own)
+    assert rows["abstractor"]["trainable"] == rows["abstractor"]["parameters"] > 0
     assert rows["vision_model"]["trainable"] == rows["language_model"]["trainable"] == 0
     assert rows["LoRA"]["trainable"] == rows["LoRA"]["parameters"] > 0
     assert rows["vision_model"]["dtypes"] == {"float32"}
@@ -134,3 +137,29 @@ def test_unknown_names_of_layers_are_told():
         del layer.self_attn.q_proj, layer.self_attn.v_proj
     with pytest.raises(ValueError, match=r"linear layers are .*wq, wv"):
         prepare_stage(model, "instruct")
+
+
+@pytest.mark.parametrize("has_temporal", [False, True])
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_batch_reaches_what_trains(stage, world_size, has_temporal):
+    """A batch of text gives a gradient of its loss in every stage, by a blank image or video where it needs one."""
+    if stage == "temporal" and not has_temporal:
+        return
+    torch.manual_seed(0)
+    model = MplugOwlForConditionalGeneration(tiny_config(vision_config={"use_temporal": has_temporal}))
+    model = prepare_stage(model, stage)
+    kind = blank_visual(stage, has_temporal, world_size)
+    ids = torch.randint(3, 90, (1, 14))
+    labels, pixels = ids.clone(), {}
+    if kind is not None:
+        ids[:, 9:] = getattr(model.config, f"{kind}_token_id")
+        labels[:, 9:] = -100
+        name, size = {"image": ("pixel_values", (1,)), "video": ("pixel_values_videos", (1, 2))}[kind]
+        pixels = {name: torch.randn(*size, 3, 28, 28)}
+    model(input_ids=ids, labels=labels, **pixels).loss.backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert any(parameter.grad is not None for parameter in trained)
+    if world_size > 1:
+        missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert missing == []

@@ -1,24 +1,35 @@
 """The command trains after a recipe: what trains is told, the loss is the original's, and what it logs is true."""
 
+import io
 import json
+import re
+from dataclasses import MISSING, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from conftest import relative_error, tiny_config
+from rich.console import Console
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainerState, TrainingArguments
 from typer.testing import CliRunner
 
 from transformers_owl import MplugOwlForConditionalGeneration
 from transformers_owl.cli import app
 from transformers_owl.mplug_owl.modeling_mplug_owl import MplugOwlAttention
-from transformers_owl.training import ConversationCollator, prepare_stage
+from transformers_owl.mplug_owl.processing_mplug_owl import read_template
+from transformers_owl.training import STAGES, ConversationCollator, prepare_stage
+from transformers_owl.training.arguments import OwlArguments, parse_recipe
 from transformers_owl.training.mixture import Group, Mixture
+from transformers_owl.training.preview import memory, preview
 from transformers_owl.training.throughput import TrainingFlops, gradient_norms
-from transformers_owl.training.train import train
+from transformers_owl.training.train import compute_dtype, load_model, train
 from transformers_owl.training.trainer import OwlTrainer
+from transformers_owl.training.watching import Progress
+from transformers_owl_cli.commands import RECIPE
 
 
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--peak_tflops", "1", "--use_cpu", "true"]
@@ -112,6 +123,31 @@ def test_epochs_become_steps(recipe):
     assert train(recipe(), [*QUIET, *options]).state.global_step == 6
 
 
+@pytest.mark.parametrize(
+    ("rows", "steps", "ends"), [(6, 6, [3, 6]), (6, 7, [3, 6, 7]), (7, 8, [4, 7, 8]), (2, 3, [1, 2, 3])]
+)
+def test_what_is_due_at_the_end_of_an_epoch_is_done_at_every_one(recipe, files, rows, steps, ends):
+    """And once at the end of the run; also where an epoch is no whole number of steps."""
+    data = {"text": {"sources": [files.text(range(rows), "mine.jsonl")]}}
+    settings = {f"{name}_strategy": "epoch" for name in ("save", "eval", "logging")}
+    content = recipe(data=data, eval_data={"text": data["text"]}, max_steps=steps, save_total_limit=9, **settings)
+    for _ in range(2):  # the second run goes on from the first one's end, and has nothing left to do
+        state = train(content, QUIET).state
+        for name in ("loss", "eval_loss"):
+            logged = [(entry["step"], entry["epoch"]) for entry in state.log_history if name in entry]
+            assert logged == [(step, pytest.approx(step * 2 / rows)) for step in ends]
+        output = Path(yaml.safe_load(content.read_text())["output_dir"])
+        assert {path.name for path in output.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in ends}
+
+
+def test_tar_shards_have_no_epochs(recipe, files):
+    files.shard("0.tar", range(4))
+    data = {"web": {"sources": [{"format": "webdataset", "path": str(files.folder / "0.tar")}]}}
+    with pytest.raises(ValueError, match=r"`save_strategy` is epoch, but nobody has counted .* take `steps`"):
+        train(recipe(data=data), [*QUIET, "--save_strategy", "epoch"])
+    assert not any("epoch" in entry for entry in train(recipe(data=data), QUIET).state.log_history)
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "instruct", "instruct-full"])
 def test_trained_weights_are_float32_and_frozen_ones_as_computed(recipe, stage):
     trainer = train(recipe(stage=stage, bf16=True), QUIET)
@@ -119,6 +155,102 @@ def test_trained_weights_are_float32_and_frozen_ones_as_computed(recipe, stage):
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert all(4 < loss < 10 for loss in losses)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_trained_parts_start_from_the_values_of_their_file(recipe, tmp_path, stage, kind):
+    """Not from those rounded to the type of the computation, and no other model is loaded otherwise afterwards."""
+    torch.manual_seed(0)
+    model = MplugOwlForConditionalGeneration(tiny_config(vision_config={"use_temporal": True}))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path / "model")
+    expected = dict(model.named_parameters())
+    owl, args = parse_recipe(recipe(stage=stage, model=str(tmp_path / "model")), ["--use_cpu", "true"])
+    setattr(args, kind, True)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[kind]
+    for name, parameter in load_model(owl, args).named_parameters():
+        name = re.sub(r"^base_model\.model\.|\.base_layer|modules_to_save\.default\.|original_module\.", "", name)
+        if "lora_" not in name:
+            assert parameter.dtype == (torch.float32 if parameter.requires_grad else dtype), name
+            assert torch.equal(parameter, expected[name].to(parameter.dtype)), name
+    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=dtype)
+    assert {parameter.dtype for parameter in plain.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "temporal"])
+def test_text_alone_trains_in_every_stage(recipe, files, stage):
+    data = {"text": {"sources": [files.text(range(5))]}}
+    trainer = train(recipe(stage=stage, data=data, learning_rate=1e-2), QUIET)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 2 and all(4 < loss < 10 for loss in losses)
+
+
+def test_an_adapter_finds_its_base_from_any_folder(recipe, llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(llama.checkpoint).parent)
+    trainer = train(recipe(model=Path(llama.checkpoint).name), QUIET)
+    monkeypatch.chdir(tmp_path)
+    settings = json.loads(Path(trainer.args.output_dir, "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(Path(llama.checkpoint).resolve())
+    AutoModelForImageTextToText.from_pretrained(trainer.args.output_dir)
+
+
+def test_pushes_during_training_hold_the_code(recipe, monkeypatch):
+    trainer = train(recipe(stage="pretrain", save_strategy="steps", save_steps=1), QUIET)
+    output = Path(trainer.args.output_dir)
+    code = {path.name for path in output.glob("*.py")}
+    assert "modeling_mplug_owl.py" in code
+    for name in code:
+        (output / name).unlink()
+    pushed = []
+    monkeypatch.setattr(
+        Trainer, "_push_from_checkpoint", lambda *_: pushed.append({p.name for p in output.glob("*.py")})
+    )
+    trainer._push_from_checkpoint(str(output / "checkpoint-1"))
+    assert pushed == [code]
+
+
+@pytest.mark.parametrize("begun", [0, 6])
+def test_the_progress_bar_tells_speed_and_counts_what_is_left(begun):
+    """After a resume the steps of earlier runs are none of this one's speed."""
+    progress = Progress()
+    state = TrainerState(max_steps=10, global_step=begun)
+    progress.on_train_begin(None, state, None)
+    state.global_step += 1
+    progress.on_step_end(None, state, None)
+    progress.on_log(None, state, None, {"loss": 2.5, "tokens_per_second": 1234})
+    shown = progress.training_bar.format_dict
+    assert (shown["n"], shown["total"], shown["initial"]) == (begun + 1, 10, begun)
+    assert shown["postfix"] == "loss=2.5, tokens/s=1,234"
+    progress.on_train_end(None, state, None)
+
+
+@pytest.mark.parametrize("flag", ["bf16", "fp16", None])
+def test_the_peak_is_that_of_the_type_that_products_run_in(flag):
+    args = SimpleNamespace(**{name: name == flag for name in ("bf16", "fp16")})
+    assert compute_dtype(args) == {"bf16": torch.bfloat16, "fp16": torch.float16, None: torch.float32}[flag]
+
+
+def test_a_recipe_chooses_the_chat_template(recipe, tmp_path):
+    """By name or file, in training and in what is saved."""
+    template = tmp_path / "plain.jinja"
+    template.write_text(
+        "{% for message in messages %}{% if message.role == 'assistant' %}{% generation %}"
+        "{{ message.content }}{% endgeneration %}{% else %}<{{ message.content[-1].text }}>{% endif %}{% endfor %}"
+    )
+    data = {"text": {"sources": [{"format": "alpaca", "path": str(tmp_path / "say.jsonl")}]}}
+    (tmp_path / "say.jsonl").write_text('{"instruction": "Say it.", "output": "grey"}\n')
+    for name, expected in ((str(template), "<Say it.>"), ("original", "Human: Say it.\nAI: ")):
+        trainer = train(recipe(data=data, chat_template=name), QUIET)
+        row = next(iter(trainer.train_dataset))
+        text = trainer.processing_class.tokenizer.decode(row["input_ids"][0])
+        assert expected in text
+        assert AutoProcessor.from_pretrained(trainer.args.output_dir).chat_template == read_template(name)
+    with pytest.raises(ValueError, match="tokenizer has no chat template"):
+        train(recipe(data=data, chat_template="language_model"), QUIET)
+    with pytest.raises(ValueError, match=r"`chat_template` is 'gone.jinja'.* original, language_model"):
+        train(recipe(data=data, chat_template="gone.jinja"), QUIET)
 
 
 @pytest.mark.parametrize("prompt", ["one_image", "two_images", "text_only"])
@@ -247,6 +379,13 @@ def test_a_blank_picture_changes_nothing_but_reaches_the_visual_modules(llama, l
     ("settings", "message"),
     [
         ({"max_steps": -1}, "`max_steps` is needed"),
+        ({"label_smoothing_factor": 0.1}, r"`label_smoothing_factor` is 0\.1, but it must be 0\.0 here"),
+        (
+            {"train_sampling_strategy": "group_by_length"},
+            "`train_sampling_strategy` is 'group_by_length', but it must be",
+        ),
+        ({"dataloader_drop_last": True}, "`dataloader_drop_last` is True, but it must be False here"),
+        ({"dataloader_in_order": False}, "`dataloader_in_order` is False, but it must be True here"),
         ({"auto_find_batch_size": True}, "`auto_find_batch_size` cannot change"),
         ({"per_device_train_batch_size": 4}, r"are \(2, 1, 0, 1\) in the mixture, but \(4, 1, 0, 1\)"),
         ({"gradient_accumulation_steps": 3}, r"\(2, 1, 0, 1\) in the mixture, but \(2, 3, 0, 1\)"),
@@ -260,3 +399,36 @@ def test_arguments_that_do_not_fit_the_mixture_are_told(
     arguments = TrainingArguments(tmp_path, use_cpu=True, report_to=[], **given)
     with pytest.raises(ValueError, match=message):
         OwlTrainer(llama_model, arguments, mixture)
+
+
+def test_a_dry_run_shows_what_would_be_done(recipe, tmp_path):
+    """Steps, samples, memory and the first rows, learned parts apart; nothing is written."""
+    console = Console(record=True, width=200, file=io.StringIO())
+    preview(recipe(max_steps=6), ["--use_cpu", "true"], console)
+    shown = console.export_text(clear=False)
+    assert "6 optimizer steps of 2 rows each; samples an epoch: pictures 6, text 5; 1 epochs in all." in shown
+    assert "LoRA" in shown and "Memory on one device" in shown
+    assert "[image: 65 positions]" in shown
+    green = "".join(segment.text for segment in console._record_buffer if "bold green" in str(segment.style))
+    assert sorted(re.findall(r"grey (\d)\d*", green)) and "Human" not in green and "Say" not in green
+    assert not (tmp_path / "out").exists()
+
+
+def test_memory_counts_weights_gradients_and_moments():
+    model = nn.Sequential(nn.Linear(10, 10, bias=False).requires_grad_(False).bfloat16(), nn.Linear(10, 5, bias=False))
+    assert memory(model) == 2 * 100 + 4 * 50 + 12 * 50
+
+
+def test_help_lists_the_names_of_a_recipe():
+    output = CliRunner().invoke(app, ["train", "--help"]).output
+    assert RECIPE.split(":\n", 1)[1].splitlines()[0] in output
+    listed = dict(
+        re.findall(
+            r"(\w+)(?:=(\[.*?\]|[^,\n]+))?(?:, |$)", re.sub(r"(?m)^  .{13}", "", RECIPE.split(":\n", 1)[1]), re.M
+        )
+    )
+    expected = {}
+    for each in fields(OwlArguments):
+        value = each.default_factory() if each.default is MISSING else each.default
+        expected[each.name] = "" if value in (None, "") else str(value)
+    assert listed == expected

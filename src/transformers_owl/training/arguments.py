@@ -1,8 +1,10 @@
 """What a recipe may say: our own names, and all of `transformers.TrainingArguments`."""
 
+import enum
+import types
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -13,6 +15,13 @@ from .names import check_names
 from .stages import STAGES
 
 
+# The least that a setting may be.
+LEAST = {
+    "global_batch_size": 1, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1, "max_length": 1, "num_frames": 1, "lora_r": 1, "lora_alpha": 1, "lora_dropout": 0,
+    "peak_tflops": 0, "learning_rate": 0, "weight_decay": 0, "max_grad_norm": 0,
+    "num_train_epochs": 0, "dataloader_num_workers": 0, "save_total_limit": 1,
+}  # fmt: skip
 # Where this command departs from the library's defaults.
 DEFAULTS = {"report_to": "tensorboard", "remove_unused_columns": False, "save_total_limit": 3, "logging_steps": 10}
 
@@ -60,6 +69,10 @@ class OwlArguments:
     quantize: str = field(
         default="none", metadata={"help": "Language model in 4 bits (QLoRA) by bitsandbytes: none, or 4bit."}
     )
+    chat_template: str | None = field(
+        default=None,
+        metadata={"help": "original, language_model (its own), or a Jinja file (default: the model's)."},
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa or flash_attention_2 (default: the library's choice)."}
     )
@@ -78,15 +91,21 @@ class OwlArguments:
         if Path(self.model, "adapter_config.json").exists():
             raise ValueError(f"{self.model} is an adapter: merge it onto its base first (conversion/merge_adapter.py).")
         check_names([self.stage], STAGES, "a stage")
-        if self.num_frames is not None and self.num_frames < 1:
-            raise ValueError(f"`num_frames` is {self.num_frames}, but a number from 1 was expected.")
+        if not self.lora_dropout < 1:
+            raise ValueError(f"`lora_dropout` is {self.lora_dropout}, but a share below 1 was expected.")
+        if len(self.crop) != 2:
+            raise ValueError(f"`crop` is {self.crop}, but two shares of the area were expected, as in [0.5, 1.0].")
         check_names([self.quantize], ("none", "4bit"), "a quantisation")
         if self.quantize != "none" and not STAGES[self.stage].lora:
             raise ValueError(f"Weights in 4 bits cannot train: `quantize` needs a stage with LoRA, not {self.stage!r}.")
+        if self.chat_template not in (None, "original", "language_model") and not Path(self.chat_template).is_file():
+            raise ValueError(
+                f"`chat_template` is {self.chat_template!r}, but original, language_model or a Jinja file was expected."
+            )
         self.data, self.eval_data = _tree(self.data, "data"), _tree(self.eval_data, "eval_data")
         if not self.data:
             raise ValueError("The recipe needs `data`: groups by name, each with `sources`.")
-        self.augmentation = Augmentation((self.crop[0], self.crop[-1]), self.flip)
+        self.augmentation = Augmentation((self.crop[0], self.crop[1]), self.flip)
         self.policy = Policy(self.on_error, self.max_skipped)
 
     def groups(self, which: str = "data") -> dict[str, Group]:
@@ -132,6 +151,11 @@ def parse_recipe(recipe: str | Path | None, options: list[str]) -> tuple[OwlArgu
     )
     if rest:
         raise ValueError(f"{rest[0]!r} is neither a setting nor the value of one: write `--name value`.")
+    values = {**vars(training), **vars(owl)}
+    for name, least in LEAST.items():
+        value = values[name]
+        if value is not None and value < least:
+            raise ValueError(f"`{name}` is {value}, but a number from {least} was expected.")
     if owl.global_batch_size is not None:
         rows = training.per_device_train_batch_size * training.world_size
         if owl.global_batch_size % rows:
@@ -143,11 +167,49 @@ def parse_recipe(recipe: str | Path | None, options: list[str]) -> tuple[OwlArgu
     return owl, training
 
 
-def _read(recipe: Path, names: list[str]) -> dict[str, Any]:
+def _read(recipe: Path, names: list[str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if recipe.resolve() in above:
+        chain = " -> ".join(str(path) for path in (*above, recipe.resolve()))
+        raise ValueError(f"A recipe cannot be its own base: {chain}.")
     values = _tree(recipe.read_text(encoding="utf-8"), str(recipe))
     check_names(values, ["base", *names], f"a setting, but {recipe} has it")
     base = values.pop("base", None)
-    return values if base is None else _read(recipe.parent / base, names) | values
+    hints = {name: hint for kind in KINDS for name, hint in get_type_hints(kind).items()}
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(
+                f"{recipe}: `{name}` is {value!r}, but {_described(hints[name])} was expected. (YAML reads a bare yes, "
+                "no, on or off as true or false: put words in quotes.)"
+            )
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f"{recipe}: `base` is {base!r}, but the path of another recipe was expected.")
+    return _read(recipe.parent / base, names, (*above, recipe.resolve())) | values
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of YAML is of a field's type; text stands for any single value, as on the command line."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is list:
+        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, str) if kind is not bool else isinstance(value, bool | str)
+    if kind is float:
+        return isinstance(value, int | float | str)
+    if kind in (int, str) or (isinstance(kind, type) and issubclass(kind, enum.Enum)):
+        return isinstance(value, str) or (kind is int and isinstance(value, int))
+    return isinstance(value, origin or kind)
+
+
+def _described(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind)) if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
 def _tree(value: dict | str | None, name: str) -> dict[str, Any]:

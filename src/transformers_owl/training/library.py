@@ -1,12 +1,20 @@
 """The fence of training: what it leans on in other packages beyond their documented names."""
 
+import json
+import pickle
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from ..mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration
+from .checkpoints import SIZES_FILE, damaged, sizes
 
 
 LEANS_ON = {
@@ -15,10 +23,13 @@ LEANS_ON = {
     "transformers.Trainer._get_output_dir": "the folder that a checkpoint is written into",
     "transformers.Trainer._push_from_checkpoint": "uploads a checkpoint, before it is whole",
     "transformers.Trainer._load_from_checkpoint": "the weights of a run that has nothing left to train",
+    "transformers.Trainer._load_optimizer_and_scheduler": "reads two files of a checkpoint; passes over missing ones",
+    "transformers.Trainer._load_rng_state": "reads the random states; passes over a missing file",
     "transformers.Trainer._load_best_model": "the same, where the best ones are wanted",
     "transformers.trainer_utils.get_last_checkpoint": "where a run goes on",
     "transformers.trainer_utils.rotate_checkpoints": "removes older checkpoints, but the best one",
     "transformers.modeling_layers.GradientCheckpointingLayer": "what a layer is, in all models of the library",
+    "transformers.PreTrainedModel._keep_in_fp32_modules_strict": "parts that are loaded in float32, whatever the type",
     "webdataset.shardlists.expand_urls": "`{00000..00099}` stands for a hundred files",
     "webdataset.tariterators.group_by_keys": "files of a tar shard, by sample",
     "datasets: state.json": "a folder that `save_to_disk` wrote has such a file",
@@ -56,6 +67,9 @@ class WholeCheckpoints(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_saving:
+            if self.is_world_process_zero():
+                for code in Path(checkpoint_folder).glob("*.py"):  # the library copies weights and settings alone
+                    shutil.copy(code, str(self.args.output_dir))
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -72,6 +86,7 @@ class WholeCheckpoints(Trainer):
                 self.state.save_to_json(str(aside / "trainer_state.json"))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            (aside / SIZES_FILE).write_text(json.dumps(sizes(aside), indent=1))
             if final.exists():
                 final.rename(aside.parent / f"old-{final.name}")
             aside.rename(final)
@@ -83,6 +98,29 @@ class WholeCheckpoints(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
 
+    def _whole(self, load: Callable, checkpoint: str, *args, **kwargs):
+        try:
+            return load(checkpoint, *args, **kwargs)
+        except (
+            OSError,
+            EOFError,
+            KeyError,
+            ValueError,
+            RuntimeError,
+            pickle.UnpicklingError,
+            SafetensorError,
+        ) as error:
+            raise ValueError(f"{damaged(Path(checkpoint), 'a file')} The library says: {error}") from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        return self._whole(super()._load_from_checkpoint, resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        return self._whole(super()._load_optimizer_and_scheduler, checkpoint) if checkpoint else None
+
+    def _load_rng_state(self, checkpoint):
+        return self._whole(super()._load_rng_state, checkpoint) if checkpoint else None
+
     def load_trained(self, checkpoint: str) -> None:
         """The weights of a finished run: the best ones where `load_best_model_at_end` wants them, else the last."""
         best = self.state.best_model_checkpoint
@@ -90,6 +128,17 @@ class WholeCheckpoints(Trainer):
             self._load_best_model()
         else:
             self._load_from_checkpoint(checkpoint)
+
+
+@contextmanager
+def kept_in_float32(parts: list[str]) -> Iterator[None]:
+    """Within it the model is loaded with these parts of it in float32, as their file has them."""
+    before = MplugOwlForConditionalGeneration._keep_in_fp32_modules_strict
+    MplugOwlForConditionalGeneration._keep_in_fp32_modules_strict = parts
+    try:
+        yield
+    finally:
+        MplugOwlForConditionalGeneration._keep_in_fp32_modules_strict = before
 
 
 def expand_urls(pattern: str) -> list[str]:

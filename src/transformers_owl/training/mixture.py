@@ -11,7 +11,9 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +62,11 @@ class RowGroup:
         file = int(np.searchsorted(self.ends, number, side="right"))
         return self.files[file][number - (self.ends[file - 1] if file else 0)]
 
+    def paths(self) -> list[str]:
+        """The files of rows; for a data set in a folder those below it."""
+        paths = [Path(file.source.path) for file in self.files]
+        return [str(found) for path in paths for found in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+
     def draws(self, slot: int, slots: int, seed: int, position: list[int]) -> Iterator[Draw]:
         epoch, order = -1, np.empty(0, dtype=int)
         for turn in itertools.count(position[0]):
@@ -80,6 +87,9 @@ class ShardGroup:
 
     def __init__(self, sources: list[Shards]):
         self.shards = [(source, shard) for source in sources for shard in source.shards]
+
+    def paths(self) -> list[str]:
+        return [shard for _, shard in self.shards]
 
     def draws(self, slot: int, slots: int, seed: int, position: list[int]) -> Iterator[Draw]:
         epoch, first, done = position
@@ -128,10 +138,15 @@ class Group:
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> "Group":
+        if not isinstance(entry, dict):
+            raise ValueError(f"A group of data is {entry!r}, but `weight` and `sources` were expected.")
         check_names(entry, ("weight", "sources"), "a group of data")
         weight = entry.get("weight", 1)
-        if not (isinstance(weight, int) and weight > 0 and entry.get("sources")):
-            raise ValueError(f"A group of data needs a `weight` from 1 and `sources`, but {entry} was given.")
+        if not (type(weight) is int and weight > 0 and isinstance(entry.get("sources"), list) and entry["sources"]):
+            raise ValueError(f"A group of data needs a `weight` from 1 and `sources`, a list, but {entry} was given.")
+        for source in entry["sources"]:
+            if not isinstance(source, dict):
+                raise ValueError(f"A source of data is {source!r}, but `format` and `path` were expected.")
         sources = [Source.from_dict(source) for source in entry["sources"]]
         streamed = [source.format == "webdataset" for source in sources]
         if any(streamed) and not all(streamed):
@@ -176,7 +191,8 @@ class Mixture(IterableDataset):
 
     Args:
         groups (`dict[str, Group]`): By name. If the sum of the reduced weights divides the rows of an optimizer step,
-            every step holds the groups in exactly their ratio, else within one row.
+            every step holds the groups in exactly their ratio, else within one row, and exactly in the long run; so
+            does what each worker of each rank draws.
         collator ([`ConversationCollator`]): Of the model.
         batch_size (`int`): Rows of a micro-batch.
         accumulation (`int`): Micro-batches of a rank in an optimizer step.
@@ -211,12 +227,31 @@ class Mixture(IterableDataset):
         Raises:
             ValueError: for tar shards, whose samples nobody has counted.
         """
-        periods = 0.0
         for name, group in self.groups.items():
             if isinstance(group.data, ShardGroup):
                 raise ValueError(f"Nobody has counted the samples of the tar shards of {name!r}: give max_steps.")
-            periods = max(periods, len(group.data) / self.pattern.count(name))
-        return math.ceil(epochs * periods * len(self.pattern) / (self.batch_size * self.accumulation * self.world_size))
+        assert self.steps_an_epoch is not None
+        return math.ceil(Fraction(epochs) * self.steps_an_epoch)
+
+    @property
+    def steps_an_epoch(self) -> Fraction | None:
+        """Optimizer steps, not whole ones, in which every row has come once; None for tar shards."""
+        periods = Fraction(0)
+        for name, group in self.groups.items():
+            if isinstance(group.data, ShardGroup):
+                return None
+            periods = max(periods, Fraction(len(group.data), self.pattern.count(name)))
+        return periods * len(self.pattern) / (self.batch_size * self.accumulation * self.world_size)
+
+    def _round(self, workers: int) -> int:
+        """
+        The fewest steps in which the pattern ends as often as the turns of the workers. The pattern moves on by one row
+        after each of them: a round holds the exact ratio, and so does what any slot draws in as many rounds as the
+        pattern has rows.
+        """
+        rows = self.batch_size * self.accumulation * self.world_size
+        turns = workers // math.gcd(workers, self.accumulation)
+        return math.lcm(len(self.pattern) // math.gcd(len(self.pattern), rows), turns)
 
     def __iter__(self) -> Iterator[dict[str, Any] | ValueError]:
         info = get_worker_info()
@@ -226,8 +261,7 @@ class Mixture(IterableDataset):
         for number in itertools.count(self.first + physical, workers):
             step, part = divmod(number, self.accumulation)
             first = ((step * self.accumulation + part) * self.world_size + self.rank) * self.batch_size
-            # Turning the pattern lets every slot meet the groups in their ratio, whatever its rows in a step are.
-            turn = first + step // workers
+            turn = first + step // self._round(workers)
             names = [self.pattern[(turn + row) % len(self.pattern)] for row in range(self.batch_size)]
             try:
                 yield slot.batch(names)

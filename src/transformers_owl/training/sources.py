@@ -17,6 +17,7 @@ from ..mplug_owl.image_processing_mplug_owl import open_picture
 from .library import expand_urls, group_by_keys, is_saved_dataset
 from .names import check_names
 from .readers import READ, READERS, Messages, caption, check_read
+from .remote import RemoteFile
 from .tables import File, read_file, read_json
 
 
@@ -234,7 +235,8 @@ def _members(shard: str) -> Iterator[dict[str, Any]]:
     """The files in a tar file, as `webdataset` groups them."""
     from webdataset import gopen
 
-    with gopen(shard) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictMember) as archive:
+    opened = io.BufferedReader(RemoteFile(shard)) if shard.startswith(("http://", "https://")) else gopen(shard)
+    with opened as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictMember) as archive:
         for member in archive:
             data = archive.extractfile(member)
             if data is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .library import LORA, WRAPPED
+from .library import FROZEN_COPY, LORA, WRAPPED
 
 
 # Parts by the beginning of their parameters' names.
@@ -88,6 +88,25 @@ def prepare_stage(model, stage: str, lora_r: int = 8, lora_alpha: int = 32, lora
     return get_peft_model(model, config)
 
 
+def blank_visual(stage: str, has_temporal: bool, world_size: int) -> str | None:
+    """
+    What every micro-batch of a stage must show at least, or None. Several processes wait for each other's gradients,
+    and where visual parts alone train, a batch of text would have none.
+    """
+    chosen = STAGES[stage]
+    if world_size == 1 and (chosen.lora or "language_model" in chosen.trains):
+        return None
+    needs_video = "temporal" in chosen.trains or world_size > 1
+    return "video" if has_temporal and needs_video else "image"
+
+
+def trained_parts(stage: str) -> list[str]:
+    """Names of the modules below the model that a stage trains parts of, in weights files and in the model."""
+    parts = {"vision": ["vision_model"], "language_model": ["language_model", "embedding_norm", "lm_head"]}
+    parts |= {"temporal": ["vision_model", "abstractor"]}
+    return [name for part in STAGES[stage].trains for name in parts.get(part, ["abstractor"])]
+
+
 def lora_targets(model) -> str:
     """
     A pattern of the language model's layers for queries and values, or of those that make them together with keys.
@@ -108,9 +127,11 @@ def lora_targets(model) -> str:
 
 
 def module_table(model: nn.Module) -> list[dict]:
-    """Rows of part, parameters, trainable parameters and types, the language model's LoRA in a row of its own."""
+    """Rows of part, parameters, trainable parameters and types; LoRA has one of its own, PEFT's frozen copies none."""
     rows: dict[str, dict] = {}
     for name, parameter in model.named_parameters():
+        if FROZEN_COPY in name:
+            continue
         part = part_of(name)
         row = rows.setdefault(part, {"part": part, "parameters": 0, "trainable": 0, "dtypes": set()})
         is_packed = parameter.dtype == torch.uint8  # bitsandbytes: two weights of 4 bits in a byte

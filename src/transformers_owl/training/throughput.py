@@ -11,7 +11,7 @@ from .library import FROZEN_COPY
 from .stages import part_of
 
 
-# Dense matrix products in bfloat16, TFLOP/s, from the makers' data sheets; by the first part of a name that fits.
+# Dense matrix products in bfloat16 or float16, TFLOP/s, from data sheets; by the first part of a name that fits.
 PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "A10G": 70, "L4": 121}
 
 
@@ -94,7 +94,7 @@ def peak_tflops(device: torch.device, dtype: torch.dtype) -> float:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         known = [figure for part, figure in PEAK_TFLOPS.items() if part in name]
-        if known and dtype == torch.bfloat16:
+        if known and dtype in (torch.bfloat16, torch.float16):
             return known[0]
     side = 8192 if device.type == "cuda" else 1024
     matrix = torch.randn(side, side, device=device, dtype=dtype)

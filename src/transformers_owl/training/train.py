@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -15,14 +15,16 @@ from transformers import (
     set_seed,
 )
 
+from ..mplug_owl.processing_mplug_owl import read_template
 from .arguments import OwlArguments, parse_recipe
+from .checkpoints import set_aside
 from .collator import ConversationCollator
 from .compiling import compile_layers
-from .library import get_last_checkpoint
+from .library import get_last_checkpoint, kept_in_float32
 from .mixture import Mixture, NoAnswerLeftError, RowGroup, encode, open_visuals
 from .packing import check_packing
 from .sources import BadSampleError
-from .stages import prepare_stage
+from .stages import blank_visual, prepare_stage, trained_parts
 from .throughput import peak_tflops
 from .trainer import OwlTrainer
 from .watching import FixedPictures, LossCurves, print_table
@@ -42,55 +44,104 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
     Raises:
         ValueError: for a recipe or data that cannot be used.
     """
+    owl, args, processor, mixture, samples, model, console = prepare(recipe, options)
+    trainer = OwlTrainer(
+        model,
+        args,
+        mixture,
+        recipe=owl,
+        peak_tflops=owl.peak_tflops or peak_tflops(args.device, compute_dtype(args)),
+        eval_dataset=samples,
+        data_collator=mixture.collator,
+        processing_class=processor,
+        callbacks=[LossCurves(), *([FixedPictures(processor, owl.watch, owl.watch_prompt)] if owl.watch else [])],
+    )
+    last = where_to_go_on(args, trainer)
+    if last:
+        console.print(f"Going on from {last}", soft_wrap=True)
+    trainer.train(resume_from_checkpoint=last)
+    trainer.save_model()
+    trainer.save_state()
+    console.print(f"Saved to {args.output_dir}", soft_wrap=True)
+    return trainer
+
+
+class Prepared(NamedTuple):
+    """A recipe, read: its settings, and what they name, opened and loaded."""
+
+    owl: OwlArguments
+    args: TrainingArguments
+    processor: Any
+    mixture: Mixture
+    samples: list[dict] | None
+    model: Any
+    console: Console
+
+
+def prepare(recipe: str | Path | None, options: list[str], console: Console | None = None) -> Prepared:
+    """Reads a recipe, opens its data, loads its model for the stage, and prints what trains."""
     owl, args = parse_recipe(recipe, options)
-    console = Console(stderr=True, quiet=not args.should_log)
+    console = console or Console(stderr=True, quiet=not args.should_log)
     set_seed(args.seed)
     processor: Any = AutoProcessor.from_pretrained(owl.model)
+    if owl.chat_template is not None:
+        processor.chat_template = read_template(owl.chat_template, processor.tokenizer)
     mixture = make_mixture(owl, args, processor)
     samples = evaluation_samples(owl, mixture.collator, console)  # before the model: it says sooner what is wrong
     model = load_model(owl, args)
     if owl.packing:
         check_packing(model)
     print_table(model, console)
-    if args.world_size > 1:
-        mixture.collator.always = "video" if model.config.vision_config.use_temporal else "image"
-    trainer = OwlTrainer(
-        model,
-        args,
-        mixture,
-        peak_tflops=owl.peak_tflops or peak_tflops(args.device, torch.bfloat16 if args.bf16 else torch.float32),
-        eval_dataset=samples,
-        data_collator=mixture.collator,
-        processing_class=processor,
-        callbacks=[LossCurves(), *([FixedPictures(processor, owl.watch, owl.watch_prompt)] if owl.watch else [])],
-    )
+    mixture.collator.always = blank_visual(owl.stage, model.config.vision_config.use_temporal, args.world_size)
+    return Prepared(owl, args, processor, mixture, samples, model, console)
+
+
+def where_to_go_on(args: TrainingArguments, trainer: OwlTrainer) -> str | None:
+    """
+    The checkpoint that the run begins at: by default the last one in `output_dir`, if there is one; with
+    `resume_from_checkpoint` true it must exist, and with false what an earlier run left is put aside.
+    """
     trainer.accelerator.wait_for_everyone()  # the first process makes the folder
-    last = args.resume_from_checkpoint or get_last_checkpoint(args.output_dir)
-    if last:
-        console.print(f"Going on from {last}")
-    trainer.train(resume_from_checkpoint=last)
-    trainer.save_model()
-    trainer.save_state()
-    console.print(f"Saved to {args.output_dir}")
-    return trainer
+    wish = str(args.resume_from_checkpoint or "").lower() if args.resume_from_checkpoint is not False else "false"
+    if wish not in ("", "true", "false"):
+        return args.resume_from_checkpoint
+    if wish == "false":
+        if args.should_save:
+            set_aside(Path(str(args.output_dir)))
+        trainer.accelerator.wait_for_everyone()
+        return None
+    last = get_last_checkpoint(args.output_dir)
+    if wish == "true" and last is None:
+        raise ValueError(f"resume_from_checkpoint is true, but there is no checkpoint in {args.output_dir}.")
+    return last
+
+
+def compute_dtype(args: TrainingArguments) -> torch.dtype:
+    """What matrix products run in."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
 def load_model(owl: OwlArguments, args: TrainingArguments):
     """The model, prepared for its stage. Frozen weights have the type of the computation, trained ones float32."""
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    dtype = compute_dtype(args)
     quantization = {
         "none": None,
         "4bit": BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         ),
     }[owl.quantize]
-    model = AutoModelForImageTextToText.from_pretrained(
-        owl.model, dtype=dtype, attn_implementation=owl.attn_implementation, quantization_config=quantization
-    )
+    # An adapter keeps this address of its base, and is read from other folders.
+    address = str(Path(owl.model).resolve()) if Path(owl.model).is_dir() else owl.model
+    with kept_in_float32(trained_parts(owl.stage)):
+        model = AutoModelForImageTextToText.from_pretrained(
+            address, dtype=dtype, attn_implementation=owl.attn_implementation, quantization_config=quantization
+        )
     model = prepare_stage(model, owl.stage, owl.lora_r, owl.lora_alpha, owl.lora_dropout)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+        elif any(part in name.split(".") for part in trained_parts(owl.stage)):
+            parameter.data = parameter.data.to(dtype)
     return compile_layers(model) if owl.compile_layers else model
 
 

@@ -1,6 +1,7 @@
 """The library's Trainer over a [`Mixture`]: whole checkpoints, an exact place in the data, and what it logs besides."""
 
 import json
+import logging
 import shutil
 import time
 from collections import Counter
@@ -10,14 +11,25 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
-from transformers import TrainerState
+from transformers import ProgressCallback, TrainerState
 
+from .arguments import OwlArguments
+from .checkpoints import check_files, read_json, shorten
+from .epochs import Epochs, check_strategies
 from .library import UNFINISHED, WholeCheckpoints, get_last_checkpoint
 from .mixture import Mixture, MixtureLoader
+from .record import RECORD_FILE, check_same_run, record
 from .throughput import TrainingFlops, gradient_norms
-from .watching import ANSWERS_FILE
+from .watching import ANSWERS_FILE, Progress
 
 
+# Settings of the library that would have another effect than their name says, or none.
+FIXED = {
+    "label_smoothing_factor": (0.0, "the library would smooth labels that are not shifted, and teach tokens to repeat"),
+    "train_sampling_strategy": ("random", "the mixture draws the rows"),
+    "dataloader_drop_last": (False, "the batches of the mixture are all whole"),
+    "dataloader_in_order": (True, "which row a worker draws next follows from the order of batches"),
+}
 SKIPPED_FILE = "skipped-{rank}.jsonl"
 
 
@@ -29,6 +41,8 @@ class OwlTrainer(WholeCheckpoints):
     Args:
         mixture ([`Mixture`]): The training data; batch size and accumulation are those of `args`.
         peak_tflops (`float`, *optional*): What one device can do at most, for MFU; without it there is none.
+        recipe ([`OwlArguments`], *optional*): What model, data and stage were chosen by. Checkpoints keep it, and a run
+            with another one does not go on from them.
         **kwargs: As in `Trainer`. `args.max_steps` must be set.
 
     Besides the loss it logs, over all processes: tokens and pictures a second, MFU, the norm of the gradient of every
@@ -38,11 +52,25 @@ class OwlTrainer(WholeCheckpoints):
     model: nn.Module
     train_dataset: Mixture
 
-    def __init__(self, model, args, mixture: Mixture, peak_tflops: float | None = None, **kwargs):
+    def __init__(
+        self,
+        model,
+        args,
+        mixture: Mixture,
+        peak_tflops: float | None = None,
+        recipe: OwlArguments | None = None,
+        **kwargs,
+    ):
         check_arguments(args, mixture)
+        self.record = record(args, mixture, recipe)
         # The mixture begins where its checkpoint says: there is nothing for the library to skip.
         args.ignore_data_skip = True
         super().__init__(model, args, train_dataset=mixture, **kwargs)
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(Progress())
+        if mixture.steps_an_epoch is not None:
+            self.add_callback(Epochs(mixture.steps_an_epoch))
         self.peak_tflops = peak_tflops
         self.skipped: Counter[str] = Counter()
         self.positions: dict[int, dict[str, Any]] = {}
@@ -57,16 +85,18 @@ class OwlTrainer(WholeCheckpoints):
             resume_from_checkpoint = get_last_checkpoint(str(output))
         if self.args.should_save:
             shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+        done = 0
         if resume_from_checkpoint:
-            self._resume_data(Path(str(resume_from_checkpoint)))
-            if self.train_dataset.first >= self.args.max_steps * self.args.gradient_accumulation_steps:
+            checkpoint = Path(str(resume_from_checkpoint))
+            done = self._resume(checkpoint)
+            if done >= self.args.max_steps:
                 # All is done but for what comes after; the library would train for one more step.
-                self.state = TrainerState.load_from_json(str(Path(str(resume_from_checkpoint), "trainer_state.json")))
-                return self.load_trained(str(resume_from_checkpoint))
-        done = self.train_dataset.first // self.args.gradient_accumulation_steps
+                self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+                return self.load_trained(str(checkpoint))
         shorten(output / self._skipped_file, done)
         if self.args.should_save:
             shorten(output / ANSWERS_FILE, done)
+            self._write_record(output)
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def get_train_dataloader(self) -> MixtureLoader:
@@ -109,7 +139,11 @@ class OwlTrainer(WholeCheckpoints):
             logs |= {f"skipped_{reason.replace(' ', '_')}": count for reason, count in self.skipped.items()}
             self._counted.zero_()
             self._began = None
+        epoch = self.state.epoch
+        if self.train_dataset.steps_an_epoch is None:
+            self.state.epoch = None  # type: ignore[assignment]  # of tar shards nobody knows it
         super().log(logs, start_time)
+        self.state.epoch = epoch
 
     def _note(self, report: dict[str, Any]) -> None:
         self.positions[report["worker"]] = report["positions"]
@@ -133,37 +167,64 @@ class OwlTrainer(WholeCheckpoints):
 
     def add_to_checkpoint(self, folder: Path) -> None:
         (folder / self._data_file).write_text(json.dumps(self._place(), indent=1))
+        if self.args.should_save:
+            self._write_record(folder)
+
+    def _write_record(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD_FILE).write_text(json.dumps(self.record, indent=1), encoding="utf-8")
 
     def _place(self) -> dict[str, Any]:
         """How far this process has come in the data."""
         return {
             "world_size": self.args.world_size,
             "workers": max(self.args.dataloader_num_workers, 1),
-            "batches": self.state.global_step * self.args.gradient_accumulation_steps,
+            "steps": self.state.global_step,
             "positions": self.positions,
             "skipped": self.skipped,
         }
 
-    def _resume_data(self, checkpoint: Path) -> None:
-        path = checkpoint / self._data_file
-        if not path.exists():
-            raise ValueError(f"{checkpoint} has no {path.name}: it was not written by this command's Trainer.")
-        place = json.loads(path.read_text())
+    def _resume(self, checkpoint: Path) -> int:
+        """Sets the place in the data to that of a checkpoint, after checking that it is this run's; gives its step."""
+        check_files(checkpoint)
+        if not (checkpoint / self._data_file).exists() and not (checkpoint / RECORD_FILE).exists():
+            raise ValueError(f"{checkpoint} has no {self._data_file}: it was not written by this command's Trainer.")
+        changed = check_same_run(checkpoint, self.record)
+        if changed and self.args.should_log:
+            logging.getLogger(__name__).warning(f"Changed since {checkpoint.name} and applied: {'; '.join(changed)}.")
+        place = read_json(checkpoint, self._data_file)
         now, then = ({name: run[name] for name in ("world_size", "workers")} for run in (self._place(), place))
         if now != then:
             raise ValueError(f"{checkpoint} was written by a run with {then}, but this one has {now}: they must agree.")
+        if self.record["settings"]["save_only_model"] and place["steps"] < self.args.max_steps:
+            raise ValueError(
+                f"{checkpoint} holds weights alone (`save_only_model`), and no run can go on from these: begin another "
+                "one with them as its `model`."
+            )
         self.positions = {int(worker): positions for worker, positions in place["positions"].items()}
         self.skipped = Counter(place["skipped"])
         self.train_dataset.positions = dict(self.positions)
-        self.train_dataset.first = place["batches"]
+        self.train_dataset.first = place["steps"] * self.args.gradient_accumulation_steps
+        self._find_best(checkpoint)
+        return place["steps"]
 
-
-def shorten(path: Path, step: int) -> None:
-    """Removes from a JSON Lines file what was written after an optimizer step."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
+    def _find_best(self, checkpoint: Path) -> None:
+        """The best checkpoint lies beside the others, also where their folder was moved since."""
+        path = read_json(checkpoint, "trainer_state.json")["best_model_checkpoint"]
+        if path is None:
+            return
+        best = self._output / Path(path).name
+        if self.args.load_best_model_at_end and not best.is_dir():
+            raise ValueError(
+                f"{checkpoint} names {best} as the best checkpoint, but it is gone: bring it back, or go on with "
+                "`--load_best_model_at_end false`."
+            )
+        self.accelerator.wait_for_everyone()
+        if str(best) != path and best.is_dir() and self.args.should_save:
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            state.best_model_checkpoint = str(best)
+            state.save_to_json(str(checkpoint / "trainer_state.json"))
+        self.accelerator.wait_for_everyone()
 
 
 def check_arguments(args, mixture: Mixture) -> None:
@@ -178,6 +239,11 @@ def check_arguments(args, mixture: Mixture) -> None:
         )
     if args.max_steps <= 0:
         raise ValueError("`max_steps` is needed: `mixture.steps(epochs)` computes it.")
+    for name, (allowed, reason) in FIXED.items():
+        value = vars(args).get(name, allowed)
+        if value != allowed:
+            raise ValueError(f"`{name}` is {value!r}, but it must be {allowed!r} here: {reason}.")
+    check_strategies(args, mixture)
     if args.auto_find_batch_size:
         raise ValueError("`auto_find_batch_size` cannot change the mixture's batches: give the batch size yourself.")
     given = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.process_index, args.world_size)

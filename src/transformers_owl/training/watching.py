@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, TrainerCallback
 
 from ..mplug_owl.video_processing_mplug_owl import visual_part
 from .stages import module_table
@@ -24,6 +25,23 @@ def print_table(model, console) -> None:
 
 
 ANSWERS_FILE = "answers.jsonl"
+
+
+class Progress(ProgressCallback):
+    """The library's progress bar with loss and speed on it; the time left is right after a resume too."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True)
+        self.current_step = state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        super().on_log(args, state, control, logs, **kwargs)
+        if self.training_bar is not None and logs and "loss" in logs:
+            shown = {"loss": f"{logs['loss']:.4g}"}
+            if "tokens_per_second" in logs:
+                shown["tokens/s"] = f"{logs['tokens_per_second']:,}"
+            self.training_bar.set_postfix(shown)
 
 
 class LossCurves(TrainerCallback):

@@ -1,0 +1,53 @@
+"""Epochs of an endless stream: what is due at the end of each is done there."""
+
+from fractions import Fraction
+
+from transformers import TrainerCallback
+
+from .mixture import Mixture
+
+
+STRATEGIES = {"logging_strategy": "should_log", "eval_strategy": "should_evaluate", "save_strategy": "should_save"}
+
+
+def check_strategies(args, mixture: Mixture) -> None:
+    """
+    Raises:
+        ValueError: for work at the end of an epoch that nobody can see.
+    """
+    for name in STRATEGIES:
+        if vars(args)[name] == "epoch" and mixture.steps_an_epoch is None:
+            raise ValueError(
+                f"`{name}` is epoch, but nobody has counted the samples of tar shards: take `steps`, and how many."
+            )
+
+
+class Epochs(TrainerCallback):
+    """
+    Counts epochs of the data, where the library counts the whole run as one, and does at their ends what the
+    strategies `epoch` say.
+
+    Args:
+        steps (`Fraction`): Optimizer steps of an epoch.
+    """
+
+    def __init__(self, steps: Fraction):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        state.epoch = float(state.global_step / self.steps)
+        if self._is_end(state.global_step):
+            for name, flag in STRATEGIES.items():
+                is_early = name == "eval_strategy" and state.epoch < args.eval_delay
+                if vars(args)[name] == "epoch" and not is_early:
+                    setattr(control, flag, True)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """The end of the run, for the library that of its one epoch: what `on_step_end` has just done is left out."""
+        if self._is_end(state.global_step):
+            for name, flag in STRATEGIES.items():
+                if vars(args)[name] == "epoch":
+                    setattr(control, flag, False)
+
+    def _is_end(self, step: int) -> bool:
+        return step // self.steps > (step - 1) // self.steps
