@@ -4,6 +4,7 @@ A sample is `{"messages": [...], "source": "FILE, row 7"}`. What cannot be read 
 which names both.
 """
 
+import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields

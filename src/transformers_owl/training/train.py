@@ -62,6 +62,9 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
     trainer.save_state()
+    if args.should_save:
+        # An adapter has none, and servers look for one.
+        trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(str(args.output_dir))
     console.print(f"Saved to {args.output_dir}", soft_wrap=True)
     return trainer
 
