@@ -88,7 +88,7 @@ def prepare(recipe: str | Path | None, options: list[str], console: Console | No
     set_seed(args.seed)
     processor: Any = AutoProcessor.from_pretrained(owl.model)
     if owl.chat_template is not None:
-        processor.chat_template = read_template(owl.chat_template, processor.tokenizer)
+        choose_template(processor, owl.chat_template)
     mixture = make_mixture(owl, args, processor)
     samples = evaluation_samples(owl, mixture.collator, console)  # before the model: it says sooner what is wrong
     model = load_model(owl, args)
@@ -97,6 +97,17 @@ def prepare(recipe: str | Path | None, options: list[str], console: Console | No
     print_table(model, console)
     mixture.collator.always = blank_visual(owl.stage, model.config.vision_config.use_temporal, args.world_size)
     return Prepared(owl, args, processor, mixture, samples, model, console)
+
+
+def choose_template(processor, name: str) -> None:
+    """Sets a processor's prompts by a name of `read_template`, and its tokenizer's, as a saved folder has them."""
+    tokenizer = processor.tokenizer
+    if name == "language_model" and tokenizer.chat_template == processor.chat_template:
+        raise ValueError(
+            "The model's tokenizer has no chat template besides the model's prompts: leave `chat_template` out to keep "
+            "these, or give a Jinja file."
+        )
+    processor.chat_template = tokenizer.chat_template = read_template(name, tokenizer)
 
 
 def where_to_go_on(args: TrainingArguments, trainer: OwlTrainer) -> str | None:
