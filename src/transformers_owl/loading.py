@@ -58,8 +58,19 @@ def load(
         loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, device_map=device)
     processor = AutoProcessor.from_pretrained(model)
     if chat_template is not None:
-        processor.chat_template = read_template(chat_template, processor.tokenizer)
+        choose_template(processor, chat_template)
     return loaded, processor
+
+
+def choose_template(processor, name: str) -> None:
+    """Sets a processor's prompts by a name of `read_template`, and its tokenizer's, as a saved folder has them."""
+    tokenizer = processor.tokenizer
+    if name == "language_model" and tokenizer.chat_template == processor.chat_template:
+        raise ValueError(
+            "The model's tokenizer has no chat template besides the model's prompts: leave the chat template out to "
+            "keep these, or give a Jinja file."
+        )
+    processor.chat_template = tokenizer.chat_template = read_template(name, tokenizer)
 
 
 def generation_options(max_new_tokens: int | None, temperature: float, top_p: float, num_beams: int = 1) -> dict:

@@ -15,7 +15,7 @@ from transformers import (
     set_seed,
 )
 
-from ..mplug_owl.processing_mplug_owl import read_template
+from ..loading import choose_template
 from .arguments import OwlArguments, parse_recipe
 from .checkpoints import set_aside
 from .collator import ConversationCollator
@@ -62,9 +62,6 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
     trainer.save_state()
-    if args.should_save:
-        # An adapter has none, and servers look for one.
-        trainer.accelerator.unwrap_model(trainer.model).config.save_pretrained(str(args.output_dir))
     console.print(f"Saved to {args.output_dir}", soft_wrap=True)
     return trainer
 
@@ -97,17 +94,6 @@ def prepare(recipe: str | Path | None, options: list[str], console: Console | No
     print_table(model, console)
     mixture.collator.always = blank_visual(owl.stage, model.config.vision_config.use_temporal, args.world_size)
     return Prepared(owl, args, processor, mixture, samples, model, console)
-
-
-def choose_template(processor, name: str) -> None:
-    """Sets a processor's prompts by a name of `read_template`, and its tokenizer's, as a saved folder has them."""
-    tokenizer = processor.tokenizer
-    if name == "language_model" and tokenizer.chat_template == processor.chat_template:
-        raise ValueError(
-            "The model's tokenizer has no chat template besides the model's prompts: leave `chat_template` out to keep "
-            "these, or give a Jinja file."
-        )
-    processor.chat_template = tokenizer.chat_template = read_template(name, tokenizer)
 
 
 def where_to_go_on(args: TrainingArguments, trainer: OwlTrainer) -> str | None:
