@@ -24,6 +24,10 @@ class MplugOwlImageProcessorTest(ImageProcessingTestMixin, unittest.TestCase):
     def test_call_numpy_4_channels(self):
         pass
 
+    @unittest.skip("every picture becomes RGB: do_convert_rgb=False is refused")
+    def test_image_processor_from_dict_with_kwargs_has_attributes(self):
+        pass
+
     @unittest.skip("always PIL, also where torchvision is: its resize gives other pixels than the original's")
     def test_new_models_require_torchvision_backend(self):
         pass

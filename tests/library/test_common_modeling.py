@@ -26,6 +26,10 @@ class CommonTests(ModelTesterMixin, GenerationTesterMixin):
     def setUp(self):
         self.model_tester = self.model_tester_class(self)
 
+    @unittest.skip("the test empties a folder of weights, which is an error here and not a model at random")
+    def test_model_weights_reload_no_missing_tied_weights(self):
+        pass
+
     def _video_features_prepare_config_and_inputs(self):
         """A video has frames, so the mixin's pictures will not do."""
         tester = self.model_tester

@@ -60,6 +60,10 @@ class VisionTests(ModelTesterMixin):
         with mock.patch.dict(MplugOwlPreTrainedModel.save_pretrained.__kwdefaults__, save_original_format=True):
             super().test_reverse_loading_mapping()
 
+    @unittest.skip("the test empties a folder of weights, which is an error here and not a model at random")
+    def test_model_weights_reload_no_missing_tied_weights(self):
+        pass
+
     @unittest.skip("pixels and patches go in, no tokens")
     def test_model_get_set_embeddings(self):
         pass

@@ -72,8 +72,10 @@ class MplugOwlImageProcessor(PilBackend):
 
     def preprocess(
         self, images, do_resize=None, size=None, resample=None, do_rescale=None, rescale_factor=None, do_normalize=None,
-        image_mean=None, image_std=None, return_tensors=None,
+        image_mean=None, image_std=None, do_convert_rgb=None, return_tensors=None,
     ) -> BatchFeature:  # fmt: skip
+        if do_convert_rgb not in (None, True):
+            raise ValueError("`do_convert_rgb` is False, but mPLUG-Owl's images are RGB: leave it out.")
         opened = flat_list(self.fetch_images(images))
         if self.do_resize if do_resize is None else do_resize:
             sides = sides_of(self.size if size is None else size)
