@@ -108,3 +108,12 @@ def tiny_config(text_config: dict | None = None, **kwargs) -> transformers_owl.M
         num_query_tokens=kwargs.pop("num_query_tokens", 4),
         **kwargs,
     )
+
+
+def image_logits(model) -> torch.Tensor:
+    """Logits (1, 80, V) of random text around one random image, the same in every call; of the golden models."""
+    ids = torch.randint(3, 900, (1, 80), generator=torch.Generator().manual_seed(0))
+    ids[:, 5:70] = model.config.image_token_id
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, pixel_values=pixels).logits

@@ -15,7 +15,7 @@ from .mplug_owl.processing_mplug_owl import read_template
 
 
 def best_device() -> str:
-    """ "cuda", "mps" or "cpu"."""
+    """The name of the best device there is: "cuda", "mps" or "cpu"."""
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 

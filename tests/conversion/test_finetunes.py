@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import relative_error
+from conftest import image_logits, relative_error
 from peft import PeftModel
 from releases import NAMES, release, weights_of
 from transformers import AutoModel, AutoProcessor
@@ -21,14 +21,6 @@ TARGETS = ("self_attn.q_proj.weight", "self_attn.v_proj.weight", "self_attention
 
 def is_adapted(name: str) -> bool:
     return name.startswith("language_model.") and name.endswith(TARGETS)
-
-
-def logits(model) -> torch.Tensor:
-    ids = torch.randint(3, 900, (1, 80), generator=torch.Generator().manual_seed(0))
-    ids[:, 5:70] = model.config.image_token_id
-    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return model.eval()(input_ids=ids, pixel_values=pixels).logits
 
 
 def lora_of(weights: dict[str, torch.Tensor], rank: int = RANK) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -49,7 +41,7 @@ def expected_logits(name: str, weights, lora, alpha: float, folder: Path) -> tor
         for key, value in weights.items()
     }
     release(name, folder, weights={key: value.float() for key, value in plain.items()})
-    return logits(AutoModel.from_pretrained(folder))
+    return image_logits(AutoModel.from_pretrained(folder))
 
 
 def in_pefts_names(weights, lora, version: str) -> dict[str, torch.Tensor]:
@@ -95,8 +87,8 @@ def test_lora_is_merged_from_every_form(tuned, form, version, alone, tmp_path, c
     model, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     expected = expected_logits(name, trained, lora, 32, tmp_path / "plain")
-    assert relative_error(logits(model), expected) <= 1e-5
-    assert relative_error(logits(AutoModel.from_pretrained(base)), expected) > 1e-3
+    assert relative_error(image_logits(model), expected) <= 1e-5
+    assert relative_error(image_logits(AutoModel.from_pretrained(base)), expected) > 1e-3
     assert AutoProcessor.from_pretrained(tmp_path / "out").image_token_id == model.config.image_token_id
     assert "merged with alpha 32" in " ".join((tmp_path / "out/README.md").read_text().split())
 
@@ -110,7 +102,7 @@ def test_alpha_is_taken_from_the_option_or_from_beside(tuned, given, tmp_path):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 5}))
     convert(str(tmp_path / "tuned.bin"), tmp_path / "out", base=str(base), lora_alpha=5 if given == "option" else None)
     expected = expected_logits(name, weights, lora, 5, tmp_path / "plain")
-    assert relative_error(logits(AutoModel.from_pretrained(tmp_path / "out")), expected) <= 1e-5
+    assert relative_error(image_logits(AutoModel.from_pretrained(tmp_path / "out")), expected) <= 1e-5
 
 
 @pytest.mark.parametrize("converted", [False, True], ids=["over a release", "over a converted release"])
@@ -123,8 +115,8 @@ def test_an_adapter_is_kept_for_peft_of_today(tuned, converted, tmp_path):
     convert(str(tmp_path / "tuned.bin"), tmp_path / "adapter", base=str(base), keep_adapter=True)
     expected = expected_logits(name, weights, lora, 32, tmp_path / "plain")
     model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), tmp_path / "adapter")
-    assert relative_error(logits(model), expected) <= 1e-5
-    assert relative_error(logits(AutoModel.from_pretrained(str(tmp_path / "adapter"))), expected) <= 1e-5
+    assert relative_error(image_logits(model), expected) <= 1e-5
+    assert relative_error(image_logits(AutoModel.from_pretrained(str(tmp_path / "adapter"))), expected) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -164,7 +156,7 @@ def test_modules_that_were_trained_whole_take_their_place(tuned, tmp_path):
     torch.save(state, tmp_path / "tuned.bin")
     convert(str(tmp_path / "tuned.bin"), tmp_path / "out", base=str(base))
     expected = expected_logits(name, trained, lora, 32, tmp_path / "plain")
-    assert relative_error(logits(AutoModel.from_pretrained(tmp_path / "out")), expected) <= 1e-5
+    assert relative_error(image_logits(AutoModel.from_pretrained(tmp_path / "out")), expected) <= 1e-5
 
 
 @pytest.mark.parametrize("tuned", NAMES[:1], indirect=True)
@@ -173,7 +165,7 @@ def test_a_folder_with_a_configuration_needs_no_base(tuned, tmp_path):
     torch.save(in_pefts_names(weights, lora, "0.3"), base / "pytorch_model.bin")
     convert(str(base), tmp_path / "out")
     expected = expected_logits(name, weights, lora, 32, tmp_path / "plain")
-    assert relative_error(logits(AutoModel.from_pretrained(tmp_path / "out")), expected) <= 1e-5
+    assert relative_error(image_logits(AutoModel.from_pretrained(tmp_path / "out")), expected) <= 1e-5
 
 
 LORA_A = "base_model.model.language_model.model.layers.0.self_attn.q_proj.lora_A.default.weight"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import relative_error
+from conftest import image_logits, relative_error
 from peft import LoraConfig, get_peft_model
 from releases import NAMES, release
 from safetensors.torch import load_file, save_file
@@ -17,14 +17,6 @@ from transformers_owl.conversion.merge import merge
 
 PREFIX = "base_model.model."
 TARGETS = {"image-bloom": r".*language_model.*\.query_key_value"}
-
-
-def logits(model) -> torch.Tensor:
-    ids = torch.randint(3, 900, (1, 80), generator=torch.Generator().manual_seed(0))
-    ids[:, 5:70] = model.config.image_token_id
-    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return model.eval()(input_ids=ids, pixel_values=pixels).logits
 
 
 @pytest.fixture(params=NAMES)
@@ -43,7 +35,7 @@ def tuned(request, tmp_path):
         with torch.no_grad():
             model.base_model.model.model.abstractor.modules_to_save["default"].vit_eos.add_(1)
     model.save_pretrained(tmp_path / "adapter")
-    return base, tmp_path / "adapter", logits(model)
+    return base, tmp_path / "adapter", image_logits(model)
 
 
 def test_merged_equals_unmerged(tuned, tmp_path):
@@ -51,8 +43,8 @@ def test_merged_equals_unmerged(tuned, tmp_path):
     merge(str(adapter), str(base), tmp_path / "out", max_shard_size="200KB")
     model, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
-    assert relative_error(logits(model), expected) <= 1e-5
-    assert relative_error(logits(AutoModel.from_pretrained(base)), expected) > 1e-3
+    assert relative_error(image_logits(model), expected) <= 1e-5
+    assert relative_error(image_logits(AutoModel.from_pretrained(base)), expected) > 1e-3
     assert AutoProcessor.from_pretrained(tmp_path / "out").image_token_id == model.config.image_token_id
     assert "The adapter adapter, merged into base." in " ".join((tmp_path / "out/README.md").read_text().split())
 
@@ -82,7 +74,7 @@ def test_an_adapter_of_the_original_merges(tuned, tmp_path):
     base, adapter, expected = tuned
     as_the_original_saved(base, adapter)
     merge(str(adapter), str(base), tmp_path / "out")
-    assert relative_error(logits(AutoModel.from_pretrained(tmp_path / "out")), expected) <= 1e-5
+    assert relative_error(image_logits(AutoModel.from_pretrained(tmp_path / "out")), expected) <= 1e-5
 
 
 @pytest.mark.parametrize("tuned", ["video-llama"], indirect=True)

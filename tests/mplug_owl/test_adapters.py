@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import GoldenCase, relative_error
+from conftest import GoldenCase, image_logits, relative_error
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText
 from transformers.core_model_loading import revert_weight_conversion
@@ -19,24 +19,16 @@ TARGETS = {
 }
 
 
-def logits(model) -> torch.Tensor:
-    ids = torch.randint(3, 900, (1, 80), generator=torch.Generator().manual_seed(0))
-    ids[:, 5:70] = model.config.image_token_id
-    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return model.eval()(input_ids=ids, pixel_values=pixels).logits
-
-
 @pytest.mark.parametrize("name", TARGETS)
 def test_adapters_of_a_release_load_back_through_every_road(name, tmp_path):
     checkpoint = GoldenCase(name).checkpoint
     torch.manual_seed(0)
     base = MplugOwlForConditionalGeneration.from_pretrained(checkpoint)
-    plain = logits(base)
+    plain = image_logits(base)
     model = get_peft_model(base, LoraConfig(r=4, target_modules=TARGETS[name], init_lora_weights=False))
     trainable = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
     assert trainable and all("language_model" in key and "lora" in key for key in trainable)
-    tuned = logits(model)
+    tuned = image_logits(model)
     assert relative_error(tuned, plain) > 1e-3
     model.save_pretrained(tmp_path / "adapter")
     roads = (
@@ -45,12 +37,12 @@ def test_adapters_of_a_release_load_back_through_every_road(name, tmp_path):
         AutoModelForImageTextToText.from_pretrained(str(tmp_path / "adapter")),
     )
     for loaded in roads:
-        assert relative_error(logits(loaded), tuned) <= 1e-6
+        assert relative_error(image_logits(loaded), tuned) <= 1e-6
     merged = model.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     again, info = MplugOwlForConditionalGeneration.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(info.values())
-    assert relative_error(logits(again), tuned) <= 1e-5
+    assert relative_error(image_logits(again), tuned) <= 1e-5
 
 
 def as_the_original_saved(model, folder) -> dict[str, torch.Tensor]:
@@ -94,14 +86,14 @@ def test_an_adapter_of_the_original_loads_through_every_road(name, tmp_path):
     checkpoint = GoldenCase(name).checkpoint
     model = MplugOwlForConditionalGeneration.from_pretrained(checkpoint)
     summed = as_the_original_saved(model, tmp_path)
-    before = logits(model)
+    before = image_logits(model)
     with torch.no_grad():
         for key, value in summed.items():
             model.get_parameter(key).add_(value)
-    expected = logits(model)
+    expected = image_logits(model)
     assert relative_error(before, expected) > 1e-3
     for road, load in ROADS.items():
-        assert relative_error(logits(load(checkpoint, tmp_path)), expected) <= 1e-5, road
+        assert relative_error(image_logits(load(checkpoint, tmp_path)), expected) <= 1e-5, road
 
 
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path):

@@ -259,7 +259,7 @@ def test_columns_by_other_names(tmp_path):
         Rows("captions", str(path))[0]
     with pytest.raises(BadSampleError, match=r"row 2: .*'text' is missing; there are caption, file_name.*columns: {te"):
         Rows("captions", str(path), columns={"file_name": "image"})[0]
-    with pytest.raises(ValueError, match=r"'txt' is no name of a field of the format captions\. Did you mean 'text'"):
+    with pytest.raises(ValueError, match=r"'txt' is not a field of the format captions\. Did you mean 'text'"):
         Rows("captions", str(path), columns={"txt": "caption"})
 
 

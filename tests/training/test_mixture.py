@@ -337,12 +337,12 @@ def test_epochs_of_shards_need_a_number_of_steps(files, llama_processor):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"wieght": 1, "sources": []}, "'wieght' is no name of a group of data. Did you mean 'weight'"),
+        ({"wieght": 1, "sources": []}, "'wieght' is not a setting of a group of data. Did you mean 'weight'"),
         ({"weight": 0, "sources": [{}]}, "needs a `weight` from 1"),
         ({"sources": [{"format": "alpaca"}]}, "needs `format` and `path`"),
         (
             {"sources": [{"format": "alpaca", "paht": "x"}]},
-            "'paht' is no name of a source of data. Did you mean 'path'",
+            "'paht' is not a setting of a source of data. Did you mean 'path'",
         ),
         ({"sources": [{"format": "alpaca", "path": "x", "prompt": "y"}]}, "`prompt` is for captions"),
         (

@@ -137,7 +137,7 @@ def test_what_is_no_json_is_named(tmp_path):
     (tmp_path / "bad.json").write_text("[{]")
     with pytest.raises(ValueError, match=r"bad.json: no JSON"):
         Rows("messages", str(tmp_path / "bad.json"))
-    with pytest.raises(ValueError, match=r"'lava' is no name of a format of data\. Did you mean 'llava'"):
+    with pytest.raises(ValueError, match=r"'lava' is not a format of data\. Did you mean 'llava'"):
         Rows("lava", str(tmp_path / "bad.jsonl"))
 
 

@@ -93,7 +93,7 @@ def test_the_tiny_recipes_train_and_load_back(tmp_path, monkeypatch):
 def test_wrong_recipes_end_with_one_line(recipe):
     result = CliRunner().invoke(app, ["train", str(recipe()), "--lerning_rate", "1"])
     assert (result.exit_code, result.output) == (
-        1, "Error: 'lerning_rate' is no name of a setting. Did you mean 'learning_rate'?\n",
+        1, "Error: 'lerning_rate' is not a setting. Did you mean 'learning_rate'?\n",
     )  # fmt: skip
     missing = recipe(data={"x": {"sources": [{"format": "alpaca", "path": "/gone.json"}]}})
     result = CliRunner().invoke(app, ["train", str(missing)])
@@ -143,7 +143,7 @@ def test_what_is_due_at_the_end_of_an_epoch_is_done_at_every_one(recipe, files, 
 def test_tar_shards_have_no_epochs(recipe, files):
     files.shard("0.tar", range(4))
     data = {"web": {"sources": [{"format": "webdataset", "path": str(files.folder / "0.tar")}]}}
-    with pytest.raises(ValueError, match=r"`save_strategy` is epoch, but nobody has counted .* take `steps`"):
+    with pytest.raises(ValueError, match=r"`save_strategy` is epoch, but the number of samples .* use `steps`"):
         train(recipe(data=data), [*QUIET, "--save_strategy", "epoch"])
     assert not any("epoch" in entry for entry in train(recipe(data=data), QUIET).state.log_history)
 

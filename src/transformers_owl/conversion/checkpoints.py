@@ -90,7 +90,9 @@ class Checkpoint:
         if Path(text).exists():
             return cls(text)
         if text.endswith(".pth"):
-            raise ValueError(f"There is no file {text}. Those of that name are of the first code (v0): {V0}")
+            raise ValueError(
+                f"{text} does not exist. The .pth files that the original published are of its first code (v0): {V0}"
+            )
         path, _, revision = text.partition("@")
         return cls(path, revision or "main")
 

@@ -230,7 +230,9 @@ def convert_fine_tune(
     made = f"The fine-tune {source.name}, over {settings.name}."
     if fine_tune.lora:
         made += f" LoRA was merged with alpha {alpha:g}."
-    with unfinished(output, [source.fingerprint(), base, alpha, str(dtype), max_shard_size]) as folder:
+    with unfinished(
+        output, [source.fingerprint(), settings.fingerprint(), alpha, str(dtype), max_shard_size]
+    ) as folder:
         pieces = cast(without_tied(model, convert(model, weights)), dtype)
         write_weights(pieces, folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
         write_rest(model, processor, folder, render(output.name, output.name, made))
@@ -285,7 +287,7 @@ def lora_settings(pieces: list[Piece], alpha: float, base: Checkpoint):
         r=shape(next(iter(downs.values())))[0],
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]
         target_modules=[name.removeprefix(WRAPPER).removesuffix(".lora_A.weight") for name in downs],
-        base_model_name_or_path=base.path,
+        base_model_name_or_path=str(Path(base.path).resolve()) if Path(base.path).exists() else base.path,
         revision=None if Path(base.path).exists() else base.revision,
         task_type="CAUSAL_LM",
         inference_mode=True,

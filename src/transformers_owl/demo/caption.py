@@ -104,7 +104,7 @@ class AnswerFile:
             whole = self.partial.read_bytes().rpartition(b"\n")
             for line in whole[0].split(b"\n") if whole[1] else []:
                 row = json.loads(line)
-                asked = {name: row[name] for name in self.question}
+                asked = {name: row.get(name) for name in self.question}
                 if asked != self.question:
                     raise ValueError(
                         f"{self.partial} holds answers of an interrupted run with {asked}, but this one has "

@@ -61,6 +61,8 @@ except ImportError:  # before 5.19, one class did this and computed by torchvisi
 
 # Under which names a forward pass and its output may carry the cache: the first since 5.24, the second before.
 CACHE_NAMES = ("cache", "past_key_values")
+# Arguments of `from_pretrained` that say where a file comes from.
+HUB_NAMES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class OpenVocabulary(LogitsProcessorList):
@@ -209,6 +211,7 @@ LEANS_ON = {
 __all__ = [
     "ALL_ATTENTION_FUNCTIONS",
     "CACHE_NAMES",
+    "HUB_NAMES",
     "ConversionOps",
     "GradientCheckpointingLayer",
     "PilBackend",

@@ -33,6 +33,7 @@ from .language_mplug_owl import CausalHead
 from .library_mplug_owl import (
     ALL_ATTENTION_FUNCTIONS,
     CACHE_NAMES,
+    HUB_NAMES,
     GradientCheckpointingLayer,
     PlaceholderGeneration,
     WholeAdapters,
@@ -53,7 +54,6 @@ if TYPE_CHECKING:  # named here, the file is copied beside saved weights
 
 
 logger = logging.get_logger(__name__)
-HUB_NAMES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "subfolder")
 # Of a language model, whatever this version calls the cache.
 LANGUAGE_MODEL_OUTPUTS = frozenset(field.name for field in fields(BaseModelOutputWithPast))
 

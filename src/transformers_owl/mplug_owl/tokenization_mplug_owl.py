@@ -7,7 +7,13 @@ All of it is data in `tokenizer.json`: a saved folder loads as a plain `Tokenize
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
-from .library_mplug_owl import TokenizersBackend, cached_file, get_tokenizer_config, tokenizer_class_from_name
+from .library_mplug_owl import (
+    HUB_NAMES,
+    TokenizersBackend,
+    cached_file,
+    get_tokenizer_config,
+    tokenizer_class_from_name,
+)
 
 
 IMAGE_TOKEN = "<image>"
@@ -18,7 +24,6 @@ ESCAPE = "\ufdd0"  # inside a placeholder: somebody typed it, it is text
 BOUNDARY = "\ufdd1"  # what follows is tokenized by itself, as an answer is when the model writes it
 SPACE_PIECE = "▁"
 
-HUB_NAMES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # What an argument at loading may say otherwise, and what holds where it does not.
 SETTINGS = {
     "padding_side": "left",

@@ -18,7 +18,7 @@ def check_strategies(args, mixture: Mixture) -> None:
     for name in STRATEGIES:
         if vars(args)[name] == "epoch" and mixture.steps_an_epoch is None:
             raise ValueError(
-                f"`{name}` is epoch, but nobody has counted the samples of tar shards: take `steps`, and how many."
+                f"`{name}` is epoch, but the number of samples in tar shards is not known: use `steps` and their number."
             )
 
 

@@ -140,7 +140,7 @@ class Group:
     def from_dict(cls, entry: dict[str, Any]) -> "Group":
         if not isinstance(entry, dict):
             raise ValueError(f"A group of data is {entry!r}, but `weight` and `sources` were expected.")
-        check_names(entry, ("weight", "sources"), "a group of data")
+        check_names(entry, ("weight", "sources"), "a setting of a group of data")
         weight = entry.get("weight", 1)
         if not (type(weight) is int and weight > 0 and isinstance(entry.get("sources"), list) and entry["sources"]):
             raise ValueError(f"A group of data needs a `weight` from 1 and `sources`, a list, but {entry} was given.")
@@ -225,7 +225,7 @@ class Mixture(IterableDataset):
         Optimizer steps in which every row of every group has come `epochs` times, those of small groups more often.
 
         Raises:
-            ValueError: for tar shards, whose samples nobody has counted.
+            ValueError: for tar shards, whose number of samples is not known.
         """
         for name, group in self.groups.items():
             if isinstance(group.data, ShardGroup):

@@ -15,4 +15,4 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
             nearest = difflib.get_close_matches(str(name), known, n=1)
             choice = f" Choose one of {', '.join(known)}." if len(known) <= 20 else ""
             hint = f" Did you mean {nearest[0]!r}?" if nearest else choice
-            raise ValueError(f"{name!r} is no name of {what}.{hint}")
+            raise ValueError(f"{name!r} is not {what}.{hint}")

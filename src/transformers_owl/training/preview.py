@@ -63,6 +63,6 @@ def _rows(mixture: Mixture) -> int:
 def _epochs(run) -> str:
     steps = run.mixture.steps_an_epoch
     if steps is None:
-        return "nobody has counted the samples of tar shards"
+        return "the number of samples in tar shards is not known"
     counts = ", ".join(f"{name} {len(group.data):,}" for name, group in run.mixture.groups.items())
     return f"samples an epoch: {counts}; {float(run.args.max_steps / steps):.4g} epochs in all"

@@ -116,8 +116,8 @@ def read_original(row: dict, folder: Path) -> Messages:
 
 def read_messages(row: dict, folder: Path) -> Messages:
     """
-    `messages`, the library's chat form. The images and videos stand in it by path or URL, or in the row's `images` and
-    `videos`: then a part without a source, or a placeholder in a question, says where each belongs.
+    `messages`, the library's chat format. Messages give images and videos by path or URL. Alternatively the row lists
+    them in `images` and `videos`, and a part without a source, or a placeholder in a question, marks each position.
     """
     visuals = _visuals(row, folder)
     messages = []
@@ -222,7 +222,7 @@ def _visual(kind: str, value: Any, folder: Path) -> dict[str, Any]:
         if value[:8].lower().startswith(("http://", "https://")) or value.startswith("data:"):
             return {"type": kind, "url": value}
         if not value.strip() or "\0" in value:
-            raise ValueError(f"{value!r:.80} is no name of a file for the {kind}")
+            raise ValueError(f"{value!r:.80} is not a valid path of a {kind} file")
         return {"type": kind, "path": str(folder / value.removeprefix("file://"))}
     if isinstance(value, (bytes, PIL.Image.Image)):
         return {"type": kind, kind: value if kind == "video" or not isinstance(value, bytes) else open_picture(value)}

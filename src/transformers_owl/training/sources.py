@@ -75,7 +75,7 @@ class Source:
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> "Source":
-        check_names(entry, [each.name for each in fields(cls)], "a source of data")
+        check_names(entry, [each.name for each in fields(cls)], "a setting of a source of data")
         missing = {"format", "path"} - set(entry)
         if missing:
             raise ValueError(f"A source of data needs `format` and `path`, but {entry} was given.")
