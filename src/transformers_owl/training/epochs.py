@@ -18,7 +18,8 @@ def check_strategies(args, mixture: Mixture) -> None:
     for name in STRATEGIES:
         if vars(args)[name] == "epoch" and mixture.steps_an_epoch is None:
             raise ValueError(
-                f"`{name}` is epoch, but the number of samples in tar shards is not known: use `steps` and their number."
+                f"`{name}` is epoch, but the number of samples in tar shards is not known: use `steps` and their "
+                "number."
             )
 
 
