@@ -1,6 +1,7 @@
 """Prompts, chats and masks; and what a user can get wrong."""
 
 import base64
+import dataclasses
 
 import PIL.Image
 import pytest
@@ -226,6 +227,33 @@ def test_a_source_of_an_image_has_many_names_and_nothing_beside_it(llama_process
     assert torch.equal(inputs["pixel_values"], expected)
     row = llama_processor.encode_chat([{"role": "user", "content": [part]}, assistant("red")])
     assert row.is_visual.sum() == 65 and len(row.visuals) == 1
+
+
+@dataclasses.dataclass
+class Message:
+    role: str
+    content: list
+    tool_calls: list | None = None
+
+
+class Part:
+    """As a pydantic model."""
+
+    def __init__(self, **fields):
+        self.fields = fields
+
+    def model_dump(self):
+        return {"type": None, "image_url": None, "text": None, **self.fields}
+
+
+def test_messages_may_be_objects(llama_processor, tmp_path):
+    """Dataclasses and pydantic models, as OpenAI's client gives them, with fields that say nothing."""
+    RED.save(tmp_path / "red.png")
+    parts = [{"type": "image_url", "image_url": {"url": str(tmp_path / "red.png")}}, {"type": "text", "text": "What?"}]
+    expected = tokenize(llama_processor, [{"role": "user", "content": parts}])
+    inputs = tokenize(llama_processor, [Message("user", [Part(**part) for part in parts])])
+    assert inputs.keys() == expected.keys()
+    assert all(torch.equal(inputs[name], expected[name]) for name in expected)
 
 
 CHATML = """\

@@ -5,12 +5,12 @@ positions of its image or video (`num_positions`). Training asks for the same wi
 (`encode_chat`), a conversation that continues for the new turn alone (`continue_chat`).
 """
 
+import dataclasses
 import difflib
 import functools
 import inspect
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def read_template(name: str | Path, tokenizer=None) -> str:
     return path.read_text(encoding="utf-8")
 
 
-@dataclass
+@dataclasses.dataclass
 class EncodedChat:
     """
     A chat as the model reads it in training.
@@ -425,7 +425,17 @@ def read_chats(conversation, special_tokens: tuple[str, ...] = ()) -> list:
     return chats if is_batch else chats[0]
 
 
+def _as_dict(value):
+    """A message or part that is a dataclass or a pydantic model, as OpenAI's client gives them, as a dictionary."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif callable(dump := getattr(value, "model_dump", None)):
+        value = dump()
+    return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
+
+
 def _read_message(message, special_tokens: tuple[str, ...]) -> dict[str, Any]:
+    message = _as_dict(message)
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError(f"A message is {message!r:.80}, but a dictionary with `role` and `content` was expected.")
     content = message.get("content")
@@ -446,6 +456,7 @@ def _as_text(typed: str, special_tokens: tuple[str, ...]) -> str:
 
 
 def _read_part(part, role: str, special_tokens: tuple[str, ...]) -> dict[str, Any]:
+    part = _as_dict(part)
     kind = part.get("type") if isinstance(part, dict) else None
     # "same_line": the part goes on after the one before it, where the original's prompts would begin a line.
     line = {"same_line": True} if isinstance(part, dict) and part.get("same_line") else {}
@@ -461,7 +472,7 @@ def _read_part(part, role: str, special_tokens: tuple[str, ...]) -> dict[str, An
         )
     if role != "user":
         raise ValueError(f"A message of role {role} has a part of type {kind}: put it into a message of role user.")
-    given = {name: part[name] for name in SOURCES[kind] if part.get(name) is not None}
+    given = {name: part[name] for name in SOURCES[kind] if name in part}
     if len(given) > 1:
         raise ValueError(f"A part of type {kind} has {' and '.join(given)}: give one of them.")
     if "image_url" in given:
