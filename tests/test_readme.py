@@ -1,11 +1,15 @@
-"""Every block of the README runs, in order, with the small golden checkpoint in place of the 7B one."""
+"""Every block of the pages runs, with the small golden checkpoint in place of the 7B one.
 
-import copy
+Python blocks of a page run in order, in an interpreter that has not imported this package.
+"""
+
+import multiprocessing
 import re
 import shlex
 import subprocess
 from pathlib import Path
 
+import fresh_interpreter
 import pytest
 import yaml
 from clips import write_clip
@@ -20,6 +24,8 @@ from transformers_owl.training.sources import Source
 
 ROOT = Path(__file__).parent.parent
 RELEASE = "MAGAer13/mplug-owl-llama-7b"
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload(["torch._inductor.config", "transformers.trainer", "peft"])
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -39,17 +45,63 @@ def small(llama, monkeypatch, tmp_path):
     )
 
 
-def test_python_blocks_of_the_readme_run(small, capsys, llama_model):
-    names: dict = {}
-    for block in blocks("README.md", "python"):
-        if "openai" in block:  # needs the server, as in test_serve.py
-            continue
-        exec(compile(small(block), "README.md", "exec"), names)
-        if "model" in names:
-            names["model"].generation_config.max_new_tokens = 5
-    printed = capsys.readouterr().out
-    assert "torch.Size([1, 65, 48])" in printed
-    assert "torch.Size([1, 17, 32])" in printed
+def run_python(page: str, *python: str) -> str:
+    """What Python blocks print in an interpreter of their own."""
+    printed, pipe = FRESH.Pipe(duplex=False)
+    process = FRESH.Process(target=fresh_interpreter.run, args=(python, page, pipe))
+    process.start()
+    pipe.close()
+    went_well, text = printed.recv()
+    process.join()
+    assert went_well, text
+    return text
+
+
+PAGES = {
+    "README.md": "",
+    "docs/conversion.md": "assert model.config.model_type == 'mplug-owl'",
+    "docs/from-the-original.md": 'assert prompt.endswith("Human: <image>\\nHuman: What is this?\\nAI: ")',
+    "docs/gallery.md": "assert len(chat.messages) == 8",
+    "docs/inference.md": "assert yes.log_likelihood < 0",
+}
+PRINTED = {
+    "README.md": ["torch.Size([1, 65, 48])", "torch.Size([1, 17, 32])"],
+    "docs/inference.md": ["torch.Size([2, 17, 32]) torch.Size([2, 65, 48])"],
+}
+OTHERS = {
+    "docs/serving.md": "needs vLLM: tests/test_serving_plugin.py",
+    "docs/training.md": "test_blocks_of_training_run",
+    "docs/video.md": "test_blocks_of_the_page_about_videos_run",
+}
+
+
+def test_no_page_is_left_out():
+    pages = [str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    assert {page for page in pages if blocks(page, "python")} == PAGES.keys() | OTHERS.keys()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_run(small, page):
+    python = [block for block in blocks(page, "python") if "openai" not in block]  # that one is in test_serve.py
+    python = [small(block).replace("OWNER/mplug-owl-llama-7b", transformers_owl.MINIATURE) for block in python]
+    printed = run_python(page, *python, PAGES[page])
+    assert all(line in printed for line in PRINTED.get(page, []))
+    if page == "docs/gallery.md":
+        lines = printed.splitlines()
+        answers = re.findall(r"^print\(tell\(.*\)  # (.+)$", (ROOT / page).read_text(), re.MULTILINE)
+        assert len(lines) >= 19
+        assert len(answers) == 5 and [line for line in lines if line in answers] == answers
+
+
+def test_a_block_without_the_import_fails(llama):
+    """So would a user's program."""
+    with pytest.raises(AssertionError, match="does not recognize this architecture"):
+        run_python("page", f"from transformers import AutoConfig; AutoConfig.from_pretrained({llama.checkpoint!r})")
+
+
+def test_commands_of_the_readme_run(small, llama_model, llama_processor):
+    for part in (llama_model, llama_processor):
+        part.save_pretrained("build/my-owl")
     result = None
     for block in blocks("README.md", "bash"):
         for line in block.splitlines():
@@ -68,35 +120,7 @@ def test_python_blocks_of_the_readme_run(small, capsys, llama_model):
     assert len(Path("build/answers.jsonl").read_text().splitlines()) == 2
 
 
-def test_blocks_of_inference_run(small, llama, llama_model, llama_processor, capsys):
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    names = {
-        "AutoModelForImageTextToText": AutoModelForImageTextToText,
-        "checkpoint": llama.checkpoint,
-        "model": copy.deepcopy(llama_model),
-        "processor": llama_processor,
-        "picture": {"type": "image", "path": "examples/pictures/cat.jpg"},
-    }
-    uncompiled = torch.compiler.set_stance("force_eager")  # tests/test_fast_paths.py compiles
-    with torch._inductor.config.patch(freezing=False, cpp_wrapper=False), uncompiled:
-        for block in blocks("docs/inference.md", "python"):
-            exec(compile(small(block), "inference.md", "exec"), names)
-    assert "torch.Size([2, 17, 32]) torch.Size([2, 65, 48])" in capsys.readouterr().out
-    assert names["yes"].log_likelihood < 0
-
-
-def test_blocks_of_demo_and_gallery_run(small, llama, capsys):
-    names: dict = {}
-    for block in blocks("docs/gallery.md", "python"):
-        exec(compile(small(block), "gallery.md", "exec"), names)
-        names["model"].generation_config.max_new_tokens = 3
-    assert len(names["chat"].messages) == 8
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) >= 19
-    answers = re.findall(r"^print\(tell\(.*\)  # (.+)$", (ROOT / "docs/gallery.md").read_text(), re.MULTILINE)
-    assert len(answers) == 5 and [line for line in printed if line in answers] == answers
+def test_commands_of_demo_and_gallery_run(small):
     lines = [
         line
         for page in ("demo", "gallery")
@@ -149,22 +173,6 @@ def test_the_tree_of_the_readme_exists():
         assert (folder / name if line.startswith("  ") else folder).exists(), name
 
 
-def test_blocks_of_coming_from_the_original_run(small, llama, llama_model, llama_processor, pictures):
-    import torch
-
-    names = {
-        "model": llama_model,
-        "processor": llama_processor,
-        "prompt": llama.prompts["one_image"]["text"],
-        "images": [pictures[0]],
-        "video_pixel_values": torch.zeros(1, 3, 4, 8, 8),
-    }
-    for block in blocks("docs/from-the-original.md", "python"):
-        exec(compile(small(block), "from-the-original.md", "exec"), names)
-    assert names["prompt"].endswith("Human: <image>\nHuman: What is this?\nAI: ")
-    assert names["pixel_values_videos"].shape == (1, 4, 3, 8, 8)
-
-
 def test_blocks_of_training_run(small, llama, monkeypatch):
     import yaml
 
@@ -177,12 +185,13 @@ def test_blocks_of_training_run(small, llama, monkeypatch):
     Path("my-run.yaml").write_text(recipe)
     owl, training = parse_recipe("my-run.yaml", ["--use_cpu", "true"])
     assert (owl.model, training.max_steps, training.learning_rate) == (yaml.safe_load(recipe)["model"], 500, 2e-5)
-    names: dict = {}
-    for block in blocks("docs/training.md", "python"):
-        exec(compile(small(block), "training.md", "exec"), names)
-    assert names["trainer"].state.global_step == 2
-    assert not hasattr(names["merged"], "peft_config")
-    assert names["owl"].model.abstractor.query_tokens.shape == (1, 64, 32)
+    run_python(
+        "docs/training.md",
+        *(small(block) for block in blocks("docs/training.md", "python")),
+        "assert trainer.state.global_step == 2",
+        "assert not isinstance(merged, PeftModel)",
+        "assert owl.model.abstractor.query_tokens.shape == (1, 64, 32)",
+    )
 
 
 def test_the_tables_of_training_are_whole():
@@ -206,7 +215,7 @@ def test_the_tables_of_training_are_whole():
     assert named - wanted - set(patterns) == set()
 
 
-def test_blocks_of_the_page_about_videos_run(monkeypatch, tmp_path, capsys, llama_processor):
+def test_blocks_of_the_page_about_videos_run(monkeypatch, tmp_path, llama_processor):
     release = transformers_owl.MplugOwlForConditionalGeneration.from_pretrained(GoldenCase("video-llama").checkpoint)
     release.generation_config.max_new_tokens = 5
     monkeypatch.chdir(tmp_path)
@@ -214,11 +223,9 @@ def test_blocks_of_the_page_about_videos_run(monkeypatch, tmp_path, capsys, llam
     llama_processor.save_pretrained("small")
     write_clip("clip.mp4", "libx264")
     (tmp_path / "photo.jpg").symlink_to(ROOT / "examples/pictures/cat.jpg")
-    names = {"model": release, "processor": llama_processor}
-    for block in blocks("docs/video.md", "python"):
-        exec(compile(block.replace(f"{RELEASE}-video", "small"), "video.md", "exec"), names)
-    assert "torch.Size([1, 4, 3, 56, 56])" in capsys.readouterr().out
-    assert names["inputs"]["pixel_values_videos"].shape[1] == 8
+    python = [block.replace(f"{RELEASE}-video", "small") for block in blocks("docs/video.md", "python")]
+    printed = run_python("docs/video.md", *python, 'assert inputs["pixel_values_videos"].shape[1] == 8')
+    assert "torch.Size([1, 4, 3, 56, 56])" in printed
     commands = [
         block for page in ("README.md", "docs/video.md") for block in blocks(page, "bash") if "clip.mp4" in block
     ]
