@@ -611,6 +611,20 @@ def _(entry):
     assert callable(found(entry))
 
 
+@contract("transformers.integrations.deepspeed.is_deepspeed_zero3_enabled")
+def _(entry):
+    assert found(entry)() is False
+
+
+@contract(
+    "deepspeed.runtime.zero.partition_parameters.shutdown_init_context",
+    "deepspeed.runtime.zero.partition_parameters.restore_init_context",
+)
+def _(entry):
+    pytest.importorskip("deepspeed")
+    assert parameters(found(entry)) == []
+
+
 @contract("huggingface_hub.errors.HfHubHTTPError")
 def _(entry):
     """The client's errors of connections have the same base."""

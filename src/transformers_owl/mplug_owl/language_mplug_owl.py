@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from .library_mplug_owl import CACHE_NAMES
+from .library_mplug_owl import CACHE_NAMES, undivided
 
 
 class Passed(tuple):
@@ -57,6 +57,7 @@ class CausalHead:
         ValueError: for a language model of another build, with the reason.
     """
 
+    @undivided()
     def __init__(self, config: PreTrainedConfig, body: Any):
         self.config = config
         with torch.device("meta"):
@@ -92,7 +93,7 @@ class CausalHead:
 
     def _check_head(self, embeddings: Any) -> None:
         head, shape = self.causal.get_output_embeddings(), (self.config.vocab_size, self.config.hidden_size)
-        if type(head) is not nn.Linear or head.weight.shape != shape or embeddings.weight.shape[1] != shape[1]:
+        if type(head) is not nn.Linear or head.weight.shape != shape or embeddings.embedding_dim != shape[1]:
             raise self._refusal(f"its head and its embeddings are not linear maps of shape {shape}")
         self.has_bias = head.bias is not None
         own = {id(weight) for weight in (*getattr(self.causal, self.body_name).parameters(), *head.parameters())}

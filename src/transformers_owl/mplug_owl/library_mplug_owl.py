@@ -5,8 +5,11 @@ this was tried are `OLDEST` and `NEWEST`.
 """
 
 import functools
+import importlib
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,7 @@ from transformers.generation import (
 )
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.image_processing_backends import PilBackend
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.peft import maybe_load_adapters
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -63,6 +67,20 @@ except ImportError:  # before 5.19, one class did this and computed by torchvisi
 CACHE_NAMES = ("cache", "past_key_values")
 # Arguments of `from_pretrained` that say where a file comes from.
 HUB_NAMES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Within it modules keep their weights where DeepSpeed's ZeRO-3 would divide them among processes at once."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    zero = importlib.import_module("deepspeed.runtime.zero.partition_parameters")  # an import statement makes it needed
+    zero.shutdown_init_context()
+    try:
+        yield
+    finally:
+        zero.restore_init_context()
 
 
 class OpenVocabulary(LogitsProcessorList):
@@ -166,6 +184,7 @@ LEANS_ON = {
     "transformers.core_model_loading.WeightRenaming": "weights that are renamed",
     "transformers.generation.candidate_generator.PromptLookupCandidateGenerator": "takes ids of the prompt on trial",
     "transformers.image_processing_backends.PilBackend": "settings of an image processor that needs no torchvision",
+    "transformers.integrations.deepspeed.is_deepspeed_zero3_enabled": "whether weights are divided when they are made",
     "transformers.integrations.peft.maybe_load_adapters": "the base model's folder, where an adapter's was given",
     "transformers.masking_utils.create_masks_for_generate": "masks of a static cache",
     "transformers.modeling_layers.GradientCheckpointingLayer": "layers whose activations can be computed anew",
@@ -206,6 +225,8 @@ LEANS_ON = {
     "transformers.ProcessorMixin._get_arguments_from_pretrained": "loads a release, which has no video processor",
     "transformers.ImageTextToTextPipeline._sanitize_parameters": "tells a call's own arguments from `generate`'s",
     "transformers.ImageTextToTextPipeline._forward": "keeps the new tokens of all answers",
+    "deepspeed.runtime.zero.partition_parameters.shutdown_init_context": "weights that stay undivided",
+    "deepspeed.runtime.zero.partition_parameters.restore_init_context": "the end of that",
 }
 
 __all__ = [
@@ -236,4 +257,5 @@ __all__ = [
     "render_jinja_template",
     "tokenizer_class_from_name",
     "torch_compilable_check",
+    "undivided",
 ]
