@@ -14,10 +14,10 @@ from pathlib import Path
 import datasets
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
-from trl import SFTConfig, SFTTrainer, prepare_multimodal_messages
+from trl import SFTConfig, SFTTrainer
 
 import transformers_owl  # noqa: F401  (registers the Auto classes)
-from transformers_owl.training import ConversationCollator
+from transformers_owl.training import SFTCollator
 
 
 @dataclass
@@ -38,17 +38,6 @@ def load_rows(data: str, prompt: str) -> datasets.Dataset:
     return rows.map(convert, remove_columns=rows.column_names).cast_column("images", [datasets.Image()])
 
 
-class Collator(ConversationCollator):
-    """
-    TRL's own collator would leave out BOS, and without `assistant_only_loss` learn prompts and placeholders, too. This
-    one gives the ids of inference, and labels on the answers and their EOS.
-    """
-
-    def __call__(self, samples):
-        chats = [prepare_multimodal_messages(sample["messages"], images=sample["images"]) for sample in samples]
-        return super().__call__([{"messages": chat} for chat in chats])
-
-
 def main(options: list[str] | None = None) -> SFTTrainer:
     arguments, config = HfArgumentParser([Arguments, SFTConfig]).parse_args_into_dataclasses(options)
     processor = AutoProcessor.from_pretrained(arguments.model)
@@ -57,7 +46,7 @@ def main(options: list[str] | None = None) -> SFTTrainer:
         model,
         args=config,
         train_dataset=load_rows(arguments.data, arguments.prompt),
-        data_collator=Collator(processor, max_length=config.max_length),
+        data_collator=SFTCollator(processor, max_length=config.max_length),
         processing_class=processor,
         peft_config=LoraConfig(r=8, lora_alpha=32, target_modules=r".*\.language_model\..*\.(q_proj|v_proj)"),
     )

@@ -2,6 +2,7 @@
 
 from ..fresh import build_owl
 from .collator import ConversationCollator
+from .for_trl import DPOCollator, SFTCollator
 from .mixture import Mixture
 from .sources import BadSampleError, Rows, Shards
 from .stages import STAGES, module_table, prepare_stage
@@ -12,9 +13,11 @@ __all__ = [
     "STAGES",
     "BadSampleError",
     "ConversationCollator",
+    "DPOCollator",
     "Mixture",
     "OwlTrainer",
     "Rows",
+    "SFTCollator",
     "Shards",
     "build_owl",
     "module_table",
