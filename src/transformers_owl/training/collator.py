@@ -40,7 +40,7 @@ class ConversationCollator:
     `pixel_values_videos` (videos, frames, 3, height, width).
 
     Raises:
-        ValueError: for a sample without an answer that fits into `max_length`.
+        ValueError: for a sample without `messages`, or without an answer that fits into `max_length`.
     """
 
     def __init__(
@@ -62,6 +62,12 @@ class ConversationCollator:
         self.table = values[0, :, 0]  # (3, 256): what the image processor makes of each level of each colour
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        for sample in samples:
+            if "messages" not in sample:
+                raise ValueError(
+                    f"A sample has the fields {sorted(sample)}, but `messages` was expected. The library's Trainer "
+                    "takes them out: set `remove_unused_columns=False`."
+                )
         rows = [self.encode(sample["messages"]) for sample in samples]
         for sample, row in zip(samples, rows, strict=True):
             if (row["labels"] == IGNORED).all():

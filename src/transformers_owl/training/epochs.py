@@ -23,6 +23,11 @@ def check_strategies(args, mixture: Mixture) -> None:
             )
 
 
+def is_end(step: int, steps: Fraction) -> bool:
+    """Whether an epoch of so many optimizer steps ends at a step."""
+    return step // steps > (step - 1) // steps
+
+
 class Epochs(TrainerCallback):
     """
     Counts epochs of the data, where the library counts the whole run as one, and does at their ends what the
@@ -37,7 +42,7 @@ class Epochs(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         state.epoch = float(state.global_step / self.steps)
-        if self._is_end(state.global_step):
+        if is_end(state.global_step, self.steps):
             for name, flag in STRATEGIES.items():
                 is_early = name == "eval_strategy" and state.epoch < args.eval_delay
                 if vars(args)[name] == "epoch" and not is_early:
@@ -45,10 +50,7 @@ class Epochs(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         """The end of the run, for the library that of its one epoch: what `on_step_end` has just done is left out."""
-        if self._is_end(state.global_step):
+        if is_end(state.global_step, self.steps):
             for name, flag in STRATEGIES.items():
                 if vars(args)[name] == "epoch":
                     setattr(control, flag, False)
-
-    def _is_end(self, step: int) -> bool:
-        return step // self.steps > (step - 1) // self.steps

@@ -15,7 +15,7 @@ from transformers import ProgressCallback, TrainerState
 
 from .arguments import OwlArguments
 from .checkpoints import check_files, read_json, shorten
-from .epochs import Epochs, check_strategies
+from .epochs import Epochs, check_strategies, is_end
 from .library import UNFINISHED, WholeCheckpoints, get_last_checkpoint
 from .mixture import Mixture, MixtureLoader
 from .record import RECORD_FILE, check_same_run, record
@@ -23,12 +23,21 @@ from .throughput import TrainingFlops, gradient_norms
 from .watching import ANSWERS_FILE, Progress
 
 
-# Settings of the library that would have another effect than their name says, or none.
+# Settings of the library that would have another effect than their name says, or none: what they may be, and why.
 FIXED = {
-    "label_smoothing_factor": (0.0, "the library would smooth labels that are not shifted, and teach tokens to repeat"),
-    "train_sampling_strategy": ("random", "the mixture draws the rows"),
-    "dataloader_drop_last": (False, "the batches of the mixture are all whole"),
-    "dataloader_in_order": (True, "which row a worker draws next follows from the order of batches"),
+    "label_smoothing_factor": ((0.0,), "the library would smooth labels that are not shifted, and teach repetition"),
+    "label_names": ((None, ["labels"]), "the loss of the evaluation needs `labels`"),
+    "use_liger_kernel": ((False,), "Liger has no kernels for this model"),
+    "train_sampling_strategy": (("random",), "the mixture draws the rows"),
+    "dataloader_drop_last": ((False,), "the batches of the mixture are all whole"),
+    "dataloader_in_order": ((True,), "which row a worker draws next follows from the order of batches"),
+    "auto_find_batch_size": ((False,), "it cannot change the mixture's batches: give the batch size yourself"),
+    "parallelism_config": ((None,), "every process draws rows of its own, which parts of one model must not"),
+}
+FIXED_IN_ACCELERATOR = {
+    "split_batches": ((False,), "the mixture's batches are those of one process"),
+    "dispatch_batches": ((None, False), "every process reads rows of its own"),
+    "gradient_accumulation_kwargs": ((None,), "the mixture accumulates by `gradient_accumulation_steps`"),
 }
 SKIPPED_FILE = "skipped-{rank}.jsonl"
 
@@ -65,6 +74,7 @@ class OwlTrainer(WholeCheckpoints):
         self.record = record(args, mixture, recipe)
         # The mixture begins where its checkpoint says: there is nothing for the library to skip.
         args.ignore_data_skip = True
+        args.remove_unused_columns = False  # of the evaluation's samples it would leave nothing
         super().__init__(model, args, train_dataset=mixture, **kwargs)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -120,10 +130,15 @@ class OwlTrainer(WholeCheckpoints):
         self._counted += torch.tensor([sum(lengths), pictures + videos * frames, flops], dtype=torch.float64)
         inputs = self.train_dataset.collator.with_pixels(send_to_device(inputs, self.args.device))
         loss = super().training_step(model, inputs, num_items_in_batch)
-        is_logged = (self.state.global_step + 1) % self.state.logging_steps == 0
-        if is_logged and self.accelerator.sync_gradients:
+        if self._is_logged(self.state.global_step + 1) and self.accelerator.sync_gradients:
             self._norms = gradient_norms(self.model)
         return loss
+
+    def _is_logged(self, step: int) -> bool:
+        if self.args.logging_strategy == "epoch":
+            assert self.train_dataset.steps_an_epoch is not None
+            return is_end(step, self.train_dataset.steps_an_epoch) or step == self.args.max_steps
+        return step % self.state.logging_steps == 0 or (self.args.logging_first_step and step == 1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._began is not None:
@@ -239,13 +254,14 @@ def check_arguments(args, mixture: Mixture) -> None:
         )
     if args.max_steps <= 0:
         raise ValueError("`max_steps` is needed: `mixture.steps(epochs)` computes it.")
-    for name, (allowed, reason) in FIXED.items():
-        value = vars(args).get(name, allowed)
-        if value != allowed:
-            raise ValueError(f"`{name}` is {value!r}, but it must be {allowed!r} here: {reason}.")
+    for table, given in ((FIXED, vars(args)), (FIXED_IN_ACCELERATOR, vars(args.accelerator_config))):
+        for name, (allowed, reason) in table.items():
+            value = given.get(name, allowed[0])
+            if value not in allowed:
+                raise ValueError(f"`{name}` is {value!r}, but it must be {allowed[0]!r} here: {reason}.")
+    if mixture.collator.packed_length is not None and args.include_num_input_tokens_seen == "non_padding":
+        raise ValueError("`include_num_input_tokens_seen` is non_padding, but packed rows have no mask to count by.")
     check_strategies(args, mixture)
-    if args.auto_find_batch_size:
-        raise ValueError("`auto_find_batch_size` cannot change the mixture's batches: give the batch size yourself.")
     given = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.process_index, args.world_size)
     has = (mixture.batch_size, mixture.accumulation, mixture.rank, mixture.world_size)
     if given != has:
