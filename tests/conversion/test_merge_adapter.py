@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 from conftest import image_logits, relative_error
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from releases import NAMES, release
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 from transformers.core_model_loading import revert_weight_conversion
 
-from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl import MplugOwlForConditionalGeneration, MplugOwlProcessor
 from transformers_owl.conversion.merge import merge
 
 
@@ -87,3 +87,50 @@ def test_an_adapter_that_does_not_fit_is_refused(tuned, tmp_path):
     with pytest.raises(ValueError, match=r"1 of its weights are missing .*layers.0.*, 1 have no place .*layers.9"):
         merge(str(adapter), str(base), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("saved", [[], ["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+@pytest.mark.parametrize("grown", [0, 8])
+def test_embeddings_of_an_adapter_merge(llama, tmp_path, is_tied, saved, grown):
+    """Tied to the head or not, saved or not, of more tokens or not."""
+    if grown and len(saved) < 2:
+        pytest.skip("PEFT saves no embeddings of added tokens then")
+    model, processor = (
+        cls.from_pretrained(llama.checkpoint) for cls in (MplugOwlForConditionalGeneration, MplugOwlProcessor)
+    )
+    if is_tied:
+        model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
+        model.lm_head.weight = model.get_input_embeddings().weight
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "base")
+    model = MplugOwlForConditionalGeneration.from_pretrained(tmp_path / "base")
+    size = model.config.text_config.vocab_size
+    if grown:
+        model.resize_token_embeddings(size + grown)
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", modules_to_save=saved or None)
+    tuned = get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter += torch.randn_like(parameter) * 0.05
+    tuned.save_pretrained(tmp_path / "adapter")
+    if grown:
+        with pytest.raises(ValueError, match=f"of {size + 8} tokens, and its base of {size}: put the processor"):
+            merge(str(tmp_path / "adapter"), str(tmp_path / "base"), tmp_path / "out")
+        processor.save_pretrained(tmp_path / "adapter")
+    merge(str(tmp_path / "adapter"), str(tmp_path / "base"), tmp_path / "out")
+    merged, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    assert relative_error(image_logits(merged), image_logits(tuned)) <= 1e-5
+    assert merged.config.tie_word_embeddings == (is_tied and not saved)
+    assert merged.get_input_embeddings().num_embeddings == size + grown
+
+
+def test_a_learned_prompt_is_refused(llama, tmp_path):
+    model = MplugOwlForConditionalGeneration.from_pretrained(llama.checkpoint)
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="changes no weights: it cannot be merged"):
+        merge(str(tmp_path / "adapter"), llama.checkpoint, tmp_path / "out")

@@ -18,15 +18,26 @@ PREFIX = "base_model.model."  # PEFT's own, before the model's names
 
 def with_adapter(base: MplugOwlForConditionalGeneration, adapter: str) -> PeftModel:
     """
-    The base with an adapter around its layers.
+    The base with an adapter around its layers; embeddings grow to what the adapter has.
 
     Raises:
-        ValueError: if the adapter has weights that find no place, or lacks some.
+        ValueError: if the adapter has weights that find no place, or lacks some, and for one that is no change of
+            weights, such as prefix tuning.
     """
+    config = PeftConfig.from_pretrained(adapter)
+    if config.is_prompt_learning:
+        raise ValueError(
+            f"The adapter {adapter} is of type {config.peft_type}, which learns a prompt and changes no weights: it "
+            "cannot be merged. Load it by `peft.PeftModel.from_pretrained(model, folder)`."
+        )
     weights = load_peft_weights(adapter, device="cpu")
+    name = next(name for name, module in base.named_modules() if module is base.get_input_embeddings())
+    rows = max((len(value) for key, value in weights.items() if key.endswith(f"{name}.weight")), default=0)
+    if rows > base.config.text_config.vocab_size:
+        base.resize_token_embeddings(rows, mean_resizing=False)
     renamings = [entry for entry in get_model_conversion_mapping(base) if isinstance(entry, WeightRenaming)]
     ours = {PREFIX + apply_renamings(name.removeprefix(PREFIX), renamings): value for name, value in weights.items()}
-    model = get_peft_model(base, PeftConfig.from_pretrained(adapter))
+    model = get_peft_model(base, config)
     result: Any = set_peft_model_state_dict(model, ours)
     lacking = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
     if lacking or result.unexpected_keys:
@@ -36,6 +47,16 @@ def with_adapter(base: MplugOwlForConditionalGeneration, adapter: str) -> PeftMo
             "that it was trained on."
         )
     return model
+
+
+def own_processor(adapter: str, before: int, after: int) -> MplugOwlProcessor:
+    """The processor in an adapter's folder, which knows the tokens that were added."""
+    if not Path(adapter, "tokenizer_config.json").is_file():
+        raise ValueError(
+            f"The adapter {adapter} has embeddings of {after} tokens, and its base of {before}: put the processor that "
+            "it was trained with into its folder (`processor.save_pretrained(folder)`)."
+        )
+    return MplugOwlProcessor.from_pretrained(adapter)
 
 
 def merge(adapter: str, base: str, output: Path, dtype: torch.dtype | None = None, max_shard_size: str = "5GB") -> None:
@@ -50,7 +71,8 @@ def merge(adapter: str, base: str, output: Path, dtype: torch.dtype | None = Non
         max_shard_size (`str`, defaults to `"5GB"`): Largest file of weights.
 
     Raises:
-        ValueError: if the adapter does not fit, and for an `output` that exists.
+        ValueError: if the adapter does not fit, if it has more tokens than its base and no processor that knows them,
+            and for an `output` that exists.
         OSError: if they cannot be read, or `output` not be written.
     """
     source = Checkpoint.parse(base)
@@ -58,10 +80,18 @@ def merge(adapter: str, base: str, output: Path, dtype: torch.dtype | None = Non
         source.path, revision=source.revision, dtype=dtype or "auto"
     )
     processor = MplugOwlProcessor.from_pretrained(source.path, revision=source.revision)
+    vocab_size = model.config.text_config.vocab_size
     with torch.no_grad():
         merged = with_adapter(model, adapter).merge_and_unload(safe_merge=True)
+    if merged.config.text_config.vocab_size != vocab_size:
+        processor = own_processor(adapter, vocab_size, merged.config.text_config.vocab_size)
+    head, embeddings = merged.get_output_embeddings().weight, merged.get_input_embeddings().weight
+    if not torch.equal(head, embeddings):  # an adapter with embeddings of its own makes two weights of a tied one
+        merged.config.tie_word_embeddings = merged.config.text_config.tie_word_embeddings = False
     made = f"The adapter {Path(adapter).name}, merged into {source.name}."
     with unfinished(output) as folder:
-        pieces = without_tied(merged, held(merged.state_dict()))
+        pieces = held(merged.state_dict())
+        if merged.config.tie_word_embeddings:
+            pieces = without_tied(merged, pieces)
         write_weights(pieces, folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
         write_rest(merged, processor, folder, render(output.name, output.name, made))
