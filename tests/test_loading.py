@@ -1,5 +1,7 @@
 """Every command and page opens every kind of model: releases, saved models, adapters."""
 
+import shutil
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -61,3 +63,16 @@ def test_a_language_model_is_no_owl(tmp_path):
     LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="of type 'llama', but an mPLUG-Owl was expected"):
         load(str(tmp_path))
+
+
+def test_an_adapter_whose_base_is_gone_says_so(llama, llama_model, tmp_path):
+    config = LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj")
+    model = MplugOwlForConditionalGeneration.from_pretrained(llama.checkpoint)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    settings = tmp_path / "adapter/adapter_config.json"
+    settings.write_text(settings.read_text().replace(llama.checkpoint, str(tmp_path / "base")))
+    with pytest.raises(ValueError, match=r"adapter of .*base, which is not there: .*base_model_name_or_path.*config"):
+        load(str(tmp_path / "adapter"), "cpu")
+    shutil.copytree(llama.checkpoint, tmp_path / "base")
+    MplugOwlProcessor.from_pretrained(llama.checkpoint).save_pretrained(tmp_path / "adapter")
+    assert load(str(tmp_path / "adapter"), "cpu")[0].config.text_config == llama_model.config.text_config

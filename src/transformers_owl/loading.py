@@ -26,9 +26,17 @@ def read_config(model: str, **kwargs) -> PreTrainedConfig:
     Args:
         model (`str`): A folder or a repository on the Hub.
         kwargs: For `AutoConfig.from_pretrained`.
+
+    Raises:
+        ValueError: for an adapter whose base is a folder that is gone.
     """
     settings = find_adapter_config_file(model)
     base = model if settings is None else json.loads(Path(settings).read_text("utf-8"))["base_model_name_or_path"]
+    if settings is not None and Path(base).is_absolute() and not Path(base).is_dir():
+        raise ValueError(
+            f"{model} is an adapter of {base}, which is not there: bring that folder back, or write where it is now "
+            f"into `base_model_name_or_path` of {settings}."
+        )
     return AutoConfig.from_pretrained(base, **kwargs)
 
 
