@@ -611,6 +611,13 @@ def _(entry):
     assert callable(found(entry))
 
 
+@contract("huggingface_hub.file_download.http_get")
+def _(entry):
+    """What it does at a server is tried in tests/evaluation/test_check.py."""
+    names = ["url", "temp_file", "resume_size", "headers", "expected_size", "displayed_filename"]
+    assert parameters(found(entry))[:6] == names
+
+
 @contract("huggingface_hub.errors.HfHubHTTPError")
 def _(entry):
     """The client's errors of connections have the same base."""

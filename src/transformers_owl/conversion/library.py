@@ -1,6 +1,7 @@
 """The fence of conversion: what it leans on in other packages beyond their documented names."""
 
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -24,6 +25,7 @@ HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 
 LEANS_ON = {
     "huggingface_hub.errors.HfHubHTTPError": "its base class is that of all errors of its HTTP client",
+    "huggingface_hub.file_download.http_get": "fetches the rest of a file, which the documented functions begin anew",
     "transformers.conversion_mapping.get_model_conversion_mapping": "the key table, as `from_pretrained` applies it",
     "transformers.core_model_loading.WeightConverter": "weights that are split, joined or reshaped",
     "transformers.core_model_loading.WeightRenaming": "weights that are renamed",
@@ -60,6 +62,7 @@ __all__ = [
     "get_checkpoint_shard_files",
     "get_gguf_hf_weights_map",
     "get_model_conversion_mapping",
+    "http_get",
     "load_gguf_checkpoint",
     "load_state_dict",
     "rename_source_key",
