@@ -6,8 +6,8 @@ Makes a checkpoint with the names and shapes of mplug-owl-llama-7b in bfloat16 s
 the language model are for trying the script), converts it by `convert --quantize int8` and `int4` (another 7.9 and 4.9
 GB), and loads each in a process of its own, with the files out of the page cache. A row gives the bytes of the weights;
 the largest anonymous memory while converting, sampled every 50 ms, and what is held once loaded; the seconds that both
-took; and tokens a second after a prompt of one image, beside what reading the weights that a token needs allows at the rate at
-which the machine reads memory just then. Everything is removed at the end.
+took; and tokens a second after a prompt of one image, beside what reading the weights that a token needs would allow at
+the rate at which the machine reads memory just then. Everything is removed at the end.
 """
 
 import argparse
