@@ -15,7 +15,7 @@ class Hub:
     Repositories as `{repo: {path: bytes}}`; a commit replaces what it names. Weights go through LFS, the rest inline.
 
     `faults` maps the beginning of a request ("PUT /lfs") to a list of what befalls the next ones: a status to answer,
-    or "drop" to break the connection off.
+    "drop" to break the connection off, or "half" to do so in the middle of the answer.
     """
 
     TOKEN = "hf_stand_in"
@@ -29,6 +29,7 @@ class Hub:
         self.gated: set[str] = set()
         self.faults: dict[str, list[int | str]] = {}
         self.requests: list[str] = []
+        self.ranges: list[str] = []
         handler = type("Handler", (HubHandler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -54,9 +55,19 @@ class Hub:
         self.server.shutdown()
 
 
+def entry(path: str, content: bytes) -> dict:
+    """A file in a listing: Git's digest, and for large files that of LFS."""
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    found = {"type": "file", "path": path, "size": len(content), "oid": git}
+    if path.endswith((".bin", ".safetensors", ".model")):
+        found["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+    return found
+
+
 class HubHandler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    is_cut = False
 
     def reply(self, body: object = None, status: int = 200, content: bytes | None = None, **headers: str) -> None:
         content = json.dumps(body).encode() if content is None else content
@@ -65,7 +76,14 @@ class HubHandler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if self.is_cut else content)
+        if self.is_cut:
+            self.break_off()
+
+    def break_off(self) -> None:
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
+        self.close_connection = True
 
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -73,12 +91,15 @@ class HubHandler(BaseHTTPRequestHandler):
     def fails(self, path: str) -> bool:
         """Notes the request, and lets the next fault befall it that was asked for."""
         request = f"{self.command} {path}"
+        self.is_cut = False
         self.hub.requests.append(request)
         for beginning, faults in self.hub.faults.items():
             if faults and request.startswith(beginning):
                 if (fault := faults.pop(0)) == "drop":
-                    self.connection.shutdown(socket.SHUT_RDWR)
-                    self.close_connection = True
+                    self.break_off()
+                elif fault == "half":
+                    self.is_cut = True
+                    return False
                 else:
                     self.reply({"error": "injected"}, fault)
                 return True
@@ -173,20 +194,27 @@ class HubHandler(BaseHTTPRequestHandler):
         commit = match[3] if match[3] in self.hub.commits else self.hub.revision(repo)
         files = self.hub.commits.get(commit, self.hub.repositories[repo])
         if kind == "resolve" and file in files:
-            tag = f'"{hashlib.sha1(files[file]).hexdigest()}"'
-            return self.reply(content=files[file], ETag=tag, X_Repo_Commit=commit)
+            return self.send_file(files[file], commit)
         if kind == "resolve":
             return self.reply({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         if kind == "tree":
-            found = [
-                {"type": "file", "path": p, "size": len(c), "oid": "0"} for p, c in files.items() if p.startswith(file)
-            ]
+            found = [entry(path, content) for path, content in files.items() if path.startswith(file)]
             if not found and file:
                 return self.reply({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
             return self.reply(found)
         return self.reply({"id": repo, "sha": commit, "siblings": [{"rfilename": name} for name in files], "tags": []})
 
     do_HEAD = do_GET  # noqa: N815
+
+    def send_file(self, content: bytes, commit: str) -> None:
+        """A file, from the byte on that was asked for."""
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X_Repo_Commit": commit}
+        if (asked := self.headers.get("Range")) is None:
+            return self.reply(content=content, **headers)
+        self.hub.ranges.append(asked)
+        start = int(asked.removeprefix("bytes=").partition("-")[0])
+        span = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        return self.reply(content=content[start:], status=206, Content_Range=span, **headers)
 
     def log_message(self, *args):
         pass

@@ -625,6 +625,31 @@ def _(entry):
     assert parameters(found(entry)) == []
 
 
+@contract("torchao.prototype.safetensors.safetensors_support.flatten_tensor_state_dict")
+def _(entry):
+    """Plain tensors under names made of the weight's, and for each weight a text that the values do not change."""
+    quantization = pytest.importorskip("torchao.quantization")
+    from transformers_owl.conversion.library import flatten_torchao
+
+    said = []
+    for scale in (1, 2):
+        layer = nn.Linear(8, 4, bias=False)
+        nn.init.constant_(layer.weight, scale)
+        quantization.quantize_(layer, quantization.Int8WeightOnlyConfig())
+        tensors, metadata = flatten_torchao({"layer.weight": layer.weight})
+        assert all(name.startswith("layer._weight_") for name in tensors)
+        assert json.loads(metadata["tensor_names"]) == ["layer.weight"]
+        said.append(metadata["layer.weight"])
+    assert said[0] == said[1]
+
+
+@contract("huggingface_hub.file_download.http_get")
+def _(entry):
+    """What it does at a server is tried in tests/evaluation/test_check.py."""
+    names = ["url", "temp_file", "resume_size", "headers", "expected_size", "displayed_filename"]
+    assert parameters(found(entry))[:6] == names
+
+
 @contract("huggingface_hub.errors.HfHubHTTPError")
 def _(entry):
     """The client's errors of connections have the same base."""

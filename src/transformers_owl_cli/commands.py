@@ -283,6 +283,26 @@ def score(
     print(write_tables(tables, notes, output), end="")
 
 
+@app.command()
+@errors()
+def check(
+    model: Annotated[str, typer.Argument(help="Folder, REPO or REPO@REVISION, such as MAGAer13/mplug-owl-llama-7b.")],
+    output: Annotated[Path, typer.Option(help="Folder for report.md, report.json and answers.jsonl.")],
+    owleval: Annotated[
+        Path | None, typer.Option("--owleval", help="OwlEval's folder, to ask its questions: with cases/ and answer/.")
+    ] = None,
+    questions: Annotated[int, typer.Option(min=1, help="Ask the first so many.")] = 10,
+    device: Device = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Fetch a released model, try it on this machine, and write a report to paste into an issue."""
+    from transformers_owl.evaluation.check import check
+
+    is_right = check(model, output, owleval, questions, device, dtype)
+    print(f"{output / 'report.md'} is complete{'.' if is_right else ': the logits differ from the known ones.'}")
+    raise typer.Exit(not is_right)
+
+
 def _questions(owleval: Path | None, vicuna: Path | None):
     from transformers_owl.evaluation.records import read_owleval, read_vicuna
 

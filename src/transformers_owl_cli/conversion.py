@@ -10,6 +10,13 @@ from typer import Argument, Option
 from .running import conversion
 
 
+class Quantize(enum.StrEnum):
+    """Types that the language model's linear layers can be packed in."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+
+
 class Dtype(enum.StrEnum):
     """Types that weights can be written in, by their names in torch."""
 
@@ -35,6 +42,9 @@ def convert(
         float | None, Option(help="LoRA's alpha (default: of adapter_config.json beside it, or 32).")
     ] = None,
     keep_adapter: Annotated[bool, Option("--keep-adapter", help="Make a PEFT adapter for the base.")] = False,
+    quantize: Annotated[
+        Quantize | None, Option(help="Pack the language model's linear layers, in little memory.")
+    ] = None,
     push_to_hub: Annotated[str | None, Option(metavar="OWNER/NAME", help="Also push to this repository.")] = None,
     private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
     create_pr: Annotated[bool, Option("--create-pr", help="Push as a pull request.")] = False,
@@ -43,7 +53,7 @@ def convert(
     from transformers_owl.conversion.convert import convert
     from transformers_owl.conversion.push import push
 
-    convert(checkpoint, output, torch_dtype(dtype), max_shard_size, base, lora_alpha, keep_adapter)
+    convert(checkpoint, output, torch_dtype(dtype), max_shard_size, base, lora_alpha, keep_adapter, quantize)
     print(f"{output} is complete.")
     if push_to_hub is not None:
         print(push(output, push_to_hub, private=private, create_pr=create_pr).commit_url)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, relative_error
+from conftest import GOLDEN, image_logits, relative_error
 from releases import NAMES, digest, release, weights_of
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -284,3 +284,12 @@ def test_the_command_line_says_errors_in_a_line_and_knows_its_flags(llama, flags
         run(conversion.convert)
     assert exit_info.value.code == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_with_both_files_takes_the_converted_one(name, tmp_path):
+    """As the library does; the original's file has other values here, so that they would tell."""
+    expected = image_logits(AutoModel.from_pretrained(release(name, tmp_path / "release")))
+    main(str(tmp_path / "release"), tmp_path / "out")
+    torch.save({key: value + 1 for key, value in weights_of(name).items()}, tmp_path / "out/pytorch_model.bin")
+    assert relative_error(image_logits(AutoModel.from_pretrained(tmp_path / "out")), expected) == 0

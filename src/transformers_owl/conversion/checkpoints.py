@@ -180,6 +180,8 @@ def open_owl(
     config = AutoConfig.from_pretrained(checkpoint.path, revision=checkpoint.revision)
     if not isinstance(config, MplugOwlConfig):
         raise ValueError(f"{checkpoint.path} is a model of type {config.model_type}, but mplug-owl was expected.")
+    if "quantization_config" in config.to_dict():
+        raise ValueError(f"{checkpoint.path} is quantised already: give the checkpoint that it was made from.")
     model, info = MplugOwlForConditionalGeneration.from_pretrained(
         checkpoint.path,
         revision=checkpoint.revision,
@@ -372,26 +374,32 @@ def split(pieces: list[Piece], max_bytes: int) -> list[list[Piece]]:
     return shards
 
 
-def save_safetensors(pieces: list[Piece], file: Path, advance: Callable[[int], None]) -> None:
+def save_safetensors(
+    pieces: list[Piece], file: Path, advance: Callable[[int], None], metadata: dict[str, str] | None = None
+) -> None:
     """
     Writes a safetensors file piece by piece, while the next one is made: the library's own writer takes all at once.
 
     Raises:
         ValueError: for values that are not finite.
     """
-    pieces = sorted(pieces, key=lambda piece: -max(tensor.itemsize for tensor in piece.tensors.values()))
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for piece in pieces:
-        for name, tensor in piece.tensors.items():
-            offsets = [end, end := end + tensor.nbytes]
-            header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+    header: dict[str, dict] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    starts, end = {}, 0
+    tensors = [item for piece in pieces for item in piece.tensors.items()]
+    for name, tensor in sorted(tensors, key=lambda item: -item[1].itemsize):  # so that each stands at a multiple of it
+        starts[name] = end
+        offsets = [end, end := end + tensor.nbytes]
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(file, "wb") as out, ThreadPoolExecutor(READERS) as readers:
         out.write(struct.pack("<Q", len(text)) + text)
-        for made in ahead(readers, checked, pieces):
-            for tensor in made.values():
+        for made in ahead(
+            readers, checked, sorted(pieces, key=lambda piece: min(starts[name] for name in piece.tensors))
+        ):
+            for name, tensor in made.items():
+                assert list(tensor.shape) == header[name]["shape"], name
+                out.seek(8 + len(text) + starts[name])
                 out.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
                 advance(tensor.nbytes)
 

@@ -6,9 +6,9 @@ import torch
 
 from .. import MplugOwlProcessor
 from .card import render
-from .checkpoints import Checkpoint, open_owl, save_safetensors, unfinished, write_rest, write_weights
+from .checkpoints import Checkpoint, open_owl
 from .finetunes import convert_fine_tune, is_fine_tune
-from .library import SAFE_WEIGHTS_NAME
+from .packing import check_scheme, write_repository
 
 
 def convert(
@@ -19,6 +19,7 @@ def convert(
     base: str | None = None,
     lora_alpha: float | None = None,
     keep_adapter: bool = False,
+    quantize: str | None = None,
 ) -> None:
     """
     Makes a Hub repository of a release or a fine-tune. An interrupted run goes on where it stopped.
@@ -34,19 +35,25 @@ def convert(
         lora_alpha (`float`, *optional*): LoRA's alpha. By default that of `adapter_config.json` beside a fine-tune,
             or else 32, as the original trained.
         keep_adapter (`bool`, defaults to `False`): Make a PEFT adapter for the base in place of a repository.
+        quantize (`str`, *optional*): "int8" or "int4" for the language model's linear layers, tensor by tensor. The
+            rest is bfloat16 then, unless `dtype` says otherwise.
 
     Raises:
         ValueError: for a checkpoint that is damaged or of another model, and an `output` that exists.
         OSError: if it cannot be read, or `output` not be written.
     """
+    check_scheme(quantize)
     source = Checkpoint.parse(checkpoint)
+    if quantize is not None:
+        dtype = dtype or torch.bfloat16
     if base is not None or Path(source.path).is_file() or is_fine_tune(source.open()):
-        convert_fine_tune(source, output, dtype, max_shard_size, base, lora_alpha, keep_adapter)
+        convert_fine_tune(source, output, dtype, max_shard_size, base, lora_alpha, keep_adapter, quantize)
     elif keep_adapter or lora_alpha is not None:
         raise ValueError(f"{checkpoint} is no fine-tune with LoRA: leave out --keep-adapter and --lora-alpha.")
     else:
         model, pieces = open_owl(source, dtype)
         processor = MplugOwlProcessor.from_pretrained(source.path, revision=source.revision)
-        with unfinished(output, [source.fingerprint(), str(dtype), max_shard_size]) as folder:
-            write_weights(pieces, folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
-            write_rest(model, processor, folder, render(source.name, output.name))
+        plan = [source.fingerprint(), str(dtype), max_shard_size, quantize]
+        write_repository(
+            model, pieces, processor, output, plan, max_shard_size, quantize, render(source.name, output.name)
+        )

@@ -27,11 +27,10 @@ from .checkpoints import (
     save_safetensors,
     unfinished,
     without_tied,
-    write_rest,
     write_weights,
 )
 from .export import tied
-from .library import SAFE_WEIGHTS_NAME
+from .packing import write_repository
 
 
 ALPHA = 32  # of the original's script; its files do not hold it
@@ -196,6 +195,7 @@ def convert_fine_tune(
     base: str | None,
     lora_alpha: float | None,
     keep_adapter: bool,
+    quantize: str | None,
 ) -> None:
     """
     Makes a repository of a fine-tune, LoRA merged, or with `keep_adapter` an adapter for PEFT of today.
@@ -204,6 +204,8 @@ def convert_fine_tune(
         ValueError: for files that are no fine-tune of this model, or that need a base.
         OSError: if they cannot be read, or `output` not be written.
     """
+    if keep_adapter and quantize is not None:
+        raise ValueError("An adapter is not quantised: leave out --quantize or --keep-adapter.")
     fine_tune = read(source)
     has_config = (Path(source.path) / "config.json").is_file()
     if base is None and (keep_adapter or not has_config):
@@ -230,12 +232,10 @@ def convert_fine_tune(
     made = f"The fine-tune {source.name}, over {settings.name}."
     if fine_tune.lora:
         made += f" LoRA was merged with alpha {alpha:g}."
-    with unfinished(
-        output, [source.fingerprint(), settings.fingerprint(), alpha, str(dtype), max_shard_size]
-    ) as folder:
-        pieces = cast(without_tied(model, convert(model, weights)), dtype)
-        write_weights(pieces, folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
-        write_rest(model, processor, folder, render(output.name, output.name, made))
+    pieces = cast(without_tied(model, convert(model, weights)), dtype)
+    plan = [source.fingerprint(), settings.fingerprint(), alpha, str(dtype), max_shard_size, quantize]
+    card = render(output.name, output.name, made)
+    write_repository(model, pieces, processor, output, plan, max_shard_size, quantize, card)
 
 
 def main_dtype(weights: dict[str, Piece]) -> torch.dtype:

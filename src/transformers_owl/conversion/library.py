@@ -1,6 +1,8 @@
 """The fence of conversion: what it leans on in other packages beyond their documented names."""
 
+import torch
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -23,7 +25,10 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 
 LEANS_ON = {
+    "torchao.prototype.safetensors.safetensors_support.flatten_tensor_state_dict": "its weights as plain tensors, and "
+    "what a file says of them, as the library reads both",
     "huggingface_hub.errors.HfHubHTTPError": "its base class is that of all errors of its HTTP client",
+    "huggingface_hub.file_download.http_get": "fetches the rest of a file, which the documented functions begin anew",
     "transformers.conversion_mapping.get_model_conversion_mapping": "the key table, as `from_pretrained` applies it",
     "transformers.core_model_loading.WeightConverter": "weights that are split, joined or reshaped",
     "transformers.core_model_loading.WeightRenaming": "weights that are renamed",
@@ -57,9 +62,11 @@ __all__ = [
     "apply_converters",
     "apply_renamings",
     "cached_file",
+    "flatten_torchao",
     "get_checkpoint_shard_files",
     "get_gguf_hf_weights_map",
     "get_model_conversion_mapping",
+    "http_get",
     "load_gguf_checkpoint",
     "load_state_dict",
     "rename_source_key",
@@ -81,3 +88,10 @@ def apply_converters(name: str, converters: list[WeightConverter]) -> tuple[str,
         if pattern is not None:
             return renamed, pattern
     return name, None
+
+
+def flatten_torchao(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The plain tensors of torchao's weights, and what a safetensors file says of them."""
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    return flatten_tensor_state_dict(weights)
