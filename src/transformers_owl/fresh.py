@@ -165,7 +165,7 @@ def resize_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[int, 
     """
     first, patches = table.split([table.shape[-2] - math.prod(old), math.prod(old)], dim=-2)
     image = patches.reshape(1, *old, -1).permute(0, 3, 1, 2).float()
-    image = nn.functional.interpolate(image, size=new, mode="bicubic", antialias=True)
+    image = nn.functional.interpolate(image, size=new, mode="bicubic")
     resized = image.permute(0, 2, 3, 1).reshape(*patches.shape[:-2], math.prod(new), -1).to(table.dtype)
     return torch.cat([first, resized], dim=-2)
 

@@ -21,7 +21,7 @@ from transformers import (
 from .. import MplugOwlForConditionalGeneration, MplugOwlImageProcessor, MplugOwlProcessor
 from ..fresh import fresh_config, rename_text, rename_vision
 from ..mplug_owl.processing_mplug_owl import read_template
-from ..mplug_owl.vision_mplug_owl import image_side
+from ..mplug_owl.vision_mplug_owl import image_side, tokens_and_idle_weights
 from .card import render
 from .checkpoints import (
     Checkpoint,
@@ -58,6 +58,7 @@ def open_vision(source: Checkpoint) -> tuple[PreTrainedModel, list[Piece]]:
     except KeyError:
         problem = f"{source.path} is of the type `{config.model_type}`, of which the library has no vision model"
         raise ValueError(f"{problem}: choose a ViT such as CLIP, SigLIP or DINOv2.") from None
+    tokens_and_idle_weights(config)
     source.open()
     loaded = kind.from_pretrained(source.path, config=config, revision=source.revision, **ON_META)
     model, info = loaded

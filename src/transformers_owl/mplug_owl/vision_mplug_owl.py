@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import AutoModel
 
@@ -30,7 +29,7 @@ def call_with_patches(tower, frames: torch.Tensor, **kwargs):
 CALLS = {"siglip2_vision_model": call_with_patches}
 
 
-def see(tower: nn.Module, pixel_values: torch.Tensor, sees_videos: bool, **kwargs) -> BaseModelOutput:
+def see(tower: Any, pixel_values: torch.Tensor, sees_videos: bool, **kwargs) -> BaseModelOutput:
     """
     What the vision model makes of images (N, 3, S, S) or of the frames of videos (N, T, 3, S, S).
 
@@ -86,7 +85,12 @@ def flat_frames(pixel_values: torch.Tensor, config: Any, sees_videos: bool) -> t
 def image_side(config: Any) -> int:
     """Side S of the square images that a vision model takes, pixels."""
     fields = config.to_dict()
-    if "image_size" not in fields:
+    if not fields.get("patch_size") or not (fields.get("image_size") or fields.get("num_patches")):
+        raise ValueError(
+            f"`{config.model_type}` is no vision model of patches: its configuration has no patch_size and image_size. "
+            "Choose a ViT such as CLIP, SigLIP or DINOv2."
+        )
+    if not fields.get("image_size"):
         return patch_side(config) * math.isqrt(fields["num_patches"])
     return side_of(fields["image_size"])
 
@@ -109,18 +113,19 @@ def num_patches(config: Any) -> int:
     return math.prod(patch_grid(config))
 
 
-def tokens_and_idle_weights(config: PreTrainedConfig) -> tuple[int, frozenset[str]]:
+def tokens_and_idle_weights(config: Any) -> tuple[int, frozenset[str]]:
     """
     How many tokens P a vision model makes of an image, and the names of its weights that have no part in them, such as
     those of a pooling head. Of a model of the library both are found by running one layer of it.
     """
     if isinstance(config, MplugOwlVisionConfig):
         return num_patches(config) + 1, frozenset()
+    side = image_side(config)
     config = copy.deepcopy(config)
     config.update({"num_hidden_layers": 1, "dtype": "float32"})
     with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.enable_grad():
         tower = AutoModel.from_config(config).eval()
-        pixels = torch.zeros(2, config.num_channels, image_side(config), image_side(config))
-        tokens = see(tower, pixels, sees_videos=False).last_hidden_state
+        pixels = torch.zeros(2, config.num_channels, side, side)
+        tokens: Any = see(tower, pixels, sees_videos=False).last_hidden_state
         tokens.sum().backward()
     return tokens.shape[1], frozenset(name for name, weight in tower.named_parameters() if weight.grad is None)
