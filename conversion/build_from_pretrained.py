@@ -1,4 +1,4 @@
-"""Makes a fresh Owl, where stage 1 starts, from a CLIP vision model and a causal language model, tensor by tensor.
+"""Makes a fresh Owl, where stage 1 starts, from a vision model and a causal language model, tensor by tensor.
 
 python conversion/build_from_pretrained.py --vision openai/clip-vit-large-patch14 --language huggyllama/llama-7b \\
     --output build/fresh-owl

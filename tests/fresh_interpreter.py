@@ -2,12 +2,29 @@
 
 import contextlib
 import io
+import multiprocessing
 import sys
 import traceback
 
 
-def run(blocks: tuple[str, ...], page: str, pipe) -> None:
-    """Sends what the blocks print, or the traceback of the one that fails, as (whether all went well, text)."""
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch._inductor.config", "transformers.trainer", "peft"])
+
+
+def in_fresh_interpreter(*blocks: str) -> str:
+    """What blocks of Python print. Models that they load write five tokens unless told otherwise."""
+    result, pipe = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=run, args=(blocks, pipe))
+    process.start()
+    pipe.close()
+    went_well, text = result.recv()
+    process.join()
+    assert went_well, text
+    return text
+
+
+def run(blocks: tuple[str, ...], pipe) -> None:
+    """Sends whether all went well, and what the blocks print or the traceback of the one that fails."""
     import torch
 
     assert "transformers_owl" not in sys.modules
@@ -18,8 +35,8 @@ def run(blocks: tuple[str, ...], page: str, pipe) -> None:
     try:
         settings = torch._inductor.config.patch(freezing=False, cpp_wrapper=False)
         with settings, uncompiled, contextlib.redirect_stdout(printed):
-            for block in blocks:
-                exec(compile(block, page, "exec"), names)
+            for number, block in enumerate(blocks, start=1):
+                exec(compile(block, f"block {number}", "exec"), names)
                 if "model" in names:
                     names["model"].generation_config.max_new_tokens = 5
         pipe.send((True, printed.getvalue()))

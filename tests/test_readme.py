@@ -3,17 +3,16 @@
 Python blocks of a page run in order, in an interpreter that has not imported this package.
 """
 
-import multiprocessing
 import re
 import shlex
 import subprocess
 from pathlib import Path
 
-import fresh_interpreter
 import pytest
 import yaml
 from clips import write_clip
 from conftest import GoldenCase
+from fresh_interpreter import in_fresh_interpreter
 from typer.testing import CliRunner
 
 import transformers_owl
@@ -24,8 +23,6 @@ from transformers_owl.training.sources import Source
 
 ROOT = Path(__file__).parent.parent
 RELEASE = "MAGAer13/mplug-owl-llama-7b"
-FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload(["torch._inductor.config", "transformers.trainer", "peft"])
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -43,18 +40,6 @@ def small(llama, monkeypatch, tmp_path):
         .replace(RELEASE, llama.checkpoint)
         .replace("max_new_tokens=", "max_new_tokens=5 or ")
     )
-
-
-def run_python(page: str, *python: str) -> str:
-    """What Python blocks print in an interpreter of their own."""
-    printed, pipe = FRESH.Pipe(duplex=False)
-    process = FRESH.Process(target=fresh_interpreter.run, args=(python, page, pipe))
-    process.start()
-    pipe.close()
-    went_well, text = printed.recv()
-    process.join()
-    assert went_well, text
-    return text
 
 
 PAGES = {
@@ -84,7 +69,7 @@ def test_no_page_is_left_out():
 def test_python_blocks_run(small, page):
     python = [block for block in blocks(page, "python") if "openai" not in block]  # that one is in test_serve.py
     python = [small(block).replace("OWNER/mplug-owl-llama-7b", transformers_owl.MINIATURE) for block in python]
-    printed = run_python(page, *python, PAGES[page])
+    printed = in_fresh_interpreter(*python, PAGES[page])
     assert all(line in printed for line in PRINTED.get(page, []))
     if page == "docs/gallery.md":
         lines = printed.splitlines()
@@ -96,7 +81,7 @@ def test_python_blocks_run(small, page):
 def test_a_block_without_the_import_fails(llama):
     """So would a user's program."""
     with pytest.raises(AssertionError, match="does not recognize this architecture"):
-        run_python("page", f"from transformers import AutoConfig; AutoConfig.from_pretrained({llama.checkpoint!r})")
+        in_fresh_interpreter(f"from transformers import AutoConfig; AutoConfig.from_pretrained({llama.checkpoint!r})")
 
 
 def test_commands_of_the_readme_run(small, llama_model, llama_processor):
@@ -185,8 +170,7 @@ def test_blocks_of_training_run(small, llama, monkeypatch):
     Path("my-run.yaml").write_text(recipe)
     owl, training = parse_recipe("my-run.yaml", ["--use_cpu", "true"])
     assert (owl.model, training.max_steps, training.learning_rate) == (yaml.safe_load(recipe)["model"], 500, 2e-5)
-    run_python(
-        "docs/training.md",
+    in_fresh_interpreter(
         *(small(block) for block in blocks("docs/training.md", "python")),
         "assert trainer.state.global_step == 2",
         "assert not isinstance(merged, PeftModel)",
@@ -224,7 +208,7 @@ def test_blocks_of_the_page_about_videos_run(monkeypatch, tmp_path, llama_proces
     write_clip("clip.mp4", "libx264")
     (tmp_path / "photo.jpg").symlink_to(ROOT / "examples/pictures/cat.jpg")
     python = [block.replace(f"{RELEASE}-video", "small") for block in blocks("docs/video.md", "python")]
-    printed = run_python("docs/video.md", *python, 'assert inputs["pixel_values_videos"].shape[1] == 8')
+    printed = in_fresh_interpreter(*python, 'assert inputs["pixel_values_videos"].shape[1] == 8')
     assert "torch.Size([1, 4, 3, 56, 56])" in printed
     commands = [
         block for page in ("README.md", "docs/video.md") for block in blocks(page, "bash") if "clip.mp4" in block

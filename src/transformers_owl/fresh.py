@@ -1,15 +1,22 @@
-"""A fresh Owl from a CLIP vision model and a language model: where stage 1 starts."""
+"""A fresh Owl from a vision model and a language model: where stage 1 starts."""
 
+import copy
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from .mplug_owl.configuration_mplug_owl import MplugOwlConfig
+from .mplug_owl.configuration_mplug_owl import MplugOwlConfig, MplugOwlVisionConfig
 from .mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration
+from .mplug_owl.vision_mplug_owl import patch_grid, patch_side, tokens_and_idle_weights
 
 
+CLIP_TYPES = ("clip", "clip_vision_model")
+POSITIONS = re.compile(r"(^|\.)position_embeddings?(\.weight)?$")
 # `(CLIP's name, ours)`, in order; ours keeps the class token and the positions as tensors of three dimensions.
 CLIP_NAMES = (
     ("embeddings.class_embedding", "embeddings.cls_token"),
@@ -30,38 +37,45 @@ Rename = Callable[[str, torch.Tensor], tuple[str, torch.Tensor]]
 
 
 def build_owl(
-    vision: CLIPVisionModel,
+    vision: PreTrainedModel,
     language_model: PreTrainedModel,
     num_query_tokens: int = 64,
     num_abstractor_layers: int = 6,
     use_temporal: bool = False,
+    image_size: int | None = None,
     **fields,
 ) -> MplugOwlForConditionalGeneration:
     """
     An Owl with the weights of both models and a new abstractor (paper, section 3.1), in the language model's type.
 
     Args:
-        vision (`CLIPVisionModel`): Becomes the vision model, with its own epsilon of the layer norms.
+        vision (`PreTrainedModel`): A vision model of the library that gives the patches of an image, such as
+            `SiglipVisionModel` or `Dinov2Model`. A `CLIPVisionModel` becomes the releases' ViT, with its own epsilon of
+            the layer norms.
         language_model (`PreTrainedModel`): A causal language model of the library.
         num_query_tokens (`int`, defaults to 64): Learned queries of the abstractor.
         num_abstractor_layers (`int`, defaults to 6): Layers of the abstractor.
         use_temporal (`bool`, defaults to `False`): Whether the Owl shall see videos; the new layers start at random.
+        image_size (`int`, *optional*): Side of the images, pixels, where it shall be another than the vision model was
+            trained with; its positions are interpolated.
         fields: Further fields of [`MplugOwlConfig`], such as `image_token_id=processor.image_token_id` where the
             tokenizer has ids for placeholders inside the language model's vocabulary.
 
     Raises:
-        ValueError: for a language model that is no causal decoder with a cache and one linear head.
+        ValueError: for a language model that is no causal decoder with a cache and one linear head, and for a vision
+            model that does not give patches, or none of this size.
     """
     config = fresh_config(
         vision.config,
         language_model.config,
-        vision_config={"use_temporal": use_temporal},
         visual_abstractor_config={"num_hidden_layers": num_abstractor_layers},
+        use_temporal=use_temporal,
+        image_size=image_size,
         num_query_tokens=num_query_tokens,
         **fields,
     )
     model: Any = MplugOwlForConditionalGeneration(config)
-    given = ((rename_vision, vision), (rename_text(language_model, model), language_model))
+    given = ((rename_vision(vision.config, config), vision), (rename_text(language_model, model), language_model))
     weights = dict(rename(name, value) for rename, part in given for name, value in part.state_dict().items())
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert all("temporal" in name or name.startswith("model.abstractor.") for name in missing), missing
@@ -70,33 +84,53 @@ def build_owl(
 
 
 def fresh_config(
-    clip: CLIPVisionConfig,
+    vision: PreTrainedConfig,
     text: PreTrainedConfig,
-    vision_config: dict | None = None,
     visual_abstractor_config: dict | None = None,
+    use_temporal: bool = False,
+    image_size: int | None = None,
     **fields,
 ) -> MplugOwlConfig:
     """
     Configuration of an Owl from those of its parts, the abstractor as in the release.
 
     Args:
-        clip (`CLIPVisionConfig`): Of the vision model.
+        vision (`PreTrainedConfig`): Of the vision model.
         text (`PreTrainedConfig`): Of the language model.
-        vision_config, visual_abstractor_config (`dict`, *optional*): Fields with values of one's own.
+        visual_abstractor_config (`dict`, *optional*): Fields with values of one's own.
+        use_temporal, image_size: As of [`build_owl`].
         fields: Further fields of [`MplugOwlConfig`].
     """
+    ours: Any = copy.deepcopy(vision)
+    if vision.model_type in CLIP_TYPES:
+        ours = MplugOwlVisionConfig(**{name: vision.to_dict()[name] for name in CLIP_FIELDS}, use_temporal=use_temporal)
+    if image_size is not None:
+        set_image_size(ours, image_size)
+    tokens_and_idle_weights(ours)
     abstractor = {
-        "hidden_size": clip.hidden_size,
-        "encoder_hidden_size": clip.hidden_size,
-        "intermediate_size": gated_width(clip.hidden_size),
-        "num_attention_heads": clip.num_attention_heads,
+        "hidden_size": ours.hidden_size,
+        "intermediate_size": gated_width(ours.hidden_size),
+        "num_attention_heads": ours.num_attention_heads,
+        "use_temporal": use_temporal,
     }
     return MplugOwlConfig(
-        vision_config={**{name: clip.to_dict()[name] for name in CLIP_FIELDS}, **(vision_config or {})},
+        vision_config=ours,
         visual_abstractor_config={**abstractor, **(visual_abstractor_config or {})},
         text_config=text,
         **fields,
     )
+
+
+def set_image_size(vision: Any, side: int) -> None:
+    """Changes the side of a vision model's images, pixels."""
+    patch = patch_side(vision)
+    if side % patch:
+        raise ValueError(f"image_size is {side}, but a multiple of the patches' side {patch} was expected.")
+    size = vision.to_dict().get("image_size")
+    if size is None:
+        vision.update({"num_patches": (side // patch) ** 2})
+    else:
+        vision.update({"image_size": side if isinstance(size, int) else type(size)([side, side])})
 
 
 def gated_width(width: int) -> int:
@@ -104,13 +138,36 @@ def gated_width(width: int) -> int:
     return 256 * -(-(4 * width * 2 // 3) // 256)
 
 
-def rename_vision(name: str, value: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """A weight of `CLIPVisionModel` as a weight of an Owl."""
-    for theirs, ours in CLIP_NAMES:
-        name = name.replace(theirs, ours)
-    if name.endswith(("cls_token", "position_embedding")):
-        value = value.reshape(1, -1, value.shape[-1])
-    return f"model.vision_model.{name}", value
+def rename_vision(theirs: PreTrainedConfig, owl: MplugOwlConfig) -> Rename:
+    """How a weight of this vision model becomes one of the Owl; positions are interpolated for its image size."""
+    old, new = patch_grid(theirs), patch_grid(owl.vision_config)
+
+    def rename(name: str, value: torch.Tensor) -> tuple[str, torch.Tensor]:
+        if theirs.model_type in CLIP_TYPES:
+            for before, after in CLIP_NAMES:
+                name = name.replace(before, after)
+            if name.endswith(("cls_token", "position_embedding")):
+                value = value.reshape(1, -1, value.shape[-1])
+        if POSITIONS.search(name) and old != new:
+            value = resize_positions(value, old, new)
+        return f"model.vision_model.{name}", value
+
+    return rename
+
+
+def resize_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
+    """
+    Embeddings of positions for another grid of patches, by bicubic interpolation as for ViT at other resolutions.
+
+    Args:
+        table (`torch.Tensor` (..., tokens, width)): Of the tokens that come first, if any, and of the patches.
+        old, new (`tuple[int, int]`): Rows and columns.
+    """
+    first, patches = table.split([table.shape[-2] - math.prod(old), math.prod(old)], dim=-2)
+    image = patches.reshape(1, *old, -1).permute(0, 3, 1, 2).float()
+    image = nn.functional.interpolate(image, size=new, mode="bicubic")
+    resized = image.permute(0, 2, 3, 1).reshape(*patches.shape[:-2], math.prod(new), -1).to(table.dtype)
+    return torch.cat([first, resized], dim=-2)
 
 
 def rename_text(language_model: PreTrainedModel, owl: MplugOwlForConditionalGeneration) -> Rename:

@@ -93,7 +93,7 @@ def verify(
 
 @conversion()
 def build(
-    vision: Annotated[str, Option(help="Folder, REPO or REPO@REVISION of a CLIP model.")],
+    vision: Annotated[str, Option(help="Folder, REPO or REPO@REVISION of a vision model.")],
     language: Annotated[str, Option(help="The same of a causal language model, or a .gguf file.")],
     output: Annotated[Path, Option(help="Folder to make.")],
     dtype: Annotated[Dtype, Option(help="Type of the weights.")] = Dtype.BFLOAT16,
@@ -102,12 +102,13 @@ def build(
     seed: Annotated[int, Option(help="Of the abstractor's weights.")] = 0,
     max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
     chat_template: Annotated[str, Option(help="original, language_model (its own), or a Jinja file.")] = "original",
+    image_size: Annotated[int | None, Option(help="Side of the images, pixels; by default as trained.")] = None,
 ) -> None:
-    """Make a fresh Owl from a CLIP vision model and a causal language model."""
+    """Make a fresh Owl from a vision model and a causal language model."""
     from transformers_owl.conversion.build import build
 
     sizes = (num_query_tokens, num_abstractor_layers)
-    build(vision, language, output, torch_dtype(dtype), *sizes, seed, max_shard_size, chat_template)
+    build(vision, language, output, torch_dtype(dtype), *sizes, seed, max_shard_size, chat_template, image_size)
     print(f"{output} is complete.")
 
 

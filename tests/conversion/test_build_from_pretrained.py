@@ -9,12 +9,17 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoProcessor,
+    BertConfig,
+    BertModel,
+    BitImageProcessorPil,
     BloomConfig,
     BloomForCausalLM,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaTokenizer,
@@ -24,8 +29,9 @@ from transformers import (
     OpenAIGPTLMHeadModel,
     Qwen2Config,
     Qwen2ForCausalLM,
-    SiglipVisionConfig,
-    SiglipVisionModel,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
 )
 
 from transformers_owl.conversion.build import build
@@ -140,11 +146,46 @@ def write_gguf(gguf, model: LlamaForCausalLM, file: Path) -> None:
     writer.close()
 
 
+VISION_MODELS = {
+    "siglip": (SiglipModel, SiglipConfig, SiglipImageProcessorPil(resample=2)),
+    "dinov2": (Dinov2Model, Dinov2Config, BitImageProcessorPil(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.1])),
+}
+
+
+@pytest.mark.parametrize("image_size", [None, 42])
+@pytest.mark.parametrize("name", VISION_MODELS)
+def test_vision_models_of_other_types(name, image_size, llama, pictures, tmp_path):
+    """In the folder are its features, for images that are prepared as it wants them."""
+    kind, config, image_processor = VISION_MODELS[name]
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = {**sizes, "image_size": 28, "patch_size": 14}
+    text = {**sizes, "vocab_size": 100}
+    torch.manual_seed(0)
+    both = kind(config(vision_config=vision, text_config=text) if name == "siglip" else config(**vision)).eval()
+    both.save_pretrained(tmp_path / "vision")
+    image_processor.save_pretrained(tmp_path / "vision")
+    language = save(LANGUAGE_MODELS["llama"](), tokenizer(llama), tmp_path / "language")
+    build(str(tmp_path / "vision"), str(language), tmp_path / "out", torch.float32, 8, 1, image_size=image_size)
+    owl, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    side = image_size or 28
+    image_processor.size, image_processor.do_center_crop = {"height": side, "width": side}, False
+    pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    assert relative_error(pixels, image_processor(pictures, return_tensors="pt")["pixel_values"]) <= 1e-6
+    theirs = both.vision_model if name == "siglip" else both
+    options = {"interpolate_pos_encoding": True} if name == "siglip" else {}
+    with torch.no_grad():
+        expected = theirs(pixels, **options).last_hidden_state
+        features = owl.get_image_features(pixels).last_hidden_state
+    assert features.shape == expected.shape
+    assert relative_error(features, expected) <= 1e-5
+
+
 def test_other_models_are_refused(clip, llama, tmp_path):
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=28, patch_size=14)).save_pretrained(tmp_path / "siglip")
-    with pytest.raises(ValueError, match="type siglip_vision_model, but the vision model must be of CLIP's type"):
-        build(str(tmp_path / "siglip"), "unread", tmp_path / "out")
+    BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="`bert` is no vision model"):
+        build(str(tmp_path / "bert"), "unread", tmp_path / "out")
     gpt = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=1000, n_embd=8, n_layer=1, n_head=2))
     save(gpt, tokenizer(llama), tmp_path / "gpt")
     with pytest.raises(ValueError, match="`openai-gpt` cannot be used: it keeps none of the library's caches"):

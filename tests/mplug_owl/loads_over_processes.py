@@ -26,7 +26,7 @@ def outputs(model) -> dict[str, torch.Tensor]:
     ids[:, :5], ids[:, 70:] = torch.arange(5), torch.arange(10) + 40
     made = model(input_ids=ids, pixel_values=pixels)
     found = {"logits": made.logits, "image features": made.image_hidden_states}
-    if model.config.vision_config.use_temporal:
+    if model.config.sees_videos:
         found["video features"] = model.get_video_features(clip).pooler_output
     return {name: whole(value) for name, value in found.items()}
 

@@ -59,7 +59,6 @@ def test_a_multimodal_model_is_no_language_model():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"vision_config": {"hidden_size": 512}}, "must have one width"),
         ({"image_token_id": 5, "video_token_id": 5}, "two different ids"),
         ({"image_token_id": -1}, "two different ids"),
     ],

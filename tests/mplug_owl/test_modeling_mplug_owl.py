@@ -334,7 +334,7 @@ MISTAKES = {
             "input_ids": i["input_ids"].masked_fill(i["input_ids"] == 100, 101),
             "pixel_values_videos": torch.randn(2, 2, 3, 28, 28),
         },
-        "picture model and cannot see videos",
+        "image model and cannot see videos",
     ),
 }
 

@@ -94,14 +94,14 @@ def test_the_table_leads_back_to_the_original(name):
 def test_a_configuration_given_by_hand_is_corrected_by_the_weights():
     case = GoldenCase("video-llama")
     config = AutoModel.from_pretrained(case.checkpoint).config
-    config.vision_config.use_temporal = config.visual_abstractor_config.use_temporal = False
+    config.sees_videos = config.visual_abstractor_config.use_temporal = False
     config.visual_abstractor_config.intermediate_size = 4096
     model, info = MplugOwlForConditionalGeneration.from_pretrained(
         case.checkpoint, config=config, output_loading_info=True
     )
     assert not any(info.values())
-    assert not config.vision_config.use_temporal
-    assert model.config.vision_config.use_temporal
+    assert not config.sees_videos
+    assert model.config.sees_videos
 
 
 def test_model_and_tokenizer_of_an_original_folder_agree_on_the_placeholders(llama, tmp_path):
@@ -247,5 +247,5 @@ def test_a_release_of_other_sizes_loads(llama, pictures, tmp_path, use_temporal)
     assert (inputs["input_ids"] == loaded.config.image_token_id).sum() == 17
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
-    assert loaded.config.vision_config.use_temporal == use_temporal
+    assert loaded.config.sees_videos == use_temporal
     assert loaded.generation_config.max_new_tokens == 512

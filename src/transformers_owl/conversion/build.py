@@ -1,18 +1,27 @@
 """
-A fresh Owl, where stage 1 starts, from a CLIP vision model and a causal language model, tensor by tensor.
+A fresh Owl, where stage 1 starts, from a vision model and a causal language model, tensor by tensor.
 
 The language model may be a `.gguf` file, whose weights are dequantised.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from .. import MplugOwlForConditionalGeneration, MplugOwlImageProcessor, MplugOwlProcessor
 from ..fresh import fresh_config, rename_text, rename_vision
 from ..mplug_owl.processing_mplug_owl import read_template
+from ..mplug_owl.vision_mplug_owl import image_side, tokens_and_idle_weights
 from .card import render
 from .checkpoints import (
     Checkpoint,
@@ -36,20 +45,22 @@ from .library import (
 )
 
 
-CLIP_TYPES = ("clip", "clip_vision_model")
 ON_META: dict[str, Any] = {"device_map": "meta", "ignore_mismatched_sizes": True, "output_loading_info": True}
 
 
-def open_vision(source: Checkpoint) -> tuple[CLIPVisionModel, list[Piece]]:
-    """A vision model of CLIP's type on the meta device, and its weights; the rest of CLIP is left out."""
-    kind = AutoConfig.from_pretrained(source.path, revision=source.revision).model_type
-    if kind not in CLIP_TYPES:
-        raise ValueError(
-            f"{source.path} is a model of type {kind}, but the vision model must be of CLIP's type "
-            f"({' or '.join(CLIP_TYPES)}): pre-norm, class token, learned positions."
-        )
+def open_vision(source: Checkpoint) -> tuple[PreTrainedModel, list[Piece]]:
+    """A vision model on the meta device, and its weights; what else a model of images and text has is left out."""
+    config: Any = AutoConfig.from_pretrained(source.path, revision=source.revision)
+    if "vision_config" in config.sub_configs:
+        config = config.vision_config
+    try:
+        kind: Any = MODEL_MAPPING[type(config)]
+    except KeyError:
+        problem = f"{source.path} is of the type `{config.model_type}`, of which the library has no vision model"
+        raise ValueError(f"{problem}: choose a ViT such as CLIP, SigLIP or DINOv2.") from None
+    tokens_and_idle_weights(config)
     source.open()
-    loaded: Any = CLIPVisionModel.from_pretrained(source.path, revision=source.revision, **ON_META)
+    loaded = kind.from_pretrained(source.path, config=config, revision=source.revision, **ON_META)
     model, info = loaded
     check_loading(source, {**info, "unexpected_keys": set()})
     return model, convert(model, source.open())
@@ -113,12 +124,14 @@ def build(
     seed: int = 0,
     max_shard_size: str = "5GB",
     chat_template: str = "original",
+    image_size: int | None = None,
 ) -> None:
     """
     Makes a fresh Owl, whose abstractor knows nothing yet. An interrupted run goes on where it stopped.
 
     Args:
-        vision (`str`): Folder, REPO or REPO@REVISION of a CLIP model.
+        vision (`str`): Folder, REPO or REPO@REVISION of a vision model, alone or in a model of images and text: CLIP,
+            SigLIP, DINOv2 and others that give the patches of an image.
         language (`str`): The same of a causal language model, or a `.gguf` file.
         output (`Path`): Folder to make.
         dtype (`torch.dtype`, defaults to `torch.bfloat16`): Of the weights.
@@ -128,47 +141,52 @@ def build(
         max_shard_size (`str`, defaults to `"5GB"`): Largest file of weights.
         chat_template (`str`, defaults to `"original"`): That, "language_model" for the language model's own, or a
             Jinja file.
+        image_size (`int`, *optional*): Side of the images, pixels; by default the vision model's.
 
     Raises:
         ValueError: for models of other kinds, and an `output` that exists.
         OSError: if they cannot be read, or `output` not be written.
     """
     sources = Checkpoint.parse(vision), Checkpoint.parse(language)
-    clip, vision_pieces = open_vision(sources[0])
+    eyes, vision_pieces = open_vision(sources[0])
     text, text_pieces = open_language(sources[1])
     tokenizer = read_tokenizer(sources[1])
     template = read_template(chat_template, tokenizer)
-    processor = MplugOwlProcessor(
-        read_image_processor(sources[0], clip), tokenizer, chat_template=template, num_query_tokens=num_query_tokens
-    )
+    ids = MplugOwlProcessor(MplugOwlImageProcessor(), tokenizer)
     config = fresh_config(
-        clip.config,
+        eyes.config,
         text.config,
         visual_abstractor_config={"num_hidden_layers": num_abstractor_layers},
+        image_size=image_size,
         num_query_tokens=num_query_tokens,
-        image_token_id=processor.image_token_id,
-        video_token_id=processor.video_token_id,
+        image_token_id=ids.image_token_id,
+        video_token_id=ids.video_token_id,
         dtype=dtype,
     )
+    images = read_image_processor(sources[0], image_side(config.vision_config))
+    processor = MplugOwlProcessor(images, tokenizer, chat_template=template, num_query_tokens=num_query_tokens)
     with torch.device("meta"):
         model = MplugOwlForConditionalGeneration(config)
     pieces = [
-        *(piece.map(rename_vision) for piece in vision_pieces),
+        *(piece.map(rename_vision(eyes.config, config)) for piece in vision_pieces),
         *fresh_abstractor(model, seed),
         *(piece.map(rename_text(text, model)) for piece in text_pieces),
     ]
-    options = [str(dtype), num_query_tokens, num_abstractor_layers, seed, max_shard_size, template]
+    options = [str(dtype), num_query_tokens, num_abstractor_layers, seed, max_shard_size, template, image_size]
     made = f"A fresh start for stage 1, from {sources[0].name} and {sources[1].name}: the abstractor knows nothing yet."
     with unfinished(output, [*(source.fingerprint() for source in sources), *options]) as folder:
         write_weights(cast(pieces, dtype), folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
         write_rest(model, processor, folder, render(output.name, output.name, made))
 
 
-def read_image_processor(source: Checkpoint, clip: CLIPVisionModel) -> MplugOwlImageProcessor:
-    side = clip.config.image_size
-    return MplugOwlImageProcessor.from_pretrained(
-        source.path, revision=source.revision, size={"height": side, "width": side}
-    )
+def read_image_processor(source: Checkpoint, side: int) -> MplugOwlImageProcessor:
+    """Prepares images as that of the vision model does, but never cuts any off: an Owl sees whole images."""
+    theirs: Any = AutoImageProcessor.from_pretrained(source.path, revision=source.revision, backend="pil")
+    if not (theirs.do_normalize and theirs.do_rescale and math.isclose(theirs.rescale_factor, 1 / 255)):
+        raise ValueError(f"The image processor of {source.path} does not scale to 0..1 and normalise, as ours does.")
+    names = ("image_mean", "image_std", "resample")
+    fields = {name: getattr(theirs, name) for name in names}
+    return MplugOwlImageProcessor(**fields, size={"height": side, "width": side})
 
 
 def read_tokenizer(source: Checkpoint):

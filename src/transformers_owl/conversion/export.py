@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .. import MplugOwlConfig, MplugOwlForConditionalGeneration
+from .. import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlVisionConfig
 from .checkpoints import Checkpoint, Piece, convert, held, open_owl, save_pickle, unfinished, write_weights
 from .library import WEIGHTS_NAME, LlamaRotaryEmbedding, cached_file
 
@@ -20,6 +20,10 @@ SMALL_FILES = (
 
 def their_config(config: MplugOwlConfig) -> dict:
     """`config.json` in the fields of the original code (transformers 4.28)."""
+    if not isinstance(config.vision_config, MplugOwlVisionConfig):
+        raise ValueError(
+            f"The original code has one vision model, a ViT, but this Owl's is `{config.vision_config.model_type}`."
+        )
     ours = config.to_dict()
     sections = {name: ours[name] for name in ("vision_config", "visual_abstractor_config", "text_config")}
     sections["vision_config"].pop("use_temporal")

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import track
 
 from .. import MplugOwlForConditionalGeneration
+from ..mplug_owl.vision_mplug_owl import image_side
 from .checkpoints import Checkpoint, Piece, open_owl
 
 
@@ -46,7 +47,7 @@ def fixed_logits(model: MplugOwlForConditionalGeneration) -> torch.Tensor:
     config: Any = model.config
     ids = torch.linspace(3, min(config.text_config.vocab_size, config.image_token_id) - 1, TEXT_IDS).long()
     picture = torch.full((config.num_query_tokens + 1,), config.image_token_id)
-    side = config.vision_config.image_size
+    side = image_side(config.vision_config)
     pixels = torch.linspace(-2, 2, 3 * side * side).reshape(1, 3, side, side).sin()
     return model(input_ids=torch.cat([ids[:4], picture, ids[4:]])[None], pixel_values=pixels).logits[0].float()
 

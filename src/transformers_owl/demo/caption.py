@@ -69,7 +69,7 @@ class Captioner:
                 pictures alone.
             MemoryError: if the batch does not fit.
         """
-        sees_videos = self.model.config.vision_config.use_temporal
+        sees_videos = self.model.config.sees_videos
         question = {"type": "text", "text": prompt}
         chats = [[{"role": "user", "content": [visual_part(picture, sees_videos), question]}] for picture in pictures]
         inputs = self.processor.apply_chat_template(

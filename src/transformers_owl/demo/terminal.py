@@ -46,7 +46,7 @@ class TerminalChat:
         self.processor = processor
         self.options = options
         self.system = system
-        self.sees_videos = model.config.vision_config.use_temporal
+        self.sees_videos = model.config.sees_videos
         self.commands: dict[str, Callable[[str], None]] = {
             "/image": self.add_pictures,
             "/clear": self.clear,

@@ -53,7 +53,7 @@ class OwlDesk:
     def __init__(self, model, processor):
         self.model = model
         self.processor = processor
-        self.sees_videos = model.config.vision_config.use_temporal
+        self.sees_videos = model.config.sees_videos
         self.lock = Lock()
 
     def answer(

@@ -1,5 +1,6 @@
 """Where a model looked in the pictures while it wrote an answer."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import PIL.ImageOps
 import torch
 from transformers import DynamicCache
 
+from ..mplug_owl.vision_mplug_owl import patch_grid
 from .library import attention_implementations
 
 
@@ -80,8 +82,9 @@ def picture_attention(model, processor, messages: Sequence[dict], word: str | No
     positions = torch.stack([layer[0].float().mean(0)[steps].mean(0).cpu() for layer in written]).mean(0)
     at_pictures = positions[:read][(prompt[0, :read] == processor.image_token_id).cpu()]
     at_pictures = at_pictures.view(-1, processor.num_positions())
-    patches = _patches_of_queries(features.abstractor_attentions, processor.num_query_tokens)
-    return [_combine(shares, seen) for shares, seen in zip(at_pictures, patches, strict=True)]
+    grid = patch_grid(model.config.vision_config)
+    patches = _patches_of_queries(features.abstractor_attentions, processor.num_query_tokens, math.prod(grid))
+    return [_combine(shares, seen, grid) for shares, seen in zip(at_pictures, patches, strict=True)]
 
 
 def _answer(processor, answer: str, word: str | None) -> tuple[torch.Tensor, list[int]]:
@@ -110,16 +113,15 @@ def _attention_weights(model) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _patches_of_queries(attentions: Sequence[torch.Tensor], num_queries: int) -> torch.Tensor:
-    """What each query sees of each patch (N, Q, patches); the keys are the queries, the class token, the patches."""
+def _patches_of_queries(attentions: Sequence[torch.Tensor], num_queries: int, num_patches: int) -> torch.Tensor:
+    """What each query sees of each patch (N, Q, patches); the patches are the last keys."""
     mean = torch.stack([layer.float().mean(1).cpu() for layer in attentions]).mean(0)
-    return mean[:, :num_queries, num_queries + 1 :]
+    return mean[:, :num_queries, -num_patches:]
 
 
-def _combine(positions: torch.Tensor, patches: torch.Tensor) -> PictureAttention:
+def _combine(positions: torch.Tensor, patches: torch.Tensor, grid: tuple[int, int]) -> PictureAttention:
     seen = positions[:-1] @ patches
-    side = round(len(seen) ** 0.5)
-    return PictureAttention((seen / seen.sum()).view(side, side), positions)
+    return PictureAttention((seen / seen.sum()).view(grid), positions)
 
 
 def draw_attention(picture: PIL.Image.Image, patches: torch.Tensor) -> PIL.Image.Image:

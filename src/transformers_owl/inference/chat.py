@@ -55,7 +55,7 @@ class Chat:
         """
         if options.get("num_return_sequences", 1) != 1:
             raise ValueError("A chat keeps one line of conversation: num_return_sequences must be 1.")
-        sees_videos = self.model.config.vision_config.use_temporal
+        sees_videos = self.model.config.sees_videos
         content = [*(visual_part(image, sees_videos) for image in images), {"type": "text", "text": text}]
         turn = {"role": "user", "content": content}
         inputs = self._prepare(turn)

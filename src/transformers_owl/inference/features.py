@@ -14,8 +14,8 @@ class VisualFeatures:
     Features of N pictures or videos, on the CPU.
 
     Args:
-        patches (`torch.Tensor` (N, P, D), videos (N, frames, P, D)): Output of the vision model: the class token, then
-            the patches row by row.
+        patches (`torch.Tensor` (N, P, D), videos (N, frames, P, D)): Output of the vision model: the class token, if it
+            has one, then the patches row by row.
         positions (`torch.Tensor` (N, Q + 1, H)): The abstractor's summary: what the language model sees.
     """
 
@@ -39,7 +39,7 @@ def extract_features(model, processor, pictures: Sequence, batch_size: int = 8) 
     """
     if len(pictures) == 0:
         raise ValueError("No pictures were given: give at least one.")
-    kinds = {visual_part(picture, model.config.vision_config.use_temporal)["type"] for picture in pictures}
+    kinds = {visual_part(picture, model.config.sees_videos)["type"] for picture in pictures}
     if len(kinds) > 1:
         raise ValueError("Pictures and videos were given together, but their features differ in shape: give one kind.")
     patches, positions = [], []

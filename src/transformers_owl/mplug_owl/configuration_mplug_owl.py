@@ -74,8 +74,8 @@ class MplugOwlVisualAbstractorConfig(PreTrainedConfig):
         intermediate_size (`int`, defaults to 2816): Width of the gated feed-forward layers.
         num_hidden_layers (`int`, defaults to 6): Number of layers.
         num_attention_heads (`int`, defaults to 16): Attention heads a layer; must divide `hidden_size`.
-        encoder_hidden_size (`int`, defaults to 1024): Width of the vision model; the two widths must be equal, since
-            queries and patches are attended together.
+        encoder_hidden_size (`int`, defaults to 1024): Width of the vision model; where it is not `hidden_size`, a
+            projection joins them. In a [`MplugOwlConfig`] the vision configuration decides.
         attention_probs_dropout_prob (`float`, defaults to 0.1): Dropout of the attention weights in training.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of the layer norm inside the feed-forward layers.
         initializer_range (`float`, defaults to 0.02): Standard deviation of fresh weights.
@@ -83,7 +83,7 @@ class MplugOwlVisualAbstractorConfig(PreTrainedConfig):
         text_hidden_size (`int`, defaults to 4096): Width of the language model. In a [`MplugOwlConfig`] the text
             configuration decides.
         use_temporal (`bool`, defaults to `False`): Whether there are further queries for videos. In a
-            [`MplugOwlConfig`] the vision configuration decides.
+            [`MplugOwlConfig`] a vision configuration of the releases' type decides.
     """
 
     model_type = "mplug_owl_visual_abstract"
@@ -116,7 +116,9 @@ class MplugOwlConfig(PreTrainedConfig):
     Configuration of mPLUG-Owl: a vision model, a visual abstractor and a causal language model (arXiv 2304.14178).
 
     Args:
-        vision_config (`MplugOwlVisionConfig` or `dict`, *optional*): The vision model.
+        vision_config (`PreTrainedConfig` or `dict`, *optional*): The vision model: the releases' ViT
+            ([`MplugOwlVisionConfig`]), or one of the library's that gives the patches of an image, such as those of
+            CLIP, SigLIP and DINOv2; a `dict` of such a one names its `model_type`.
         visual_abstractor_config (`MplugOwlVisualAbstractorConfig` or `dict`, *optional*): The visual abstractor.
         text_config (`PreTrainedConfig` or `dict`, *optional*): The language model, LLaMA-7B by default; a `dict`
             names its `model_type`.
@@ -130,8 +132,7 @@ class MplugOwlConfig(PreTrainedConfig):
             code's gives a hint, and this code's is what is saved.
 
     Raises:
-        ValueError: for a multimodal model in place of a language model, for widths that do not fit each other, and for
-            equal token ids.
+        ValueError: for a multimodal model in place of a language model, and for equal token ids.
     """
 
     model_type = "mplug-owl"
@@ -172,15 +173,11 @@ class MplugOwlConfig(PreTrainedConfig):
                 f"`{text.model_type}` cannot be used: it is itself made of several models ({', '.join(parts)}), but a "
                 "language model alone was expected. Pass the configuration of its language model."
             )
-        if not vision.hidden_size == abstractor.encoder_hidden_size == abstractor.hidden_size:
-            raise ValueError(
-                "The vision model and the visual abstractor must have one width, but vision_config.hidden_size is "
-                f"{vision.hidden_size}, visual_abstractor_config.encoder_hidden_size {abstractor.encoder_hidden_size} "
-                f"and visual_abstractor_config.hidden_size {abstractor.hidden_size}: set all three to one value."
-            )
+        abstractor.encoder_hidden_size = vision.hidden_size
         abstractor.num_query_tokens = self.num_query_tokens
         abstractor.text_hidden_size = text.hidden_size
-        abstractor.use_temporal = vision.use_temporal
+        if isinstance(vision, MplugOwlVisionConfig):
+            abstractor.use_temporal = vision.use_temporal
         self.tie_word_embeddings = getattr(text, "tie_word_embeddings", False)
         # As padding id, EOS would get no gradient in its embedding, so that full fine-tuning could not learn to stop.
         ends, padding = (getattr(text, name, None) for name in ("eos_token_id", "pad_token_id"))
@@ -196,6 +193,10 @@ class MplugOwlConfig(PreTrainedConfig):
                 "two different ids of the tokenizer, not negative: pass `processor.image_token_id` and "
                 "`processor.video_token_id`."
             )
+
+    @property
+    def sees_videos(self) -> bool:
+        return self.visual_abstractor_config.use_temporal
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -247,6 +248,8 @@ def _part(config_class: Any, given: PreTrainedConfig | dict | None) -> PreTraine
     fields = dict(given or {})
     if config_class is AutoConfig:
         config_class = CONFIG_MAPPING[fields.get("model_type", "llama")]
+    elif fields.get("model_type", config_class.model_type) != config_class.model_type:
+        config_class = CONFIG_MAPPING[fields["model_type"]]
     return config_class(**fields)
 
 

@@ -1,6 +1,6 @@
 """mPLUG-Owl (arXiv 2304.14178): a vision model, a visual abstractor and a causal language model.
 
-Shapes: N pictures or videos, T frames, P patches of a frame + 1 (class token), D width of vision model and
+Shapes: N images or videos, T frames, P tokens of a frame (class token and patches), D width of vision model and
 abstractor, Q queries, B rows of a batch, L positions of a row, H width of the language model, V its vocabulary.
 """
 
@@ -46,6 +46,7 @@ from .library_mplug_owl import (
     merge_with_config_defaults,
     torch_compilable_check,
 )
+from .vision_mplug_owl import flat_frames, see
 from .weights_mplug_owl import read_original, refuse_random_weights, temporal_weights
 
 
@@ -324,7 +325,8 @@ class MplugOwlPreTrainedModel(PreTrainedModel):
         if info["missing_keys"] and pretrained_model_name_or_path is not None:
             # A configuration that sees videos may be given for a model that does not.
             written, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
-            is_video = written.get("vision_config", written).get("use_temporal", False)
+            parts = (written, written.get("vision_config") or {}, written.get("visual_abstractor_config") or {})
+            is_video = any(part.get("use_temporal", False) for part in parts)
             fresh = set() if is_video else temporal_weights(model.state_dict())
             refuse_random_weights(pretrained_model_name_or_path, info, fresh)
         return loaded if output_loading_info else model
@@ -367,33 +369,13 @@ class MplugOwlVisionModel(MplugOwlPreTrainedModel):
         Raises:
             ValueError: for another shape or an integer dtype.
         """
-        frames = self._flat_frames(pixel_values)
+        frames = flat_frames(pixel_values, self.config, self.config.use_temporal)
         num_frames = pixel_values.shape[1] if pixel_values.ndim == 5 else 1
         hidden_states = self.embeddings(frames)
         for layer in self.layers:
             hidden_states = layer(hidden_states, num_frames, **kwargs)
         hidden_states = self.post_layernorm(hidden_states)
         return BaseModelOutput(last_hidden_state=hidden_states.view(*pixel_values.shape[:-3], *hidden_states.shape[1:]))
-
-    def _flat_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        size = (self.config.num_channels, self.config.image_size, self.config.image_size)
-        fits = pixel_values.ndim in (4, 5) and tuple(pixel_values.shape[-3:]) == size
-        if not fits or 0 in pixel_values.shape:
-            raise ValueError(
-                f"Pixels of shape {tuple(pixel_values.shape)} were given, but (pictures, {', '.join(map(str, size))}) "
-                f"or (videos, frames, {', '.join(map(str, size))}) was expected: prepare them with MplugOwlProcessor."
-            )
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"Pixels of dtype {pixel_values.dtype} were given, but normalised floating-point values were "
-                "expected: prepare them with MplugOwlProcessor."
-            )
-        if pixel_values.ndim == 5 and pixel_values.shape[1] > 1 and not self.config.use_temporal:
-            raise ValueError(
-                "This checkpoint is a picture model and cannot see videos (vision_config.use_temporal is False): "
-                "use a video checkpoint, or pass single frames as pictures."
-            )
-        return pixel_values.flatten(0, -4)
 
 
 class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
@@ -408,6 +390,9 @@ class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
     def __init__(self, config: MplugOwlVisualAbstractorConfig):
         super().__init__(config)
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.hidden_size))
+        self.vision_proj = nn.Identity()
+        if config.encoder_hidden_size != config.hidden_size:
+            self.vision_proj = nn.Linear(config.encoder_hidden_size, config.hidden_size)
         self.layers = nn.ModuleList([MplugOwlAbstractorLayer(config) for _ in range(config.num_hidden_layers)])
         self.visual_fc = nn.Linear(config.hidden_size, config.text_hidden_size)
         self.vit_eos = nn.Parameter(torch.empty(1, 1, config.text_hidden_size))
@@ -421,7 +406,7 @@ class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
     def forward(self, patches: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
         """
         Args:
-            patches (`torch.Tensor` (N, P, D), or (N, T, P, D) for videos): Output of the vision model.
+            patches (`torch.Tensor` (N, P, D), or (N, T, P, D) for videos): Output of the vision model, D its width.
 
         Returns:
             `BaseModelOutput`: `last_hidden_state` (N, Q + 1, H): the queries, and `vit_eos` at the end.
@@ -431,7 +416,7 @@ class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
         if num_frames > 1:
             queries = torch.cat([queries, self.temporal_query_tokens], dim=1)
         hidden_states = queries.expand(len(patches), -1, -1)
-        patches = patches.flatten(1, -2)
+        patches = self.vision_proj(patches.flatten(1, -2))
         for layer in self.layers:
             hidden_states = layer(hidden_states, patches, **kwargs)
         visual = self.visual_fc(hidden_states[:, : self.config.num_query_tokens])
@@ -557,7 +542,9 @@ class MplugOwlModel(MplugOwlFromOriginal):
 
     def __init__(self, config: MplugOwlConfig):
         super().__init__(config)
-        self.vision_model = MplugOwlVisionModel._from_config(config.vision_config)
+        vision = config.vision_config
+        is_ours = isinstance(vision, MplugOwlVisionConfig)
+        self.vision_model = MplugOwlVisionModel._from_config(vision) if is_ours else AutoModel.from_config(vision)
         self.abstractor = MplugOwlVisualAbstractorModel._from_config(config.visual_abstractor_config)
         self.language_model = AutoModel.from_config(config.text_config)
         text = config.text_config.to_dict()
@@ -622,7 +609,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         return self._get_visual_features(pixel_values_videos, **kwargs)
 
     def _get_visual_features(self, pixel_values, **kwargs) -> MplugOwlVisualFeatures:
-        vision = self.vision_model(pixel_values, **kwargs)
+        vision = see(self.vision_model, pixel_values, self.config.sees_videos, **kwargs)
         abstractor = self.abstractor(vision.last_hidden_state, **kwargs)
         return MplugOwlVisualFeatures(
             last_hidden_state=vision.last_hidden_state,

@@ -62,7 +62,7 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
         if images is None:
             raise ValueError("No picture was given: pass a picture, a list of pictures or a chat.")
         if isinstance(prompt, (list, tuple)):
-            images, prompt = pair(images, prompt, self.model.config.vision_config.use_temporal), None
+            images, prompt = pair(images, prompt, self.model.config.sees_videos), None
         elif isinstance(images, tuple):
             images = list(images)
         elif isinstance(images, Iterable) and not isinstance(images, (*ONE_PICTURE, dict, list, Dataset)):
@@ -87,7 +87,7 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
     def preprocess(self, inputs, prompt=None, num_frames=None):
         sampling = {} if num_frames is None else {"num_frames": num_frames}
         if not isinstance(inputs, Chat):
-            row = inputs if isinstance(inputs, dict) else as_row(inputs, self.model.config.vision_config.use_temporal)
+            row = inputs if isinstance(inputs, dict) else as_row(inputs, self.model.config.sees_videos)
             kind = next((kind for kind in PROMPTS if kind in row), None)
             if kind is None:
                 raise ValueError(f"A row holds its picture or video under 'image', but one with {list(row)} was given.")

@@ -48,7 +48,7 @@ class MplugOwlProcessingInfo(MultiModalProcessingInfo):
 
     @cached_property
     def _is_video_model(self) -> bool:
-        return self.get_hf_config().vision_config.use_temporal
+        return self.get_hf_config().sees_videos
 
     def get_default_tok_params(self):
         """Without special tokens: BOS is in the chat template."""

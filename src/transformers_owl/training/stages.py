@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..mplug_owl.vision_mplug_owl import tokens_and_idle_weights
 from .library import FROZEN_COPY, LORA, WRAPPED
 
 
@@ -70,8 +71,10 @@ def prepare_stage(model, stage: str, lora_r: int = 8, lora_alpha: int = 32, lora
         raise ValueError(f"There is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
     chosen = STAGES[stage]
     patterns = [PARTS[part] for part in chosen.trains]
+    _, idle = tokens_and_idle_weights(model.config.vision_config)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(re.match(pattern, name) for pattern in patterns))
+        is_idle = name.removeprefix("model.vision_model.") in idle
+        parameter.requires_grad_(not is_idle and any(re.match(pattern, name) for pattern in patterns))
     if not chosen.lora:
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(f"The stage {stage!r} trains nothing: the model has no {' or '.join(chosen.trains)} part.")

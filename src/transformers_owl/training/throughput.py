@@ -7,12 +7,17 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from ..mplug_owl.vision_mplug_owl import tokens_and_idle_weights
 from .library import FROZEN_COPY
 from .stages import part_of
 
 
 # Dense matrix products in bfloat16 or float16, TFLOP/s, from data sheets; by the first part of a name that fits.
 PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "A10G": 70, "L4": 121}
+
+
+# "projection" is that of the vision model's width to the abstractor's.
+PARTS_OF_WORK = ("vision", "temporal", "projection", "keys and values", "abstractor", "text")
 
 
 class TrainingFlops:
@@ -31,11 +36,12 @@ class TrainingFlops:
             config.vision_config, config.visual_abstractor_config, config.text_config.get_text_config(),
         )  # fmt: skip
         self.queries = config.num_query_tokens
-        self.patches = (self.vision.image_size // self.vision.patch_size) ** 2 + 1
+        self.patches, idle = tokens_and_idle_weights(self.vision)
         # Weights of each part, and those of them that train.
-        self.weights = {part: [0, 0] for part in ("vision", "temporal", "keys and values", "abstractor", "text")}
+        self.weights = {part: [0, 0] for part in PARTS_OF_WORK}
         for name, module in model.named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and FROZEN_COPY not in name:
+            is_idle = f"{name.rpartition('vision_model.')[2]}.weight" in idle
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and FROZEN_COPY not in name and not is_idle:
                 size = _size(module)
                 self.weights[_part(name)][0] += size
                 self.weights[_part(name)][1] += size * module.weight.requires_grad
@@ -44,6 +50,8 @@ class TrainingFlops:
         self.passed = {"text"} if trains else set()
         if trains - {"text"}:
             self.passed |= {"keys and values", "abstractor"}
+        if trains & {"vision", "temporal", "projection"}:
+            self.passed |= {"projection"}
         if trains & {"vision", "temporal"}:
             self.passed |= {"vision", "temporal"}
 
@@ -60,6 +68,7 @@ class TrainingFlops:
         for count, queries, shown in ((pictures, self.queries, 1), (videos, 2 * self.queries, frames)):
             patches = shown * self.patches
             positions["vision"] += count * patches
+            positions["projection"] += count * patches
             positions["keys and values"] += count * (queries + patches)
             positions["abstractor"] += count * queries
             products["vision"] += 4 * count * vision.num_hidden_layers * vision.hidden_size * patches * self.patches
@@ -84,6 +93,8 @@ def _size(module: nn.Linear | nn.Conv2d) -> int:
 def _part(name: str) -> str:
     if "vision_model" in name:
         return "temporal" if ".temporal." in name else "vision"
+    if ".vision_proj" in name:
+        return "projection"
     if "abstractor" in name:
         return "keys and values" if name.endswith(("cross_attn.k_proj", "cross_attn.v_proj")) else "abstractor"
     return "text"

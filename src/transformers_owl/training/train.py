@@ -92,7 +92,7 @@ def prepare(recipe: str | Path | None, options: list[str], console: Console | No
     if owl.packing:
         check_packing(model)
     print_table(model, console)
-    mixture.collator.always = blank_visual(owl.stage, model.config.vision_config.use_temporal, args.world_size)
+    mixture.collator.always = blank_visual(owl.stage, model.config.sees_videos, args.world_size)
     return Prepared(owl, args, processor, mixture, samples, model, console)
 
 
