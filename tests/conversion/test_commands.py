@@ -47,7 +47,7 @@ def test_a_command_understands_what_the_pages_say(words):
 def test_every_command_and_script_is_named_and_every_named_script_exists():
     page = PAGES["docs/conversion.md"]
     assert {words[1] for words in lines("transformers-owl") if words[1] in NAMES} == set(NAMES)
-    assert set(re.findall(r"(?:`| conversion/)(\w+\.py)\b", page)) == SCRIPTS.keys()
+    assert set(re.findall(r"(?:`| conversion/)(\w+\.py)\b", page)) - {"SCRIPT.py"} == SCRIPTS.keys()
     assert {command(script).__name__ for script in SCRIPTS} == {*NAMES, "card"}
 
 
