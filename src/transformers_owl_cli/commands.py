@@ -101,7 +101,7 @@ def caption(
     with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task("answering", total=len(set(pictures)))
         for picture, answer in answers(captioner, pictures, prompt, output, batch_size, max_new_tokens):
-            print(f"{picture}: {answer}")
+            print(f"{picture}: {answer}".encode(errors="backslashreplace").decode())
             progress.advance(task)
 
 

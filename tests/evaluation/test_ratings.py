@@ -4,13 +4,13 @@ import pytest
 
 from transformers_owl.evaluation.rating_desk import RatingDesk
 from transformers_owl.evaluation.ratings import Mark, Sheet, agreement, read_rating_files, read_ratings
-from transformers_owl.evaluation.records import Journal
+from transformers_owl.journal import Journal, read_rows
 
 from .conftest import write_rows
 
 
 def read(path, questions, systems):
-    return read_ratings(Journal(path).rows(), questions, systems)
+    return read_ratings(read_rows(path), questions, systems)
 
 
 def test_sheets_come_back_as_they_were_written(tmp_path, questions, systems):
@@ -119,6 +119,7 @@ def test_the_desk_shuffles_saves_at_once_and_goes_on(tmp_path, questions, system
     first = desk.order("anna", 2)[0]
     desk.save("anna", 2, first, Mark("A"))
     desk.save("anna", 2, first, Mark("B"))
+    desk.journal.close()
     again = RatingDesk(questions, systems, tmp_path / "ratings.jsonl")
     assert again.mark("anna", 1, "owl:v1") == Mark("C", ("IU",))
     assert again.mark("anna", 2, first) == Mark("B")

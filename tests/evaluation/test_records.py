@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from transformers_owl.evaluation.paper import NEEDED
-from transformers_owl.evaluation.records import Journal, read_answers, read_owleval, read_systems, read_vicuna
+from transformers_owl.evaluation.records import read_answers, read_owleval, read_systems, read_vicuna
 
 from .conftest import write_rows
 
@@ -95,18 +95,6 @@ def test_questions_of_vicuna_in_both_of_their_forms(tmp_path):
     answers = [{"question_id": number, "text": f"So {number}.", "model_id": "m", "answer_id": "x"} for number in (1, 2)]
     read = read_answers(write_rows(tmp_path / "answer.jsonl", answers), questions)
     assert (read.model_id, read.texts) == ("m", {1: "So 1.", 2: "So 2."})
-
-
-def test_a_journal_forgets_only_the_line_that_was_cut_off(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    Journal(path).append([{"a": 1}, {"a": "é"}])
-    with path.open("ab") as file:
-        file.write('{"a": "é'.encode()[:-1])
-    journal = Journal(path)
-    journal.append([{"a": 3}])
-    assert [row["a"] for _, row in journal.rows()] == [1, "é", 3]
-    path.write_text('{"a": ')
-    assert list(Journal(path).rows()) == []
 
 
 @pytest.mark.skipif("OWLEVAL" not in os.environ, reason="OWLEVAL does not name the folder of the published OwlEval")

@@ -4,8 +4,9 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..journal import Journal
 from .ratings import Mark, Sheet, read_ratings
-from .records import Answers, Journal, Question
+from .records import Answers, Question
 
 
 class RatingDesk:
