@@ -483,6 +483,7 @@ PARAMETERS = {
     "transformers.utils.hub.get_checkpoint_shard_files": {"pretrained_model_name_or_path", "index_filename"},
     "transformers.utils.output_capturing.capture_outputs": {"tie_last_hidden_states"},
     "transformers.models.auto.tokenization_auto.get_tokenizer_config": {"pretrained_model_name_or_path"},
+    "transformers.ProcessorMixin._process_images": {"images"},
     "transformers.ProcessorMixin._process_videos": {"videos"},
     "transformers.ProcessorMixin._get_arguments_from_pretrained": {"pretrained_model_name_or_path", "processor_dict"},
     "transformers.ImageTextToTextPipeline._forward": {"model_inputs", "generate_kwargs"},
