@@ -106,6 +106,33 @@ def _(entry):
     assert found(entry)["llava"] == "LlavaForConditionalGeneration"
 
 
+@contract("transformers.cli.serve.Serve")
+def _(entry):
+    """It imports what is put there while it starts, and gives the model by name."""
+    source = inspect.getsource(found(entry).__init__)
+    for line in ("import ModelManager", "import build_server", "force_model=force_model", "enable_cors=enable_cors"):
+        assert line in source
+
+
+@contract("transformers.cli.serving.model_manager.ModelManager")
+def _(entry):
+    assert "force_model" in parameters(found(entry).__init__)
+    assert {"get_quantization_config", "process_model_name", "load_model_and_processor"} <= set(dir(found(entry)))
+
+
+@contract(
+    "transformers.cli.serving.model_manager.ModelManager._load_model",
+    "transformers.cli.serving.model_manager.ModelManager._load_processor",
+)
+def _(entry):
+    assert parameters(found(entry))[1] == "model_id_and_revision"
+
+
+@contract("transformers.cli.serving.server.build_server")
+def _(entry):
+    assert parameters(found(entry))[0] == "model_manager" and "enable_cors" in parameters(found(entry))
+
+
 class Small(nn.Module):
     def __init__(self):
         super().__init__()

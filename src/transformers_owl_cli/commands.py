@@ -364,19 +364,25 @@ def train(
     options_metavar="MODEL [OPTIONS]",
 )
 @errors("serve")
-def serve(context: typer.Context) -> None:
+def serve(
+    context: typer.Context,
+    chat_template: Template = None,
+    host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "localhost",
+    allow_host: Annotated[list[str] | None, typer.Option(help="A name by which browsers may know the server.")] = None,
+    allow_origin: Annotated[list[str] | None, typer.Option(help="A site whose pages may ask, as https://NAME.")] = None,
+    allow_files: Annotated[list[Path] | None, typer.Option(help="A folder whose files requests may name.")] = None,
+) -> None:
     """
-    Answer OpenAI-style requests over HTTP: `transformers serve` with mPLUG-Owl known to it.
+    Answer OpenAI-style requests over HTTP: `transformers serve` for one mPLUG-Owl, an adapter's too.
 
-    It takes the options of `transformers serve`, whose --help lists them.
+    MODEL is by default the miniature. It takes the other options of `transformers serve` too. Requests are those of
+    chats; they name data: and http(s) URLs, no files, and come from no pages of other servers unless allowed here.
     """
-    from transformers.cli.serve import Serve
+    from transformers_owl import MINIATURE
+    from transformers_owl.serving.library import serve as run
 
-    import transformers_owl  # noqa: F401  (registers the Auto classes)
-
-    library = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    library.command()(Serve)
-    library(context.args, prog_name="transformers-owl serve", standalone_mode=False)
+    allowed = {"hosts": allow_host or [], "origins": allow_origin or [], "files": allow_files or []}
+    run([*context.args, "--host", host], str(MINIATURE), chat_template, {"host": host, **allowed})
 
 
 for command in (
