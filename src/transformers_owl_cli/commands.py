@@ -162,12 +162,15 @@ def look(
     max_new_tokens: Longest = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    chat_template: Template = None,
 ) -> None:
     """Answer about pictures, and show where the model looked as heat maps over them."""
     from transformers_owl import MINIATURE
     from transformers_owl.demo.looking import look as answer_and_look
 
-    answer, paths = answer_and_look(model or MINIATURE, pictures, prompt, output, word, max_new_tokens, device, dtype)
+    answer, paths = answer_and_look(
+        model or MINIATURE, pictures, prompt, output, word, max_new_tokens, device, dtype, chat_template
+    )
     print(answer)
     print(*paths, sep="\n")
 
@@ -186,12 +189,13 @@ def answer(
     device: Device = None,
     dtype: Dtype = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    chat_template: Template = None,
 ) -> None:
     """Answer OwlEval's questions, or text-only ones, by any image-text-to-text model."""
     from transformers_owl.evaluation.answering import answer_questions
 
     questions = _questions(owleval, vicuna)
-    asked = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype, trust_remote_code)
+    asked = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype, trust_remote_code, chat_template)
     _follow("answering", answer_questions(asked, questions, output, batch_size), len(questions))
     print(f"{len(questions)} answers in {output}")
 
@@ -314,13 +318,22 @@ def _questions(owleval: Path | None, vicuna: Path | None):
 
 
 def _chat_model(
-    model: str, endpoint: str | None, max_new_tokens: int, timeout: float, device: str | None, dtype: str, trust: bool
+    model: str,
+    endpoint: str | None,
+    max_new_tokens: int,
+    timeout: float,
+    device: str | None,
+    dtype: str,
+    trust: bool,
+    chat_template: str | None = None,
 ):
     from transformers_owl.evaluation.models import Endpoint, LocalModel
 
-    if endpoint is not None:
-        return Endpoint(model, endpoint, max_new_tokens, timeout)
-    return LocalModel(model, device, dtype, max_new_tokens, trust)
+    if endpoint is None:
+        return LocalModel(model, device, dtype, max_new_tokens, trust, chat_template)
+    if chat_template is not None:
+        raise ValueError("--chat-template is for a model that is loaded here, not for --endpoint's: leave it out.")
+    return Endpoint(model, endpoint, max_new_tokens, timeout)
 
 
 def _follow(what: str, results: Iterable, total: int) -> list:
