@@ -109,3 +109,15 @@ def test_the_published_files():
     assert missing == {
         "MMreact": 14, "BLIP2": 2, "llava-13b": 0, "mPLUG_Owl_7b:v1": 0, "minigpt4_13b": 0, "openflanmingo": 9,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "link.jpg", "deeper/link.jpg", "/etc/hostname", "."])
+def test_pictures_lie_in_their_folder(name, folder):
+    (folder / "secret.jpg").write_bytes((folder / "cases/1.jpg").read_bytes())
+    (folder / "cases/link.jpg").symlink_to(folder / "secret.jpg")
+    (folder / "cases/deeper").symlink_to(folder)
+    (folder / "link.jpg").write_bytes(b"")
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    write_rows(folder / "questions.jsonl", [*rows[1:], {**rows[0], "image": name}])
+    with pytest.raises(ValueError, match=r"line 8 is about .*: all pictures belong into cases/"):
+        read_owleval(folder)

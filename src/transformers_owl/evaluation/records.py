@@ -1,6 +1,7 @@
 """The files of OwlEval and of Vicuna's questions: as published, and as written here."""
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def read_owleval(folder: Path) -> dict[int, Question]:
         if unknown := [letter for letter in letters if letter not in ABILITIES]:
             raise ValueError(f"{where} needs the ability {unknown[0]!r}, but only {', '.join(ABILITIES)} are known.")
         picture = folder / "cases" / row["image"]
+        if not os.path.realpath(picture).startswith(os.path.join(os.path.realpath(folder / "cases"), "")):
+            raise ValueError(f"{where} is about '{picture}', which lies elsewhere: all pictures belong into cases/.")
         if not picture.is_file():
             raise ValueError(f"{where} is about '{picture}', which is missing: all pictures belong into cases/.")
         abilities = tuple(ABILITIES[letter] for letter in letters)
