@@ -483,6 +483,15 @@ def _(entry):
     assert inspect.isclass(found(entry))
 
 
+@contract("vllm.config.ModelConfig.get_vocab_size")
+def _(entry):
+    """Asked for by what makes masks."""
+    pytest.importorskip("vllm")
+    assert parameters(found(entry)) == ["self"]
+    runner = found("vllm.v1.worker.gpu_model_runner.GPUModelRunner")
+    assert "model_config.get_vocab_size()" in inspect.getsource(runner.__init__)
+
+
 @contract("vllm.multimodal.MULTIMODAL_REGISTRY")
 def _(entry):
     pytest.importorskip("vllm")
