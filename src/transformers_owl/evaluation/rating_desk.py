@@ -28,7 +28,7 @@ class RatingDesk:
     def order(self, rater: str, number: int) -> list[str]:
         """The systems that answered, shuffled: another order for each question and rater, the same one every time."""
         names = [name for name, answers in self.systems.items() if answers.texts[number] is not None]
-        random.Random(f"{rater}/{number}").shuffle(names)
+        random.Random(f"{rater}/{number}".encode(errors="backslashreplace")).shuffle(names)
         return names
 
     def mark(self, rater: str, number: int, model_id: str) -> Mark:
