@@ -112,7 +112,7 @@ def serve(arguments: Sequence[str], default: str, chat_template: str | None, all
         app = build(manager, *handlers, **kwargs)
         model, _ = manager.load_model_and_processor(manager.process_model_name(manager.force_model))
         open_to = Allowed(**{**allowed, "origins": ["*"] if enable_cors else allowed["origins"]})
-        sees_videos = model.config.vision_config.use_temporal
+        sees_videos = model.config.sees_videos
         app.add_middleware(Gate, model=manager.force_model, sees_videos=sees_videos, allowed=open_to)
         app.add_middleware(CORSMiddleware, allow_origins=open_to.origins, allow_headers=["*"])
         app.add_exception_handler(ValueError, _refuse)
