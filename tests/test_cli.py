@@ -11,6 +11,7 @@ import skimage.data
 from PIL import Image
 from typer.testing import CliRunner
 
+from transformers_owl import MplugOwlForConditionalGeneration
 from transformers_owl.cli import app
 from transformers_owl.demo import caption as captions
 
@@ -149,3 +150,41 @@ def test_the_version_is_that_of_the_installed_package(monkeypatch, tmp_path):
     installed.write_text("Metadata-Version: 2.4\nName: transformers-owl\nVersion: 7.8.9\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert CliRunner().invoke(app, ["--version"]).stdout == "7.8.9\n"
+
+
+@pytest.mark.parametrize("command", ["caption", "look", "answer"])
+def test_a_chat_template_reaches_the_model(command, llama, llama_processor, tmp_path, monkeypatch):
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{%- for message in messages %}Asked: {% if message.content is string %}{{ message.content }}{% else %}"
+        "{%- for part in message.content %}{{ part.text if part.type == 'text' else '<image>' }}{% endfor %}{% endif %}"
+        "{%- endfor %} Said:"
+    )
+    prompts = []
+    generate = MplugOwlForConditionalGeneration.generate
+
+    def record(self, *args, **inputs):
+        prompts.append(llama_processor.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True))
+        return generate(self, *args, **inputs)
+
+    monkeypatch.setattr(MplugOwlForConditionalGeneration, "generate", record)
+    (tmp_path / "questions.jsonl").write_text('{"question_id": 1, "text": "Why?"}\n')
+    asked = {
+        "caption": [CAT, "--prompt", "Why?"],
+        "look": [CAT, "--prompt", "Why?", "--output", str(tmp_path / "look.png")],
+        "answer": ["--vicuna", str(tmp_path / "questions.jsonl"), "--output", str(tmp_path / "answers.jsonl")],
+    }[command]
+    options = ["--model", llama.checkpoint, "--max-new-tokens", "3", "--chat-template", str(template)]
+    result = CliRunner().invoke(app, [command, *asked, *options])
+    assert result.exit_code == 0, result.output
+    (prompt,) = prompts
+    assert prompt.startswith("Asked:") and prompt.endswith("Why? Said:")
+
+
+def test_an_endpoint_has_its_own_chat_template(tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"question_id": 1, "text": "Why?"}\n')
+    options = ["--vicuna", str(tmp_path / "questions.jsonl"), "--output", str(tmp_path / "a.jsonl"), "--model", "owl"]
+    result = CliRunner().invoke(
+        app, ["answer", *options, "--endpoint", "http://localhost:1/v1", "--chat-template", "x"]
+    )
+    assert result.exit_code == 1 and "not for --endpoint's: leave it out" in result.stderr

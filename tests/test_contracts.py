@@ -106,6 +106,33 @@ def _(entry):
     assert found(entry)["llava"] == "LlavaForConditionalGeneration"
 
 
+@contract("transformers.cli.serve.Serve")
+def _(entry):
+    """It imports what is put there while it starts, and gives the model by name."""
+    source = inspect.getsource(found(entry).__init__)
+    for line in ("import ModelManager", "import build_server", "force_model=force_model", "enable_cors=enable_cors"):
+        assert line in source
+
+
+@contract("transformers.cli.serving.model_manager.ModelManager")
+def _(entry):
+    assert "force_model" in parameters(found(entry).__init__)
+    assert {"get_quantization_config", "process_model_name", "load_model_and_processor"} <= set(dir(found(entry)))
+
+
+@contract(
+    "transformers.cli.serving.model_manager.ModelManager._load_model",
+    "transformers.cli.serving.model_manager.ModelManager._load_processor",
+)
+def _(entry):
+    assert parameters(found(entry))[1] == "model_id_and_revision"
+
+
+@contract("transformers.cli.serving.server.build_server")
+def _(entry):
+    assert parameters(found(entry))[0] == "model_manager" and "enable_cors" in parameters(found(entry))
+
+
 class Small(nn.Module):
     def __init__(self):
         super().__init__()
@@ -456,6 +483,15 @@ def _(entry):
     assert inspect.isclass(found(entry))
 
 
+@contract("vllm.config.ModelConfig.get_vocab_size")
+def _(entry):
+    """Asked for by what makes masks."""
+    pytest.importorskip("vllm")
+    assert parameters(found(entry)) == ["self"]
+    runner = found("vllm.v1.worker.gpu_model_runner.GPUModelRunner")
+    assert "model_config.get_vocab_size()" in inspect.getsource(runner.__init__)
+
+
 @contract("vllm.multimodal.MULTIMODAL_REGISTRY")
 def _(entry):
     pytest.importorskip("vllm")
@@ -483,6 +519,7 @@ PARAMETERS = {
     "transformers.utils.hub.get_checkpoint_shard_files": {"pretrained_model_name_or_path", "index_filename"},
     "transformers.utils.output_capturing.capture_outputs": {"tie_last_hidden_states"},
     "transformers.models.auto.tokenization_auto.get_tokenizer_config": {"pretrained_model_name_or_path"},
+    "transformers.ProcessorMixin._process_images": {"images"},
     "transformers.ProcessorMixin._process_videos": {"videos"},
     "transformers.ProcessorMixin._get_arguments_from_pretrained": {"pretrained_model_name_or_path", "processor_dict"},
     "transformers.ImageTextToTextPipeline._forward": {"model_inputs", "generate_kwargs"},

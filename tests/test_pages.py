@@ -19,17 +19,20 @@ pages = pytest.importorskip("transformers_owl.pages")
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    """A folder that a page may show, with one file; and one beside it that it may not."""
+    """A folder of which a page may show `a.txt` alone, and one beside it of which it may show nothing."""
     folder = tmp_path_factory.mktemp("pages")
     for name in ("shown", "hidden"):
         (folder / name).mkdir()
         (folder / name / "a.txt").write_text(f"this is {name}")
+        (folder / name / "other.txt").write_text("not for others")
+    (folder / "shown/link").symlink_to(folder)
     return folder / "shown"
 
 
-def build():
+def build(path=None):
     with gr.Blocks(analytics_enabled=False) as page:
         file, said = gr.File(), gr.Textbox()
+        gr.File(None if path is None else str(path))
         gr.Button().click(lambda path: Path(path).read_text(), file, said, api_visibility="private")
     return page
 
@@ -37,7 +40,7 @@ def build():
 @pytest.fixture(scope="module")
 def site(shown):
     port = free_port()
-    with pages.serving(build, "127.0.0.1", port, folders=[shown], takes_uploads=True):
+    with pages.serving(lambda: build(shown / "a.txt"), "127.0.0.1", port, files=[shown / "a.txt"], takes_uploads=True):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -115,6 +118,7 @@ def test_an_uploaded_file_is_read_and_the_address_beside_it_is_not(site, bait):
 WRONG_FILES = [
     "{url}", "http:/{rest}", "HTTP://{rest}", " {url}", "//{rest}", "file://{hidden}", "{hidden}",
     "{shown}/../hidden/a.txt", "{shown}evil", "a.txt", "", "{shown}/\0/a.txt", "/etc/passwd", "../../../../etc/passwd",
+    "{shown}/a.txt", "{shown}/other.txt", "{shown}/link/hidden/a.txt", "{shown}",
 ]  # fmt: skip
 
 
@@ -123,7 +127,7 @@ def test_other_files_and_addresses_are_refused(site, bait, shown, wrong):
     url, asked = bait
     names = {"url": url, "rest": url.removeprefix("http://"), "shown": shown}
     wrong = wrong.format(**names, hidden=shown.with_name("hidden") / "a.txt")
-    good = file_data(shown / "a.txt")
+    good = file_data(json.loads(upload(site)[1])[0])
     deep = {"value": {"files": [good, [{"file": file_data(wrong)}]]}}
     for body in (
         event(file_data(wrong)),
@@ -139,8 +143,12 @@ def test_other_files_and_addresses_are_refused(site, bait, shown, wrong):
     assert asked == []
 
 
-def test_what_is_shown_can_be_read(site, shown):
-    assert ask(f"{site}/gradio_api/file={shown / 'a.txt'}") == (200, "this is shown")
+def test_what_is_shown_can_be_read(site):
+    """A copy, whose folder goes with the page."""
+    _, config = ask(f"{site}/config")
+    values = [part["props"].get("value") for part in json.loads(config)["components"]]
+    (path,) = [value["path"] for value in values if isinstance(value, dict)]
+    assert ask(f"{site}/gradio_api/file={path}") == (200, "this is shown")
 
 
 def test_gradio_reads_what_was_checked(site, bait):

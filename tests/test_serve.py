@@ -1,6 +1,7 @@
 """The README's server answers the README's client and others over HTTP, from the ids that the processor gives."""
 
 import base64
+import http.client
 import io
 import json
 import os
@@ -12,12 +13,19 @@ import textwrap
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import openai
 import pytest
-from conftest import SYSTEM
+import torch
+from clips import write_clip
+from conftest import SYSTEM, tiny_config
+from PIL import Image
 from test_readme import ROOT, blocks
+
+from transformers_owl import MINIATURE, MplugOwlForConditionalGeneration, MplugOwlImageProcessor, MplugOwlProcessor
+from transformers_owl.loading import load
 
 
 TOKENS = 6
@@ -56,10 +64,19 @@ def server(readme, llama_model, llama_processor, tmp_path_factory):
     llama_model.save_pretrained(folder / "build/my-owl")
     llama_processor.save_pretrained(folder / "build/my-owl")
     (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "open").mkdir()
+    opened = ["--allow-files", "open", "--allow-host", "owl.example"]
+    with running(folder, [*shlex.split(readme[0])[1:], *opened]) as port:
+        yield folder, port
+
+
+@contextmanager
+def running(folder, arguments):
+    """The port of a server that is started in a folder."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    arguments = shlex.split(readme[0].replace("8000", str(port)))[1:]
+    arguments = [argument.replace("8000", str(port)) for argument in arguments]
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(PROGRAM), *arguments],
         cwd=folder,
@@ -67,7 +84,7 @@ def server(readme, llama_model, llama_processor, tmp_path_factory):
     )
     try:
         wait_for(f"http://localhost:{port}/health", process)
-        yield folder, port
+        yield port
     finally:
         process.terminate()
         process.wait(timeout=20)
@@ -153,3 +170,197 @@ def test_the_client_of_the_readme_gets_its_answer(server, readme, capsys, monkey
     )  # fmt: skip
     written = llama_model.generate(**inputs, max_new_tokens=5)[0, inputs["input_ids"].shape[1] :]
     assert capsys.readouterr().out == llama_processor.decode(written, skip_special_tokens=True) + "\n"
+
+
+USER = {"role": "user", "content": "Hi!"}
+
+
+def shown(url, kind="image_url") -> list[dict]:
+    return [{"role": "user", "content": [{"type": kind, kind: {"url": url}}]}]
+
+
+def image_file(kind="png", size=(9, 9), whole=1.0) -> str:
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, kind)
+    data = file.getvalue()[: int(len(file.getvalue()) * whole)]
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+# What is asked in place of a plain question, and what is said to it.
+REFUSED = {
+    "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "`tools` is .* leave it out"),
+    "tool choice": ({"tool_choice": "required"}, "`tool_choice` is 'required'"),
+    "several answers": ({"n": 2}, "`n` is 2, which this server does not do"),
+    "stop": ({"stop": ["a"]}, "`stop` is .*does not do: leave it out"),
+    "log probabilities": ({"logprobs": True}, "`logprobs` is True"),
+    "JSON": ({"response_format": {"type": "json_object"}}, "`response_format` is"),
+    "a template": (
+        {"chat_template_kwargs": {"chat_template": "{% for i in range(10**9) %}"}},
+        "`chat_template_kwargs`",
+    ),
+    "code": ({"generation_config": '{"custom_generate": "x"}'}, "`generation_config` is"),
+    "a typo": ({"temprature": 1}, "`temprature` is no field of a request here. Did you mean `temperature`"),
+    "temperature": ({"temperature": 5}, "`temperature` is 5, but a number from 0 to 2"),
+    "hot text": ({"temperature": "hot"}, "`temperature` is 'hot'"),
+    "top_p": ({"top_p": -1}, "`top_p` is -1"),
+    "no tokens": ({"max_tokens": 0}, "`max_tokens` is 0, but a whole number from 1"),
+    "half tokens": ({"max_tokens": 1.5}, "`max_tokens` is 1.5"),
+    "true tokens": ({"max_completion_tokens": True}, "`max_completion_tokens` is True"),
+    "seed": ({"seed": 2**70}, "`seed` is"),
+    "another model": ({"model": "gpt2"}, "`model` is 'gpt2', but this server has 'build/my-owl' alone"),
+    "no messages": ({"messages": []}, "`messages` is .*, but a list of messages"),
+    "messages of text": ({"messages": "Hi!"}, "`messages` is 'Hi!'"),
+    "a message of text": ({"messages": ["Hi!"]}, "message 1 is 'Hi!', but an object"),
+    "no role": ({"messages": [{"content": "Hi!"}]}, "`role` of message 1 is None, but one of system, developer"),
+    "role tool": ({"messages": [USER, {"role": "tool", "content": "1"}]}, "`role` of message 2 is 'tool'"),
+    "role of a list": ({"messages": [{"role": [], "content": "1"}]}, r"`role` of message 1 is \[\]"),
+    "null content": ({"messages": [{"role": "user", "content": None}]}, "`content` of message 1 is None"),
+    "a call": ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "message 1 calls tools"),
+    "content of a number": ({"messages": [{"role": "user", "content": 5}]}, "`content` of message 1 is 5"),
+    "a part of text": ({"messages": [{"role": "user", "content": ["Hi!"]}]}, "part 1 of message 1 is 'Hi!'"),
+    "audio": ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "`type` of part 1 of message 1"),
+    "no URL": ({"messages": shown(None)}, 'an object with a "url" was expected'),
+    "a path": ({"messages": shown("examples/pictures/cat.jpg")}, "Files of the server are read from the folders that"),
+    "a path out": ({"messages": shown("open/../examples/pictures/cat.jpg")}, "Files of the server are read"),
+    "a file URL": ({"messages": shown("file:///etc/passwd")}, "names 'file:///etc/passwd', but a URL"),
+    "an internal URL": ({"messages": shown("http://127.0.0.1:1/a.png")}, "has the internal address 127.0.0.1"),
+    "a video": ({"messages": shown("data:video/mp4;base64,AAAA", "video_url")}, "but one of text, image_url was"),
+    "a damaged image": ({"messages": shown(image_file(whole=0.7))}, "cannot be read"),
+    "no image": ({"messages": shown("data:image/png;base64,AAAA")}, "cannot be read"),
+    "no base64": ({"messages": shown("data:image/png;base64,!")}, "cannot be read"),
+    "a huge image": ({"messages": shown(image_file("gif", (9000, 9000)))}, "pixels are 81,000,000, but at most"),
+    "many images": ({"messages": shown(image_file()) * 100}, "positions, but the language model was made for 2048"),
+    "a long text": ({"messages": [{"role": "user", "content": "word " * 2500}]}, "positions, but the language model"),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_answered_is_refused_with_a_sentence(server, client, name, stream):
+    asked, sentence = REFUSED[name]
+    body = {"model": "build/my-owl", "messages": [USER], "stream": stream, "max_tokens": 3, **asked}
+    with pytest.raises(openai.BadRequestError, match=sentence):
+        client.post("/chat/completions", body=body, cast_to=object)
+
+
+def test_limits_of_this_model_are_those_of_the_grid(llama_model):
+    assert llama_model.context_length == 2048
+
+
+ANSWERED = {
+    "plain": {},
+    "developer": {"messages": [{"role": "developer", "content": "Be brief."}, USER]},
+    "nothing asked for": {"stop": None, "n": 1, "tools": [], "tool_choice": "none", "logprobs": False, "user": "me"},
+    "usage": {"stream_options": {"include_usage": True}, "metadata": {"a": "b"}, "store": False},
+    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi!"}]}]},
+    "newer name": {"max_tokens": None, "max_completion_tokens": TOKENS},
+    "an empty text": {"messages": [{"role": "user", "content": ""}]},
+    "an open file": {"messages": shown("open/cat.jpg")},
+    "odd characters": {"messages": [{"role": "user", "content": "\u2028 <image> 🦉 \0"}]},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", ANSWERED)
+def test_what_changes_nothing_is_taken(server, client, name, stream, llama_model, llama_processor):
+    (server[0] / "open/cat.jpg").write_bytes((ROOT / "examples/pictures/cat.jpg").read_bytes())
+    body = {"model": "build/my-owl", "messages": [USER], "max_tokens": TOKENS, "temperature": 0, "stream": stream}
+    body |= ANSWERED[name]
+    reply = client.chat.completions.create(**{key: value for key, value in body.items() if value is not None})
+    pieces = [part.choices[0].delta.content or "" for part in reply] if stream else [reply.choices[0].message.content]
+    chat = [
+        {
+            "role": message["role"].replace("developer", "system"),
+            "content": [{"type": "text", "text": message["content"]}]
+            if isinstance(message["content"], str)
+            else message["content"],
+        }
+        for message in body["messages"]
+    ]
+    if name == "an open file":
+        chat = [{"role": "user", "content": [{"type": "image", "path": str(server[0] / "open/cat.jpg")}]}]
+    inputs = llama_processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    written = llama_model.generate(**inputs, max_new_tokens=TOKENS)[0, inputs["input_ids"].shape[1] :]
+    answer = llama_processor.decode(written, skip_special_tokens=True)
+    assert "".join(pieces) == (answer.rstrip("\ufffd") if stream else answer)  # a stream ends with a whole character
+
+
+def ask(port, method, path, body=None, **headers) -> tuple[int, dict]:
+    connection = http.client.HTTPConnection("localhost", port, timeout=20)
+    connection.request(method, path, body, headers)
+    reply = connection.getresponse()
+    with reply:
+        return reply.status, json.loads(reply.read())
+
+
+CALLERS = {
+    "loading": ("POST", "/load_model", {}, False), "reset": ("POST", "/reset", {}, False),
+    "responses": ("POST", "/v1/responses", {}, False), "completions": ("POST", "/v1/completions", {}, False),
+    "the page of the API": ("GET", "/docs", {}, False), "its description": ("GET", "/openapi.json", {}, False),
+    "no JSON": ("POST", "/v1/chat/completions", {}, False),
+    "health": ("GET", "/health", {}, True), "models": ("GET", "/v1/models", {}, True),
+    "an address": ("GET", "/health", {"Host": "127.0.0.1:80"}, True),
+    "an address of IPv6": ("GET", "/health", {"Host": "[::1]:80"}, True),
+    "a name that was allowed": ("GET", "/health", {"Host": "owl.example"}, True),
+    "another name": ("GET", "/health", {"Host": "evil.example"}, False),
+    "no name": ("GET", "/health", {"Host": ""}, False),
+    "a page of its own": ("GET", "/health", {"Host": "localhost:1", "Origin": "http://localhost:1"}, True),
+    "a foreign page": ("GET", "/health", {"Origin": "https://evil.example"}, False),
+    "no page": ("GET", "/health", {"Origin": "null"}, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLERS)
+def test_only_clients_of_chats_are_let_in(server, name):
+    method, path, headers, is_open = CALLERS[name]
+    status, said = ask(server[1], method, path, b"[1" if method == "POST" else None, **headers)
+    assert status == (200 if is_open else 400)
+    if not is_open:
+        assert said["error"]["message"].endswith((".", "expected.")) or "JSON" in said["error"]["message"]
+
+
+def test_half_a_character_is_refused(server):
+    body = json.dumps({"messages": [{"role": "user", "content": "\ud83e"}]})
+    status, said = ask(server[1], "POST", "/v1/chat/completions", body)
+    assert status == 400 and "half a character" in said["error"]["message"]
+
+
+def test_the_model_alone_is_listed(client):
+    assert [model.id for model in client.models.list()] == ["build/my-owl"]
+
+
+def test_adapters_of_video_models_are_served(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    text = {"vocab_size": 2049, "hidden_size": 64, "num_attention_heads": 2, "initializer_range": 0.2}
+    config = tiny_config(text, vision_config={"use_temporal": True}, initializer_range=0.2)
+    model = MplugOwlForConditionalGeneration(config)
+    model.save_pretrained(tmp_path / "base")
+    settings = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    model.name_or_path = model.config._name_or_path = str(tmp_path / "base")
+    get_peft_model(model, settings).save_pretrained(tmp_path / "adapter")
+    image_processor = MplugOwlImageProcessor(size={"height": 28, "width": 28})
+    processor = MplugOwlProcessor(
+        image_processor, MplugOwlProcessor.from_pretrained(MINIATURE).tokenizer, num_query_tokens=4
+    )
+    processor.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "adapter")
+    clip = write_clip(tmp_path / "clip.mp4", "libx264")
+    url = f"data:video/mp4;base64,{base64.b64encode(Path(clip).read_bytes()).decode()}"
+    with (
+        running(tmp_path, ["serve", "adapter", "--port", "8000", "--dtype", "float32"]) as port,
+        openai.OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none", max_retries=0) as client,
+    ):
+        reply = client.chat.completions.create(
+            model="adapter", messages=shown(url, "video_url"), max_tokens=6, temperature=0
+        )
+    loaded, processor = load(str(tmp_path / "adapter"), "cpu")
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "video", "path": str(clip)}]}],
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    written = loaded.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+    assert reply.choices[0].message.content == processor.decode(written, skip_special_tokens=True)

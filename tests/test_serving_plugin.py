@@ -28,12 +28,19 @@ ROOT = Path(__file__).parent.parent
 SIZES = [(96, 96), (1, 1), (7, 900), (4000, 31)]  # height, width
 
 
+class EngineConfig(SimpleNamespace):
+    def get_vocab_size(self):
+        return self.hf_config.get_text_config().vocab_size
+
+
 @pytest.fixture
 def registered(monkeypatch):
     """What was registered with a stand-in for vLLM, by two calls."""
     found = {}
     registry = SimpleNamespace(register_model=found.__setitem__)
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(ModelRegistry=registry))
+    monkeypatch.setitem(sys.modules, "vllm.config", SimpleNamespace(ModelConfig=EngineConfig))
+    monkeypatch.setattr(EngineConfig, "get_vocab_size", EngineConfig.get_vocab_size)
     plugin.register()
     plugin.register()
     yield found
@@ -65,6 +72,14 @@ def test_registering_twice_is_registering_once(registered):
     tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text())
     assert name in [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
     assert type(AutoProcessor.from_pretrained(MINIATURE)) is plugin.MplugOwlProcessor
+
+
+@pytest.mark.parametrize("vocab_size", [50, 2048, 2049, 2051, 3000])
+def test_an_engine_counts_the_columns_of_placeholders(registered, vocab_size):
+    config = tiny_config({"vocab_size": vocab_size})
+    ids = (config.image_token_id, config.video_token_id)
+    assert EngineConfig(hf_config=config).get_vocab_size() == max(vocab_size, *(token + 1 for token in ids))
+    assert EngineConfig(hf_config=config.text_config).get_vocab_size() == vocab_size
 
 
 @pytest.mark.parametrize("pictures", [0, 1, 2])
@@ -243,6 +258,54 @@ def test_vllm_answers_as_generate_does(monkeypatch, request, name, devices):
     bos = processor.tokenizer.bos_token
     replies = engine.generate([engine_prompt(prompt, bos) for prompt in asked], choices)
     assert [list(reply.outputs[0].token_ids) for reply in replies] == expected(folder, asked, processor)
+
+
+ASKED = [
+    {"prompt_logprobs": 1}, {"prompt_logprobs": 0}, {"prompt_logprobs": 5, "logprobs": 5}, {"logprobs": 2},
+    {"repetition_penalty": 1.3}, {"repetition_penalty": 0.7}, {"presence_penalty": 1.5}, {"presence_penalty": -1.5},
+    {"frequency_penalty": 1.5}, {"prompt_logprobs": 1, "repetition_penalty": 1.3, "frequency_penalty": 0.5},
+    {"temperature": 0.8, "seed": 1}, {"temperature": 1, "top_p": 0.5, "top_k": 5, "min_p": 0.1}, {"top_k": 2049},
+    {"temperature": 1, "top_k": 2048, "seed": 3}, {"temperature": 1, "seed": 4, "repetition_penalty": 1.1},
+    {"min_p": 1},
+    {"stop": ["a"]}, {"stop": ["a"], "include_stop_str_in_output": True}, {"stop_token_ids": [5]},
+    {"stop_token_ids": [2049]}, {"bad_words": ["the"]}, {"logit_bias": {5: 10}}, {"logit_bias": {2049: 100}},
+    {"logit_bias": {2050: 100}}, {"logit_bias": {5000: 1}}, {"allowed_token_ids": [5, 6, 7]},
+    {"allowed_token_ids": [2049]}, {"allowed_token_ids": [5, 2050]}, {"min_tokens": 5}, {"ignore_eos": True},
+    {"n": 2, "temperature": 1}, {"detokenize": False}, {"skip_special_tokens": False}, {"logprobs": 10**6},
+    {"logprobs": -1}, {"prompt_logprobs": -1}, {"spaces_between_special_tokens": False}, {"min_tokens": 99},
+    {"repetition_penalty": 0}, {"temperature": -1},
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_no_sampling_parameter_ends_vllm(monkeypatch, other_folder):
+    """Placeholders outside the vocabulary: every request is answered or refused, and the next is answered right."""
+    vllm = pytest.importorskip("vllm")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    processor = MplugOwlProcessor.from_pretrained(other_folder)
+    assert max(processor.image_token_id, processor.video_token_id) >= 2049
+    asked = [prompts(processor)[0], prompts(processor)[-1], video_prompt(processor)]
+    wanted = expected(other_folder, asked, processor)
+    bos = processor.tokenizer.bos_token
+    given = [engine_prompt(prompt, bos) for prompt in asked]
+    engine = vllm.LLM(other_folder, dtype="float32", max_model_len=256, max_num_seqs=8, enforce_eager=True)
+    plain = vllm.SamplingParams(temperature=0, max_tokens=20)
+    refused = importlib.import_module("vllm.exceptions").VLLMValidationError  # 400 over HTTP
+    structured = vllm.sampling_params.StructuredOutputsParams(choice=["yes", "no"])
+    answered = []
+    for choices in [*ASKED, {"structured_outputs": structured}]:
+        for prompt in given:
+            try:
+                params = vllm.SamplingParams(**{"temperature": 0, "max_tokens": 6, **choices})
+                (reply,) = engine.generate([prompt], params)
+            except (ValueError, refused):
+                continue
+            assert not {processor.image_token_id, processor.video_token_id} & set(reply.outputs[0].token_ids), choices
+            answered.append(str(choices))
+        replies = engine.generate(given, plain)
+        assert [list(reply.outputs[0].token_ids) for reply in replies] == wanted, choices
+    assert len(set(answered)) >= len(ASKED) - 14
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 Pages of gradio behind a gate of our own, and the fence of both.
 
 Gradio would fetch an address that a request names as a file, forward one in the path, and answer many more requests
-than a page makes. Here only what a page asks for passes, and the files that a request names are those of its folders.
+than a page makes. Here only what a page asks for passes, and the files that a request names are those of its folder.
 """
 
 import json
@@ -45,13 +45,13 @@ class Gate:
 
     Args:
         app (`ASGIApp`): Gradio's.
-        folders (`Sequence[str]`): Absolute paths of what may be read, links resolved.
+        folder (`str`): Absolute path of the only one whose files may be read, links resolved.
         takes_uploads (`bool`): Whether files may be sent.
     """
 
-    def __init__(self, app: ASGIApp, folders: Sequence[str], takes_uploads: bool):
+    def __init__(self, app: ASGIApp, folder: str, takes_uploads: bool):
         self.app = app
-        self.folders = folders
+        self.folder = folder
         self.takes_uploads = takes_uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,8 +85,7 @@ class Gate:
 
     def check_file(self, path: str) -> None:
         # Of an address no part is a folder: it is not absolute.
-        whole = Path(os.path.normpath(path))
-        if "\0" in path or not any(whole.is_relative_to(folder) for folder in self.folders):
+        if "\0" in path or not Path(os.path.normpath(path)).is_relative_to(self.folder):
             raise RefusedError(403, "Only uploaded pictures are read, no addresses and no other files.")
 
     async def read_call(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
@@ -115,7 +114,7 @@ class Gate:
         return {**scope, "headers": [*kept, *headers.items()]}, receive_checked
 
     def check_files(self, data: Any) -> None:
-        """Every `path` in it must lie in the folders; the `url` beside it, which a browser needs alone, is left out."""
+        """Every `path` in it must lie in the folder; the `url` beside it, which a browser needs alone, is left out."""
         left = [data]
         while left:
             value = left.pop()
@@ -133,7 +132,7 @@ def serving(
     build: Callable[[], gr.Blocks],
     host: str,
     port: int,
-    folders: Sequence[Path] = (),
+    files: Sequence[Path] = (),
     takes_uploads: bool = False,
     **options: Any,
 ) -> Iterator[gr.Blocks]:
@@ -142,13 +141,12 @@ def serving(
 
     Args:
         build: Makes the page.
-        folders (`Sequence[Path]`): What it may show besides.
+        files (`Sequence[Path]`): What it may show besides: copies of them lie in that folder, too.
         takes_uploads (`bool`): Whether files may be sent to it.
         options: Further ones of `Blocks.launch`.
     """
     with tempfile.TemporaryDirectory(prefix="transformers-owl-") as made:
-        shown = [os.path.realpath(folder) for folder in [Path(made), *folders]]
-        os.environ["GRADIO_TEMP_DIR"] = shown[0]
+        folder = os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(made)
         page = build()
         page.launch(
             server_name=host,
@@ -157,8 +155,8 @@ def serving(
             footer_links=[],
             run_history=False,
             ssr_mode=False,
-            allowed_paths=shown[1:],
-            app_kwargs={"middleware": [Middleware(Gate, folders=shown, takes_uploads=takes_uploads)]},
+            allowed_paths=[os.path.abspath(file) for file in files],
+            app_kwargs={"middleware": [Middleware(Gate, folder=folder, takes_uploads=takes_uploads)]},
             prevent_thread_lock=True,
             **options,
         )

@@ -101,7 +101,7 @@ def caption(
     with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task("answering", total=len(set(pictures)))
         for picture, answer in answers(captioner, pictures, prompt, output, batch_size, max_new_tokens):
-            print(f"{picture}: {answer}")
+            print(f"{picture}: {answer}".encode(errors="backslashreplace").decode())
             progress.advance(task)
 
 
@@ -162,12 +162,15 @@ def look(
     max_new_tokens: Longest = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    chat_template: Template = None,
 ) -> None:
     """Answer about pictures, and show where the model looked as heat maps over them."""
     from transformers_owl import MINIATURE
     from transformers_owl.demo.looking import look as answer_and_look
 
-    answer, paths = answer_and_look(model or MINIATURE, pictures, prompt, output, word, max_new_tokens, device, dtype)
+    answer, paths = answer_and_look(
+        model or MINIATURE, pictures, prompt, output, word, max_new_tokens, device, dtype, chat_template
+    )
     print(answer)
     print(*paths, sep="\n")
 
@@ -186,12 +189,13 @@ def answer(
     device: Device = None,
     dtype: Dtype = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    chat_template: Template = None,
 ) -> None:
     """Answer OwlEval's questions, or text-only ones, by any image-text-to-text model."""
     from transformers_owl.evaluation.answering import answer_questions
 
     questions = _questions(owleval, vicuna)
-    asked = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype, trust_remote_code)
+    asked = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype, trust_remote_code, chat_template)
     _follow("answering", answer_questions(asked, questions, output, batch_size), len(questions))
     print(f"{len(questions)} answers in {output}")
 
@@ -314,13 +318,22 @@ def _questions(owleval: Path | None, vicuna: Path | None):
 
 
 def _chat_model(
-    model: str, endpoint: str | None, max_new_tokens: int, timeout: float, device: str | None, dtype: str, trust: bool
+    model: str,
+    endpoint: str | None,
+    max_new_tokens: int,
+    timeout: float,
+    device: str | None,
+    dtype: str,
+    trust: bool,
+    chat_template: str | None = None,
 ):
     from transformers_owl.evaluation.models import Endpoint, LocalModel
 
-    if endpoint is not None:
-        return Endpoint(model, endpoint, max_new_tokens, timeout)
-    return LocalModel(model, device, dtype, max_new_tokens, trust)
+    if endpoint is None:
+        return LocalModel(model, device, dtype, max_new_tokens, trust, chat_template)
+    if chat_template is not None:
+        raise ValueError("--chat-template is for a model that is loaded here, not for --endpoint's: leave it out.")
+    return Endpoint(model, endpoint, max_new_tokens, timeout)
 
 
 def _follow(what: str, results: Iterable, total: int) -> list:
@@ -364,19 +377,25 @@ def train(
     options_metavar="MODEL [OPTIONS]",
 )
 @errors("serve")
-def serve(context: typer.Context) -> None:
+def serve(
+    context: typer.Context,
+    chat_template: Template = None,
+    host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "localhost",
+    allow_host: Annotated[list[str] | None, typer.Option(help="A name by which browsers may know the server.")] = None,
+    allow_origin: Annotated[list[str] | None, typer.Option(help="A site whose pages may ask, as https://NAME.")] = None,
+    allow_files: Annotated[list[Path] | None, typer.Option(help="A folder whose files requests may name.")] = None,
+) -> None:
     """
-    Answer OpenAI-style requests over HTTP: `transformers serve` with mPLUG-Owl known to it.
+    Answer OpenAI-style requests over HTTP: `transformers serve` for one mPLUG-Owl, an adapter's too.
 
-    It takes the options of `transformers serve`, whose --help lists them.
+    MODEL is by default the miniature. It takes the other options of `transformers serve` too. Requests are those of
+    chats; they name data: and http(s) URLs, no files, and come from no pages of other servers unless allowed here.
     """
-    from transformers.cli.serve import Serve
+    from transformers_owl import MINIATURE
+    from transformers_owl.serving.library import serve as run
 
-    import transformers_owl  # noqa: F401  (registers the Auto classes)
-
-    library = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    library.command()(Serve)
-    library(context.args, prog_name="transformers-owl serve", standalone_mode=False)
+    allowed = {"hosts": allow_host or [], "origins": allow_origin or [], "files": allow_files or []}
+    run([*context.args, "--host", host], str(MINIATURE), chat_template, {"host": host, **allowed})
 
 
 for command in (

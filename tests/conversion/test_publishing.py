@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -157,3 +158,22 @@ def test_a_stand_in_that_is_gone_is_an_error(hub, folder, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(OSError, match="cannot be reached"):
         push(folder, REPO)
+
+
+def test_nothing_but_the_model_is_published(hub, folder, tmp_path, capsys):
+    whole = tmp_path / folder.name
+    shutil.copytree(folder, whole)
+    (tmp_path / "secret").write_text("key")
+    others = [".env", "optimizer.pt", "training_args.bin", "run.json", "log.txt", "key.py", "model.safetensors.tmp"]
+    others += ["adapter.safetensors", "tmp0a1b.safetensors", "model-00001-of-00009.safetensors", "model.safetensors"]
+    for name in others:
+        (whole / name).write_bytes(b"not for others")
+    for name in ("LICENSE", "vocab.json"):
+        (whole / name).symlink_to(tmp_path / "secret")
+    push(whole, REPO)
+    assert sorted(hub.repositories[REPO]) == sorted(path.name for path in folder.iterdir())
+    said = capsys.readouterr().out
+    assert all(name in said for name in [*others, "LICENSE", "vocab.json"])
+    (whole / "model-00001-of-00003.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"names model-00001-of-00003.safetensors, which the folder does not have"):
+        push(whole, "owner/other")

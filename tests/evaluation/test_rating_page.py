@@ -54,7 +54,7 @@ def progress(view, rated):
 
 def test_mouse_and_keyboard_rate_what_is_shown(browser, site, questions, systems):
     address, output = site
-    order = RatingDesk(questions, systems, output).order
+    order = RatingDesk(questions, systems, output.with_name("other.jsonl")).order
     view = enter(browser, address, "anna")
     card = view.locator(".card:visible")
     assert card.count() == 1

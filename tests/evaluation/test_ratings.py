@@ -4,13 +4,13 @@ import pytest
 
 from transformers_owl.evaluation.rating_desk import RatingDesk
 from transformers_owl.evaluation.ratings import Mark, Sheet, agreement, read_rating_files, read_ratings
-from transformers_owl.evaluation.records import Journal
+from transformers_owl.journal import Journal, read_rows
 
 from .conftest import write_rows
 
 
 def read(path, questions, systems):
-    return read_ratings(Journal(path).rows(), questions, systems)
+    return read_ratings(read_rows(path), questions, systems)
 
 
 def test_sheets_come_back_as_they_were_written(tmp_path, questions, systems):
@@ -119,6 +119,7 @@ def test_the_desk_shuffles_saves_at_once_and_goes_on(tmp_path, questions, system
     first = desk.order("anna", 2)[0]
     desk.save("anna", 2, first, Mark("A"))
     desk.save("anna", 2, first, Mark("B"))
+    desk.journal.close()
     again = RatingDesk(questions, systems, tmp_path / "ratings.jsonl")
     assert again.mark("anna", 1, "owl:v1") == Mark("C", ("IU",))
     assert again.mark("anna", 2, first) == Mark("B")
@@ -126,3 +127,14 @@ def test_the_desk_shuffles_saves_at_once_and_goes_on(tmp_path, questions, system
     assert (again.open_question("anna"), again.open_question("ben")) == (2, 1)
     assert again.progress("anna", 2).startswith("Question 2 of 8 · 2 of 11 answers rated by anna")
     assert (again.neighbour(8, 1), again.neighbour(8, -1), again.neighbour(1, -1)) == (8, 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("rater", "number", "model_id"),
+    [("", 1, "owl:v1"), (" \n", 1, "owl:v1"), ("anna", 99, "owl:v1"), ("anna", 1, "react")],
+)
+def test_only_answers_that_are_shown_are_rated_by_somebody(rater, number, model_id, tmp_path, questions, systems):
+    desk = RatingDesk(questions, systems, tmp_path / "ratings.jsonl")
+    with pytest.raises(ValueError, match=r"A rating needs the name of who rates|has no answer of"):
+        desk.save(rater, number, model_id, Mark("A"))
+    assert desk.sheets == {} and list(desk.journal.rows()) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from transformers_owl.evaluation.paper import NEEDED
-from transformers_owl.evaluation.records import Journal, read_answers, read_owleval, read_systems, read_vicuna
+from transformers_owl.evaluation.records import read_answers, read_owleval, read_systems, read_vicuna
 
 from .conftest import write_rows
 
@@ -97,18 +97,6 @@ def test_questions_of_vicuna_in_both_of_their_forms(tmp_path):
     assert (read.model_id, read.texts) == ("m", {1: "So 1.", 2: "So 2."})
 
 
-def test_a_journal_forgets_only_the_line_that_was_cut_off(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    Journal(path).append([{"a": 1}, {"a": "é"}])
-    with path.open("ab") as file:
-        file.write('{"a": "é'.encode()[:-1])
-    journal = Journal(path)
-    journal.append([{"a": 3}])
-    assert [row["a"] for _, row in journal.rows()] == [1, "é", 3]
-    path.write_text('{"a": ')
-    assert list(Journal(path).rows()) == []
-
-
 @pytest.mark.skipif("OWLEVAL" not in os.environ, reason="OWLEVAL does not name the folder of the published OwlEval")
 def test_the_published_files():
     folder = Path(os.environ["OWLEVAL"])
@@ -121,3 +109,15 @@ def test_the_published_files():
     assert missing == {
         "MMreact": 14, "BLIP2": 2, "llava-13b": 0, "mPLUG_Owl_7b:v1": 0, "minigpt4_13b": 0, "openflanmingo": 9,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "link.jpg", "deeper/link.jpg", "/etc/hostname", "."])
+def test_pictures_lie_in_their_folder(name, folder):
+    (folder / "secret.jpg").write_bytes((folder / "cases/1.jpg").read_bytes())
+    (folder / "cases/link.jpg").symlink_to(folder / "secret.jpg")
+    (folder / "cases/deeper").symlink_to(folder)
+    (folder / "link.jpg").write_bytes(b"")
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    write_rows(folder / "questions.jsonl", [*rows[1:], {**rows[0], "image": name}])
+    with pytest.raises(ValueError, match=r"line 8 is about .*: all pictures belong into cases/"):
+        read_owleval(folder)

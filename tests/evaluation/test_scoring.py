@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from transformers_owl.cli import app
 from transformers_owl.evaluation import paper
 from transformers_owl.evaluation.ratings import Mark, Sheet
-from transformers_owl.evaluation.records import Answers, Journal, Question, read_owleval, read_systems
+from transformers_owl.evaluation.records import Answers, Question, read_owleval, read_systems
 from transformers_owl.evaluation.scoring import Ratings, interval, owleval_tables, pair_table, ratio
 from transformers_owl.evaluation.tables import COLOURS, Row, Table, Value
+from transformers_owl.journal import Journal
 
 from .conftest import write_rows
 

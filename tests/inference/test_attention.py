@@ -1,5 +1,7 @@
 """Where a model looks: maps equal a plain computation from the weights, and follow an attention forced by hand."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import PIL.Image
 import pytest
 import torch
@@ -227,3 +229,15 @@ def test_a_video_in_the_chat_is_seen_and_has_no_map(llama_processor, pictures):
         (found,) = picture_attention(model, llama_processor, messages)
         maps.append(found.patches)
     assert not torch.equal(*maps)
+
+
+def test_threads_share_a_model(model, processor, pictures):
+    chats = [chat(pictures[:1]), chat(pictures[:2], "Two owls."), chat(pictures[1:2], "One.")] * 4
+    alone = [picture_attention(model, processor, messages) for messages in chats[:3]]
+    before = model.config.text_config._attn_implementation
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda messages: picture_attention(model, processor, messages), chats))
+    assert model.config.text_config._attn_implementation == before
+    for number, maps in enumerate(found):
+        for one, other in zip(maps, alone[number % 3], strict=True):
+            assert torch.equal(one.patches, other.patches)

@@ -1,6 +1,7 @@
 """Pictures come from the public internet alone, whatever a URL, a name server or a redirect says; and in time."""
 
 import io
+import ipaddress
 import socket
 import threading
 import time
@@ -243,6 +244,22 @@ def test_the_next_address_is_tried(server, allowed, monkeypatch):
 def test_public_addresses():
     for address in ("8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"):
         assert is_public(address), address
+
+
+@pytest.mark.parametrize("block", ["2002::/16", "3fff::/20", "192.88.99.0/24", "64:ff9b::c058:6300/120"])
+def test_blocks_that_lead_nowhere_are_not_public(block):
+    network = ipaddress.ip_network(block)
+    for address in (network[0], network[1], network[network.num_addresses // 2], network[-1]):
+        assert not is_public(str(address)), address
+    assert is_public("192.88.98.255") and is_public("192.88.100.0")
+
+
+def test_a_file_that_broke_off_is_no_whole_one(server, url, allowed, monkeypatch):
+    monkeypatch.setattr(download_mplug_owl, "DOWNLOAD_PAUSE", 0)
+    before = len(server.asked)
+    with pytest.raises(OSError, match=rf"broke off after {len(png())} of {2**40} bytes \(3 of 3 attempts\)"):
+        download(url + "/claims")
+    assert len(server.asked) == before + 3
 
 
 def test_https_never_falls_back_to_plain_text(url, allowed):

@@ -1,5 +1,7 @@
 """A folder made here, pushed to the Hub: weights, code and card in one commit or pull request."""
 
+import fnmatch
+import json
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
@@ -10,6 +12,13 @@ from .library import HTTPError
 
 NEEDED = ("README.md", "config.json", "modeling_mplug_owl.py", "processor_config.json", "tokenizer.json")
 WEIGHTS = (".safetensors", ".bin", ".index.json")
+# What a model is made of. Nothing else of its folder is published: no keys, logs, states of optimizers or leftovers.
+PUBLISHED = (
+    "README.md", "LICENSE*", "NOTICE*", "*_mplug_owl.py", "config.json", "generation_config.json",
+    "processor_config.json", "*preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json",
+)  # fmt: skip
 
 
 def push(
@@ -61,14 +70,30 @@ def push(
 
 
 def operations(folder: Path, card: ModelCard, present: list[str]) -> list:
-    """All files of the folder, and weights that go because the folder has none of that name."""
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name != "README.md"}
+    """The model's files, and weights that go because the folder has none of that name."""
+    found = sorted(path for path in folder.iterdir() if path.is_file())
+    files = {path.name: path for path in found if is_published(path)} | {"README.md": folder / "README.md"}
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        if missing := named - set(files):
+            raise ValueError(
+                f"{index} names {', '.join(sorted(missing))}, which the folder does not have: make it anew."
+            )
+        files = {name: path for name, path in files.items() if not name.endswith(".safetensors") or name in named}
+    if left := [path.name for path in found if path.name not in files]:
+        print(f"Not published, as no part of a model: {', '.join(left)}")
     gone = [name for name in present if name.endswith(WEIGHTS) and name not in files]
     return [
         CommitOperationAdd("README.md", str(card).encode()),
-        *(CommitOperationAdd(name, path) for name, path in files.items()),
+        *(CommitOperationAdd(name, path) for name, path in files.items() if name != "README.md"),
         *(CommitOperationDelete(name) for name in gone),
     ]
+
+
+def is_published(path: Path) -> bool:
+    """By its name; a link may lead to any file."""
+    return not path.is_symlink() and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in PUBLISHED)
 
 
 def reason(error: BaseException | None) -> str:

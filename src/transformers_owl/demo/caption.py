@@ -1,10 +1,10 @@
 """Answers about picture and video files, many at a time."""
 
-import json
-import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
+from ..journal import Journal, partial_of
 from ..loading import load, memory_advice
 from ..mplug_owl.video_processing_mplug_owl import visual_part
 
@@ -81,50 +81,6 @@ class Captioner:
         return self.processor.batch_decode(written, skip_special_tokens=True)
 
 
-class AnswerFile:
-    """
-    A JSON Lines file of answers that appears when it is whole. An interrupted run leaves `NAME.partial`, and the next
-    run with the same model and prompt goes on from there.
-    """
-
-    def __init__(self, path: Path, model: str, prompt: str):
-        self.path = path
-        self.partial = path.with_name(path.name + ".partial")
-        self.question = {"model": model, "prompt": prompt}
-
-    def resume(self) -> dict[str, str]:
-        """
-        Answers of an interrupted run, by picture. A last line that was cut off does not count.
-
-        Raises:
-            ValueError: if the interrupted run asked something else: its answers would be lost.
-        """
-        answers = {}
-        if self.partial.exists():
-            whole = self.partial.read_bytes().rpartition(b"\n")
-            for line in whole[0].split(b"\n") if whole[1] else []:
-                row = json.loads(line)
-                asked = {name: row.get(name) for name in self.question}
-                if asked != self.question:
-                    raise ValueError(
-                        f"{self.partial} holds answers of an interrupted run with {asked}, but this one has "
-                        f"{self.question}: choose another --output, or delete that file."
-                    )
-                answers[row["picture"]] = row["answer"]
-            os.truncate(self.partial, len(whole[0]) + len(whole[1]))
-        return answers
-
-    def append(self, answers: dict[str, str]) -> None:
-        with self.partial.open("a", encoding="utf-8") as file:
-            for picture, answer in answers.items():
-                file.write(
-                    json.dumps({"picture": picture, **self.question, "answer": answer}, ensure_ascii=False) + "\n"
-                )
-
-    def finish(self) -> None:
-        self.partial.replace(self.path)
-
-
 def caption(
     captioner: Captioner,
     pictures: list[str],
@@ -133,16 +89,37 @@ def caption(
     batch_size: int = 8,
     max_new_tokens: int | None = None,
 ) -> Iterator[tuple[str, str]]:
-    """Yields `(picture, answer)` of every picture, those of an interrupted run first, and writes `output`."""
-    file = None if output is None else AnswerFile(output, captioner.name, prompt)
-    done = {} if file is None else file.resume()
-    yield from ((picture, answer) for picture, answer in done.items() if picture in pictures)
-    left = [picture for picture in dict.fromkeys(pictures) if picture not in done]
-    for start in range(0, len(left), batch_size):
-        batch = left[start : start + batch_size]
-        answers = dict(zip(batch, captioner.answer(batch, prompt, max_new_tokens), strict=True))
-        if file is not None:
-            file.append(answers)
-        yield from answers.items()
-    if file is not None:
-        file.finish()
+    """
+    Yields `(picture, answer)` of every picture, those of an interrupted run first, and writes the JSON Lines file
+    `output`, which appears when it is whole. An interrupted run leaves `NAME.partial`, and the next run with the same
+    model and prompt goes on from there.
+
+    Raises:
+        ValueError: if the interrupted run asked something else, whose answers would be lost, or still goes on.
+    """
+    question = {"model": captioner.name, "prompt": prompt}
+    with nullcontext() if output is None else Journal(partial_of(output)) as journal:
+        done = {} if journal is None else _answers_before(journal, question)
+        yield from ((picture, answer) for picture, answer in done.items() if picture in pictures)
+        left = [picture for picture in dict.fromkeys(pictures) if picture not in done]
+        for start in range(0, len(left), batch_size):
+            batch = left[start : start + batch_size]
+            answers = dict(zip(batch, captioner.answer(batch, prompt, max_new_tokens), strict=True))
+            if journal is not None:
+                journal.append({"picture": name, **question, "answer": answer} for name, answer in answers.items())
+            yield from answers.items()
+        if journal is not None and output is not None:
+            journal.path.replace(output)
+
+
+def _answers_before(journal: Journal, question: dict[str, str]) -> dict[str, str]:
+    answers = {}
+    for where, row in journal.rows():
+        asked = {name: row.get(name) for name in question}
+        if asked != question:
+            raise ValueError(
+                f"{where} is an answer of an interrupted run with {asked}, but this one has {question}: choose another "
+                "--output, or delete that file."
+            )
+        answers[row["picture"]] = row["answer"]
+    return answers

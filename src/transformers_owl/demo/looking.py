@@ -20,6 +20,7 @@ def look(
     max_new_tokens: int | None = None,
     device: str | None = None,
     dtype: str = "auto",
+    chat_template: str | None = None,
 ) -> tuple[str, list[Path]]:
     """
     Answers about pictures, and writes for each a heat map over it.
@@ -36,7 +37,7 @@ def look(
         MemoryError: if model or answer do not fit.
     """
     opened = [open_picture(picture) for picture in pictures]
-    owl, processor = load(model, device, dtype)
+    owl, processor = load(model, device, dtype, chat_template)
     chat = Chat(owl, processor)
     options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     with memory_advice(ADVICE):

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..journal import Journal, partial_of, write_rows
 from .models import Chat, ChatModel, assistant, user
-from .records import Journal, Question, answer_row, partial_of
+from .records import Question, answer_row
 
 
 def answer_questions(
@@ -22,25 +23,23 @@ def answer_questions(
         batch_size (`int`): Questions asked together.
 
     Raises:
-        ValueError: if `NAME.partial` holds answers of another model or to other questions.
+        ValueError: if `NAME.partial` holds answers of another model or to other questions, or another run writes it.
     """
-    journal = Journal(partial_of(output))
-    answers = _resume(journal, questions, model.name)
-    yield from ((questions[number], text) for number, text in answers.items())
-    for turn in _turns(questions):
-        left = [question for question in turn if question.question_id not in answers]
-        for start in range(0, len(left), batch_size):
-            batch = left[start : start + batch_size]
-            texts = model.answer([_chat(question, questions, answers) for question in batch])
-            found = list(zip(batch, texts, strict=True))
-            journal.append(answer_row(question, model.name, text) for question, text in found)
-            answers.update((question.question_id, text) for question, text in found)
-            yield from found
-    ordered = Journal(output.with_name(output.name + ".ordered"))
-    ordered.path.unlink(missing_ok=True)
-    ordered.append(answer_row(question, model.name, answers[number]) for number, question in questions.items())
-    ordered.path.replace(output)
-    journal.path.unlink()
+    with Journal(partial_of(output)) as journal:
+        answers = _resume(journal, questions, model.name)
+        yield from ((questions[number], text) for number, text in answers.items())
+        for turn in _turns(questions):
+            left = [question for question in turn if question.question_id not in answers]
+            for start in range(0, len(left), batch_size):
+                batch = left[start : start + batch_size]
+                texts = model.answer([_chat(question, questions, answers) for question in batch])
+                found = list(zip(batch, texts, strict=True))
+                journal.append(answer_row(question, model.name, text) for question, text in found)
+                answers.update((question.question_id, text) for question, text in found)
+                yield from found
+        rows = [answer_row(question, model.name, answers[number]) for number, question in questions.items()]
+        write_rows(output, rows)
+        journal.path.unlink()
 
 
 def _resume(journal: Journal, questions: dict[int, Question], model_id: str) -> dict[int, str]:

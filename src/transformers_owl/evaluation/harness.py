@@ -35,11 +35,19 @@ class HarnessModel(lmms):
         batch_size (`int`): Questions, or given answers, computed together.
         device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
         dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16".
+        chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
     """
 
-    def __init__(self, pretrained: str, batch_size: int | str = 1, device: str | None = None, dtype: str = "auto"):
+    def __init__(
+        self,
+        pretrained: str,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        dtype: str = "auto",
+        chat_template: str | None = None,
+    ):
         super().__init__()
-        self.model = LocalModel(pretrained, device, dtype)
+        self.model = LocalModel(pretrained, device, dtype, chat_template=chat_template)
         self.batch_size = int(batch_size)
 
     def generate_until(self, requests: Sequence) -> list[str]:

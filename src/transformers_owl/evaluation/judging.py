@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..journal import Journal
 from .answering import earlier_turns
 from .models import ChatModel, assistant, user
 from .ratings import Mark, Sheet, read_ratings
-from .records import Answers, Journal, Question
+from .records import Answers, Question
 from .rubric import ABILITIES, LEVELS
 
 
@@ -78,19 +79,19 @@ def _judge(
     output: Path,
     batch_size: int,
 ) -> Iterator[Sheet]:
-    journal = Journal(output)
-    sheets = read_ratings(journal.rows(), questions, systems)
-    left = []
-    for case in cases:
-        sheet = sheets.get((case.question.question_id, case.rater))
-        if sheet is not None and set(case.shown) <= set(sheet.marks):
-            yield sheet
-        else:
-            left.append(case)
-    for start in range(0, len(left), batch_size):
-        made = _ask(judge, left[start : start + batch_size])
-        journal.append(sheet.row(systems) for sheet in made)
-        yield from made
+    with Journal(output) as journal:
+        sheets = read_ratings(journal.rows(), questions, systems)
+        left = []
+        for case in cases:
+            sheet = sheets.get((case.question.question_id, case.rater))
+            if sheet is not None and set(case.shown) <= set(sheet.marks):
+                yield sheet
+            else:
+                left.append(case)
+        for start in range(0, len(left), batch_size):
+            made = _ask(judge, left[start : start + batch_size])
+            journal.append(sheet.row(systems) for sheet in made)
+            yield from made
 
 
 def _ask(judge: ChatModel, cases: Sequence[Case]) -> list[Sheet]:

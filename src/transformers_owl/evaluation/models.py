@@ -39,6 +39,8 @@ class LocalModel:
         dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
         max_new_tokens (`int`, defaults to 512): Longest answer. Answers are greedy.
         trust_remote_code (`bool`, defaults to `False`): Whether to run the code that the folder brings.
+        chat_template (`str`, *optional*): Of an mPLUG-Owl "original" or "language_model", or a Jinja file; by default
+            the checkpoint's.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class LocalModel:
         dtype: str = "auto",
         max_new_tokens: int = 512,
         trust_remote_code: bool = False,
+        chat_template: str | None = None,
     ):
         from transformers import (
             MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -57,7 +60,8 @@ class LocalModel:
             AutoTokenizer,
         )
 
-        from ..loading import best_device, read_config
+        from ..loading import best_device, choose_template, read_config
+        from ..mplug_owl.configuration_mplug_owl import MplugOwlConfig
 
         self.name = name
         self.max_new_tokens = max_new_tokens
@@ -68,6 +72,10 @@ class LocalModel:
         auto: Any = AutoModelForImageTextToText if self.sees else AutoModelForCausalLM
         self.model = auto.from_pretrained(name, dtype=dtype, device_map=device or best_device(), **trust)
         self.processor: Any = (AutoProcessor if self.sees else AutoTokenizer).from_pretrained(name, **trust)
+        if chat_template is not None:
+            if config.model_type != MplugOwlConfig.model_type:
+                raise ValueError(f"'{name}' is no mPLUG-Owl, whose chat template alone can be chosen: leave it out.")
+            choose_template(self.processor, chat_template)
         self.tokenizer = self.processor.tokenizer if self.sees else self.processor
         # Behind the text of an encoder padding changes nothing; before it, BLIP-2's picture would move away from it.
         encodes = self.model.config.get_text_config().is_encoder_decoder

@@ -4,8 +4,9 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..journal import Journal
 from .ratings import Mark, Sheet, read_ratings
-from .records import Answers, Journal, Question
+from .records import Answers, Question
 
 
 class RatingDesk:
@@ -27,7 +28,7 @@ class RatingDesk:
     def order(self, rater: str, number: int) -> list[str]:
         """The systems that answered, shuffled: another order for each question and rater, the same one every time."""
         names = [name for name, answers in self.systems.items() if answers.texts[number] is not None]
-        random.Random(f"{rater}/{number}").shuffle(names)
+        random.Random(f"{rater}/{number}".encode(errors="backslashreplace")).shuffle(names)
         return names
 
     def mark(self, rater: str, number: int, model_id: str) -> Mark:
@@ -35,7 +36,16 @@ class RatingDesk:
         return Mark() if sheet is None else sheet.marks.get(model_id, Mark())
 
     def save(self, rater: str, number: int, model_id: str, mark: Mark) -> None:
-        """Writes one mark to the file before it returns."""
+        """
+        Writes one mark to the file before it returns.
+
+        Raises:
+            ValueError: without a rater, and for an answer that is not shown.
+        """
+        if not rater.strip():
+            raise ValueError("A rating needs the name of who rates.")
+        if number not in self.questions or model_id not in self.order(rater, number):
+            raise ValueError(f"Question {number!r:.80} has no answer of {model_id!r:.80} to rate.")
         self.journal.append([Sheet(number, rater, {model_id: mark}).row(self.systems)])
         sheet = self.sheets.setdefault((number, rater), Sheet(number, rater, {}))
         sheet.marks[model_id] = mark

@@ -179,8 +179,8 @@ def _small(text: str) -> str:
 @contextmanager
 def serving(desk: RatingDesk, host: str, port: int) -> Iterator[gr.Blocks]:
     """Serves the page at `http://HOST:PORT`."""
-    folders = {question.picture.parent for question in desk.questions.values() if question.picture}
-    with pages.serving(lambda: build_page(desk), host, port, folders=sorted(folders), css=STYLE, js=KEYS) as page:
+    pictures = {question.picture for question in desk.questions.values() if question.picture}
+    with pages.serving(lambda: build_page(desk), host, port, files=sorted(pictures), css=STYLE, js=KEYS) as page:
         yield page
 
 

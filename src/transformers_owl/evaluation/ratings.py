@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .records import Answers, Question, read_rows
+from ..journal import read_rows
+from .records import Answers, Question
 from .rubric import LEVELS
 
 

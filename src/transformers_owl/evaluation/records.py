@@ -1,12 +1,11 @@
 """The files of OwlEval and of Vicuna's questions: as published, and as written here."""
 
 import hashlib
-import json
 import os
-import threading
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ..journal import partial_of, read_rows
 
 
 # The files' letters. The release does not say what they stand for; their counts are the denominators of Table 2.
@@ -45,7 +44,7 @@ class Answers:
 
     def digest(self, question_id: int) -> str:
         """A short hash of an answer's text, by which a rating knows what was rated."""
-        return hashlib.sha256((self.texts[question_id] or "").encode()).hexdigest()[:16]
+        return hashlib.sha256((self.texts[question_id] or "").encode(errors="backslashreplace")).hexdigest()[:16]
 
 
 def read_owleval(folder: Path) -> dict[int, Question]:
@@ -65,6 +64,8 @@ def read_owleval(folder: Path) -> dict[int, Question]:
         if unknown := [letter for letter in letters if letter not in ABILITIES]:
             raise ValueError(f"{where} needs the ability {unknown[0]!r}, but only {', '.join(ABILITIES)} are known.")
         picture = folder / "cases" / row["image"]
+        if not os.path.realpath(picture).startswith(os.path.join(os.path.realpath(folder / "cases"), "")):
+            raise ValueError(f"{where} is about '{picture}', which lies elsewhere: all pictures belong into cases/.")
         if not picture.is_file():
             raise ValueError(f"{where} is about '{picture}', which is missing: all pictures belong into cases/.")
         abilities = tuple(ABILITIES[letter] for letter in letters)
@@ -139,55 +140,6 @@ def answer_row(question: Question, model_id: str, text: str) -> dict:
         "answer": text,
         "model_id": model_id,
     }
-
-
-def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yields `(where, row)` of a JSON Lines file; `where` names file and line in messages."""
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    if not any(line.strip() for line in lines):
-        raise ValueError(f"'{path}' is empty: JSON Lines, one row a line, were expected.")
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            where = f"'{path}', line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where} is no JSON ({error}): is the file cut off?") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{where} is {type(row).__name__}, but a JSON object was expected.")
-            yield where, row
-
-
-def partial_of(path: Path) -> Path:
-    """Where a file grows until it is whole."""
-    return path.with_name(path.name + ".partial")
-
-
-class Journal:
-    """
-    A JSON Lines file that grows: a row is on the disk when `append` returns, and a last line that an interruption cut
-    off is removed.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.lock = threading.Lock()
-        if path.exists():
-            whole, _, cut = path.read_bytes().rpartition(b"\n")
-            if cut:
-                temporary = path.with_name(path.name + ".repaired")
-                temporary.write_bytes(whole + b"\n" if whole else b"")
-                temporary.replace(path)
-
-    def rows(self) -> Iterator[tuple[str, dict]]:
-        if self.path.exists() and self.path.stat().st_size:
-            yield from read_rows(self.path)
-
-    def append(self, rows: Iterable[dict]) -> None:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with self.lock, self.path.open("ab", buffering=0) as file:
-            file.write(text.encode())
-            os.fsync(file.fileno())
 
 
 def _is_missing(answer: str) -> bool:

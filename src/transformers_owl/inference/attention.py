@@ -2,6 +2,7 @@
 
 import math
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,15 +103,19 @@ def _answer(processor, answer: str, word: str | None) -> tuple[torch.Tensor, lis
     return torch.tensor([encoded["input_ids"]]), steps
 
 
+SWITCHING = threading.Lock()
+
+
 @contextmanager
 def _attention_weights(model) -> Iterator[None]:
-    """Only the eager implementation gives weights: switches to it, and back."""
-    before = attention_implementations(model)
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    """Only the eager implementation gives weights: switches to it, and back, one thread at a time."""
+    with SWITCHING:
+        before = attention_implementations(model)
+        model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(before)
 
 
 def _patches_of_queries(attentions: Sequence[torch.Tensor], num_queries: int, num_patches: int) -> torch.Tensor:

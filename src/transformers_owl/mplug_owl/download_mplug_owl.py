@@ -21,9 +21,10 @@ PASSING = (429, 500, 502, 503, 504)  # answers of a server that may give another
 # Set to 1 in the environment, it allows addresses of the machine itself and of its own network.
 ALLOW_INTERNAL = "TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS"
 
-# IPv6 addresses on the public internet, and those behind which a network keeps the whole of IPv4.
+# IPv6 addresses on the public internet, blocks that lead elsewhere or nowhere (not all of which Python knows), and
+# addresses behind which a network keeps the whole of IPv4.
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-TUNNELS = ipaddress.ip_network("2002::/16")
+RESERVED = [ipaddress.ip_network(block) for block in ("2002::/16", "3fff::/20", "192.88.99.0/24")]
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -100,9 +101,9 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is None and ip not in NAT64:
-            return ip.is_global and ip in GLOBAL_UNICAST and ip not in TUNNELS
+            return ip.is_global and ip in GLOBAL_UNICAST and not any(ip in block for block in RESERVED)
         ip = ipaddress.IPv4Address(int(ip) % 2**32)
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and not any(ip in block for block in RESERVED)
 
 
 def _ask(connection: socket.socket, url: str, kind: str, deadline: float) -> http.client.HTTPResponse:
@@ -155,4 +156,7 @@ def _read(response: http.client.HTTPResponse, largest: int) -> bytes:
     content = response.read(largest + 1)
     if len(content) > largest:
         raise ValueError(f"the file is larger than {largest // 2**20} MiB")
+    promised = response.getheader("Content-Length", "")
+    if promised.isdigit() and len(content) < int(promised):
+        raise OSError(f"the server broke off after {len(content)} of {promised} bytes")
     return content

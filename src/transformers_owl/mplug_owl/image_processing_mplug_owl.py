@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,10 @@ UNREADABLE = (
     MemoryError, struct.error, zlib.error, PIL.Image.DecompressionBombError,
 )  # fmt: skip
 LARGEST = 4096  # pixels of a side
+MAX_PIXELS = 2**26  # of an image file, by default
+MOST_AT_ONCE = 6  # times as many for all the images of a call
+MOST_SCANS = 20  # of a progressive JPEG with `MAX_PIXELS`, more of smaller ones
+STRIP = 2**20  # pixels that are converted at once
 SHORTEST = 48  # characters of an image as base64
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")  # a file's name has a dot
 
@@ -40,15 +45,20 @@ class MplugOwlImageProcessor(PilBackend):
         size (`dict`, defaults to `{"height": 224, "width": 224}`): Pixels of the prepared pictures.
         resample (`int`, defaults to bicubic): PIL's filter.
         image_mean, image_std (`list[float]`): Of the colours; CLIP's by default.
+        max_pixels (`int`, defaults to 67,108,864): Largest image file, and a sixth of what one call takes. A JPEG
+            with more is decoded at a half, quarter or eighth of its sides; other files are refused before they are
+            decoded.
 
     Calling it with pictures (PIL images, arrays of height x width x 3 or 3 x height x width, paths, URLs, base64, or
     lists of them) gives `pixel_values` (pictures, 3, height, width). A picture is taken as a viewer shows it: rotated
     by its EXIF data, transparency on white, the first frame of an animation.
 
     Raises:
-        ValueError: for pictures that cannot be read, are no pictures, or are missing (`None`, empty lists).
+        ValueError: for pictures that cannot be read, are too large, are no pictures, or are missing (`None`, empty
+            lists).
     """
 
+    max_pixels = MAX_PIXELS
     resample = PILImageResampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
@@ -76,11 +86,9 @@ class MplugOwlImageProcessor(PilBackend):
     ) -> BatchFeature:  # fmt: skip
         if do_convert_rgb not in (None, True):
             raise ValueError("`do_convert_rgb` is False, but mPLUG-Owl's images are RGB: leave it out.")
-        opened = flat_list(self.fetch_images(images))
-        if self.do_resize if do_resize is None else do_resize:
-            sides = sides_of(self.size if size is None else size)
-            resample = self.resample if resample is None else resample
-            opened = [resize(image, sides, resample) for image in opened]
+        resized = self.resizer(do_resize, size, resample)
+        budget = Budget(self.max_pixels)
+        opened = [resized(open_image(image, budget)) for image in flat_list(self.list_images(images))]
         table = self._table(do_rescale, rescale_factor, do_normalize, image_mean, image_std)
         levels = [np.asarray(image).transpose(2, 0, 1) for image in opened]
         pixel_values: Any = [np.empty(image.shape, table.dtype) for image in levels]
@@ -102,27 +110,80 @@ class MplugOwlImageProcessor(PilBackend):
             table = self.normalize(table, mean, self.image_std if image_std is None else image_std)
         return table[:, 0]
 
-    def fetch_images(self, image_url_or_urls):
-        """Opens what is given by path, URL or base64, and turns every PIL image into RGB; lists keep their form."""
-        image = image_url_or_urls
-        if isinstance(image, (list, tuple)):
-            if all(isinstance(entry, (list, tuple)) and not entry for entry in image):
+    def resizer(self, do_resize=None, size=None, resample=None) -> Callable[[PIL.Image.Image], PIL.Image.Image]:
+        """What becomes of an image as soon as it is decoded."""
+        if not (self.do_resize if do_resize is None else do_resize):
+            return lambda image: image
+        sides = sides_of(self.size if size is None else size)
+        resample = self.resample if resample is None else resample
+        return lambda image: resize(image, sides, resample)
+
+    def list_images(self, images):
+        """The images of a call, nothing opened yet; lists keep their form."""
+        if isinstance(images, (list, tuple)):
+            if all(isinstance(entry, (list, tuple)) and not entry for entry in images):
                 raise ValueError("An empty list of pictures was given: give at least one, or leave `images` out.")
             return [
-                [] if isinstance(entry, (list, tuple)) and not entry else self.fetch_images(entry) for entry in image
+                [] if isinstance(entry, (list, tuple)) and not entry else self.list_images(entry) for entry in images
             ]
-        if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
-            return [self.fetch_images(entry) for entry in image]
-        if isinstance(image, (str, os.PathLike)):
-            return open_picture(image)
-        if isinstance(image, PIL.Image.Image):
-            return as_shown(image)
-        if isinstance(image, (np.ndarray, torch.Tensor)):
-            return from_array(image)
-        raise ValueError(
-            f"A picture was expected, but {type(image).__name__} was given: pass a PIL image, an array, a path, a "
-            "URL, or a list of them."
-        )
+        is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
+        return list(images) if is_batch else images
+
+    def fetch_images(self, image_url_or_urls):
+        """Opens what is given by path, URL or base64, and turns every PIL image into RGB; lists keep their form."""
+        budget = Budget(self.max_pixels)
+
+        def opened(images):
+            return [opened(image) for image in images] if isinstance(images, list) else open_image(images, budget)
+
+        return opened(self.list_images(image_url_or_urls))
+
+
+class Budget:
+    """Counts the pixels of a call before they are decoded: at most `max_pixels` a file, and `at_once` times as many."""
+
+    def __init__(self, max_pixels: int = MAX_PIXELS, at_once: int = MOST_AT_ONCE):
+        self.max_pixels = max_pixels
+        self.left = self.most = max_pixels * at_once
+
+    def count(self, width: int, height: int, times: int = 1) -> None:
+        pixels = width * height
+        self.left -= pixels * times
+        if pixels > self.max_pixels or self.left < 0:
+            raise ValueError(
+                f"{width} x {height} pixels are {pixels:,}, but at most {self.max_pixels:,} are taken, {self.most:,} "
+                "for all images or frames of a call: give smaller or fewer ones, or set `max_pixels` of the processor"
+            )
+
+    def take(self, image: Any) -> None:
+        """Counts an image, if it comes from a file and is not decoded yet."""
+        if getattr(image, "fp", None) is None:
+            return
+        pixels = image.width * image.height
+        if image.info.get("progressive"):
+            image.fp.seek(0)
+            scans = image.fp.read().count(b"\xff\xda")
+            if scans * pixels > MOST_SCANS * self.max_pixels:
+                raise ValueError(f"it has {pixels:,} pixels in {scans} scans: save it as a plain JPEG")
+        factor = next((factor for factor in (1, 2, 4, 8) if pixels <= self.max_pixels * factor**2), 8)
+        if factor > 1:
+            image.draft(image.mode, (image.width // factor, image.height // factor))  # of JPEGs alone
+        self.count(image.width, image.height)
+
+
+def open_image(image, budget: Budget) -> PIL.Image.Image:
+    """An image of a call as an RGB image, whatever it is given by."""
+    if isinstance(image, (str, os.PathLike)):
+        return open_picture(image, budget)
+    if isinstance(image, PIL.Image.Image):
+        budget.take(image)
+        return as_shown(image)
+    if isinstance(image, (np.ndarray, torch.Tensor)):
+        return from_array(image)
+    raise ValueError(
+        f"A picture was expected, but {type(image).__name__} was given: pass a PIL image, an array, a path, a "
+        "URL, or a list of them."
+    )
 
 
 def flat_list(images) -> list[PIL.Image.Image]:
@@ -201,11 +262,11 @@ def readable(source: str | os.PathLike, kind: str) -> str | io.BytesIO:
     return text
 
 
-def open_picture(source: str | os.PathLike | bytes) -> PIL.Image.Image:
+def open_picture(source: str | os.PathLike | bytes, budget: Budget | None = None) -> PIL.Image.Image:
     """
     An RGB picture from a path, an http(s) URL, a `data:` URL, base64 text or the bytes of a file. URLs must lead to the
     public internet unless the environment has `TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS=1`; [`download`] says what else
-    they must.
+    they must. `budget` counts the pixels of several; by default an image may have `MAX_PIXELS`.
 
     Raises:
         ValueError: says which source could not be read, and why.
@@ -215,6 +276,7 @@ def open_picture(source: str | os.PathLike | bytes) -> PIL.Image.Image:
         with PIL.Image.open(file) as image:
             if image.format == "EPS":
                 raise ValueError("EPS files are programs, which are not run: convert it to PNG")
+            (budget or Budget()).take(image)
             return as_shown(image)
     except UNREADABLE as error:
         name = f"of {len(source)} bytes" if isinstance(source, bytes) else repr(short_name(source))
@@ -291,23 +353,45 @@ def as_shown(image: PIL.Image.Image) -> PIL.Image.Image:
         if image.mode.startswith(("I", "F")):
             image = _to_8_bits(image)
         if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = PIL.Image.new("RGBA", image.size, "white")
-            image = PIL.Image.alpha_composite(white, image)
+            image = _by_strips(image, _on_white, "RGB")
         return image if image.mode == "RGB" else image.convert("RGB")
     except UNREADABLE as error:
         raise ValueError(f"A picture is damaged: {error or type(error).__name__}") from error
 
 
+def _strips(image: PIL.Image.Image) -> list[tuple[int, int, int, int]]:
+    rows = max(1, STRIP // image.width)
+    return [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+
+
+def _by_strips(image: PIL.Image.Image, convert: Callable, mode: str) -> PIL.Image.Image:
+    """`convert(image)`, for whose copies of the whole image there may be no memory."""
+    made = PIL.Image.new(mode, image.size)
+    for box in _strips(image):
+        made.paste(convert(image.crop(box)), box)
+    return made
+
+
+def _on_white(image: PIL.Image.Image) -> PIL.Image.Image:
+    white = PIL.Image.new("RGBA", image.size, "white")
+    return PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
 def _to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     """Greyscale of 16 or 32 bits (0 to 65535) or of floats (0 to 1) to 8 bits; smaller ranges of values stay."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    largest = values.max(initial=0)
-    if image.mode == "F" and largest <= 1:
-        values = values * 255
-    elif largest > 255 or image.mode.startswith("I;16"):
-        values = values / 257
-    return PIL.Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+    def numbers(strip: PIL.Image.Image) -> np.ndarray:
+        return np.nan_to_num(np.asarray(strip, dtype=np.float64))
+
+    largest = max(numbers(image.crop(box)).max(initial=0) for box in _strips(image))
+    is_fraction = image.mode == "F" and largest <= 1
+    divisor = 257 if not is_fraction and (largest > 255 or image.mode.startswith("I;16")) else 1
+
+    def levels(strip: PIL.Image.Image) -> PIL.Image.Image:
+        values = numbers(strip) * 255 if is_fraction else numbers(strip) / divisor
+        return PIL.Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+    return _by_strips(image, levels, "L")
 
 
 MplugOwlImageProcessor.register_for_auto_class()

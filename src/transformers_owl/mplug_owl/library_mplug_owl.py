@@ -220,6 +220,7 @@ LEANS_ON = {
     "transformers.PreTrainedModel._tied_weights_keys": "where a head is tied, by the language model's own names",
     "transformers.PreTrainedModel._tp_plan": "how tensor parallelism cuts the head",
     "transformers.PreTrainedModel._init_weights": "draws fresh queries, class tokens and positions",
+    "transformers.ProcessorMixin._process_images": "counts images: the library's count knows none by path or URL",
     "transformers.ProcessorMixin._process_videos": "counts clips: the library's count knows no image files as frames",
     "transformers.ProcessorMixin._get_num_multimodal_tokens": "tells an engine how many positions an image takes",
     "transformers.ProcessorMixin._get_arguments_from_pretrained": "loads a release, which has no video processor",

@@ -216,7 +216,10 @@ class MplugOwlProcessor(ProcessorMixin):
                 raise ValueError(f"`text` has half a character (a lone surrogate): {error}") from error
         if videos is not None:
             videos = videos_by_row(videos)
-        return super().prepare_inputs_layout(images=images, text=rows, videos=videos, **kwargs)
+        if images is not None:
+            images = self.image_processor.list_images(images)
+        _, *others = super().prepare_inputs_layout(text=rows, videos=videos, **kwargs)
+        return images, *others
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         if audio is not None:
@@ -351,6 +354,11 @@ class MplugOwlProcessor(ProcessorMixin):
         seen = {kind: [source_of(part) for part in visuals_of([turn]) if part["type"] == kind] for kind in SOURCES}
         visuals = {f"{kind}s": sources for kind, sources in seen.items() if sources}
         return self(text=[new], add_special_tokens=False, return_tensors="pt", **visuals)
+
+    def _process_images(self, images, **kwargs):
+        processed = self.image_processor(images, **kwargs)
+        count = len(processed["pixel_values"])
+        return processed, [self.replace_image_token(processed, number) for number in range(count)]
 
     def _process_videos(self, videos, **kwargs):
         processed = self.video_processor(videos, **kwargs)

@@ -8,7 +8,7 @@ import math
 import mimetypes
 import os
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,11 +20,12 @@ from transformers.processing_utils import VideosKwargs
 from transformers.video_utils import VideoMetadata
 
 from .image_processing_mplug_owl import (
+    MAX_PIXELS,
     UNREADABLE,
+    Budget,
     MplugOwlImageProcessor,
     as_shown,
-    from_array,
-    open_picture,
+    open_image,
     readable,
     release_settings,
     short_name,
@@ -36,6 +37,7 @@ from .library_mplug_owl import VideoProcessorMixin
 # Containers that FFmpeg may look for. Playlists, which make it open further addresses, are not among them.
 CONTAINERS = "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,flv,asf,ogg"
 MOST_FRAMES = 4096  # of a video, for the model
+MOST_OF_A_VIDEO = 64  # times a frame's `max_pixels // 2` for all frames that are taken of it
 TOLERANCE = 1e-6  # seconds
 
 
@@ -86,8 +88,9 @@ class MplugOwlVideoProcessor(MplugOwlImageProcessor, VideoProcessorMixin):
     ) -> BatchFeature:  # fmt: skip
         clips = _flat(videos_by_row(videos))
         sampling = {"num_frames": num_frames, "fps": fps, "timestamps": timestamps}
+        resized = self.resizer(*(kwargs.get(name) for name in ("do_resize", "size", "resample")))
         read = [
-            read_frames(clip, video_fps=rate, **choice)
+            read_frames(clip, video_fps=rate, max_pixels=self.max_pixels, prepare=resized, **choice)
             for clip, rate, choice in zip(
                 clips,
                 _rates(video_metadata, len(clips)),
@@ -136,7 +139,7 @@ class MplugOwlVideoProcessor(MplugOwlImageProcessor, VideoProcessorMixin):
 
 def read_frames(
     video, num_frames: int | None = None, fps: float | None = None, timestamps: Sequence[float] | None = None,
-    video_fps: float | None = None,
+    video_fps: float | None = None, max_pixels: int = MAX_PIXELS, prepare: Callable | None = None,
 ) -> tuple[list[PIL.Image.Image], VideoMetadata]:  # fmt: skip
     """
     Frames of one video as RGB pictures, and where they stand.
@@ -146,14 +149,22 @@ def read_frames(
         num_frames, fps, timestamps: As in [`MplugOwlVideoProcessor`]; at most one of them. Without any, all frames. An
             array or a list of just `num_frames` is taken as it is.
         video_fps (`float`, *optional*): Frames a second of an array or a list.
+        max_pixels (`int`): Twice those of a frame of a file, and a 32nd of those of all frames taken.
+        prepare (`Callable`, *optional*): What becomes of each frame as soon as it is decoded.
 
     Raises:
-        ValueError: for a video that cannot be read, and where its seconds are asked for but not known.
+        ValueError: for a video that cannot be read or is too large, and where its seconds are asked for but not known.
     """
+    sizes = []
+
+    def prepared(frame: PIL.Image.Image) -> PIL.Image.Image:
+        sizes.append(frame.size)
+        return frame if prepare is None else prepare(frame)
+
     if isinstance(video, (str, os.PathLike, bytes)):
         file = VideoFile(video)
         numbers = choose_frames(len(file), file.times, file.duration, num_frames, fps, timestamps)
-        frames = file.frames(numbers)
+        frames = file.frames(numbers, prepared, Budget(max_pixels // 2, MOST_OF_A_VIDEO))
         count, duration, rate, backend = len(file), file.duration, file.fps, "pyav"
     else:
         count = len(video)
@@ -161,8 +172,10 @@ def read_frames(
         numbers = choose_frames(count, times, duration, None if num_frames == count else num_frames, fps, timestamps)
         if isinstance(video, (np.ndarray, torch.Tensor)):
             video = to_levels(video)  # one scale for all of its frames
-        frames, rate, backend = [_picture(video[number]) for number in numbers], video_fps, None
-    width, height = frames[0].size
+        budget = Budget(max_pixels)
+        frames = [prepared(open_image(video[number], budget)) for number in numbers]
+        rate, backend = video_fps, None
+    width, height = sizes[0]
     return frames, VideoMetadata(
         total_num_frames=count, fps=rate, width=width, height=height, duration=duration, video_backend=backend,
         frames_indices=numbers,
@@ -236,6 +249,7 @@ class VideoFile:
                     for packet in container.demux(stream)
                     if packet.size and not packet.is_discard
                 ]
+                self.width, self.height = stream.codec_context.width, stream.codec_context.height
                 unit, rate, is_reordered = stream.time_base, stream.average_rate, stream.codec_context.has_b_frames
             if not packets or any(mark is None for mark, _, _ in packets):
                 raise ValueError("its frames have no times" if packets else "it has no frames")
@@ -253,11 +267,16 @@ class VideoFile:
     def __len__(self) -> int:
         return len(self.marks)
 
-    def frames(self, numbers: Sequence[int]) -> list[PIL.Image.Image]:
-        """The frames of these numbers as RGB pictures, rotated as a viewer shows them."""
+    def frames(
+        self, numbers: Sequence[int], prepare: Callable = lambda frame: frame, budget: Budget | None = None
+    ) -> list[PIL.Image.Image]:
+        """The frames of these numbers as RGB pictures, rotated as a viewer shows them, each through `prepare`."""
         with self._errors():
             wanted = sorted(set(numbers))
-            pictures = dict(zip(wanted, self._decode([self.marks[number] for number in wanted]), strict=True))
+            if budget is not None:
+                budget.count(self.width, self.height, len(wanted))
+            decoded = map(prepare, self._decode([self.marks[number] for number in wanted]))
+            pictures = dict(zip(wanted, decoded, strict=True))
         return [pictures[number] for number in numbers]
 
     def _decode(self, wanted: list[int]) -> Iterator[PIL.Image.Image]:
@@ -368,12 +387,6 @@ def _is_picture(value) -> bool:
     return isinstance(value, PIL.Image.Image) or (
         isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim in (2, 3)
     )
-
-
-def _picture(frame) -> PIL.Image.Image:
-    if isinstance(frame, PIL.Image.Image):
-        return as_shown(frame)
-    return open_picture(frame) if isinstance(frame, (str, os.PathLike)) else from_array(frame)
 
 
 ANIMATIONS = ("image/gif",)

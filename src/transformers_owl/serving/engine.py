@@ -20,6 +20,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ..mplug_owl.language_mplug_owl import CausalHead
 from ..mplug_owl.modeling_mplug_owl import MplugOwlModel
+from .vocabulary import width
 
 
 BACKEND = "vllm.model_executor.models.transformers"
@@ -71,7 +72,9 @@ class MplugOwlForEngine(TransformersMultiModalForCausalLM):
         self.model.context_length = math.inf
         visual_ids = [self.config.image_token_id, self.config.video_token_id]
         self.configure_mm_token_handling(self.text_config.vocab_size, visual_ids)
-        self.never_written = [token for token in visual_ids if token < self.text_config.vocab_size]
+        # Penalties and `prompt_logprobs` index by the ids of a prompt, those outside the vocabulary too.
+        self.added_columns = width(self.config, self.text_config.vocab_size) - self.text_config.vocab_size
+        self.never_written = visual_ids
 
     @cached_property
     def _from_config_kwargs(self):
@@ -94,5 +97,6 @@ class MplugOwlForEngine(TransformersMultiModalForCausalLM):
         logits = super().compute_logits(hidden_states)
         if logits is not None:
             logits = self.causal_head(logits[None])[0]
+            logits = torch.nn.functional.pad(logits, (0, self.added_columns), value=-math.inf)
             logits[:, self.never_written] = -math.inf
         return logits

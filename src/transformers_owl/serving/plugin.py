@@ -27,6 +27,9 @@ def register() -> None:
     """
     from vllm import ModelRegistry
 
+    from .vocabulary import count_placeholders
+
+    count_placeholders()
     AutoProcessor.register(MplugOwlConfig, MplugOwlProcessor, exist_ok=True)
     ModelRegistry.register_model(
         MplugOwlForConditionalGeneration.__name__, "transformers_owl.serving.engine:MplugOwlForEngine"

@@ -13,6 +13,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 from transformers import ProgressCallback, TrainerState
 
+from ..journal import Journal
 from .arguments import OwlArguments
 from .checkpoints import check_files, read_json, shorten
 from .epochs import Epochs, check_strategies, is_end
@@ -164,9 +165,8 @@ class OwlTrainer(WholeCheckpoints):
         self.positions[report["worker"]] = report["positions"]
         if report["skipped"]:
             self.skipped.update(entry["reason"] for entry in report["skipped"])
-            with (self._output / self._skipped_file).open("a", encoding="utf-8") as file:
-                for entry in report["skipped"]:
-                    file.write(json.dumps({"step": self.state.global_step + 1, **entry}, ensure_ascii=False) + "\n")
+            with Journal(self._output / self._skipped_file) as journal:
+                journal.append({"step": self.state.global_step + 1, **entry} for entry in report["skipped"])
 
     @property
     def _output(self) -> Path:

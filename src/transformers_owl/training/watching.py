@@ -1,6 +1,5 @@
 """What a run shows of itself: a table of what trains, curves of the loss, answers about fixed pictures."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
+from ..journal import Journal
 from ..mplug_owl.video_processing_mplug_owl import visual_part
 from .stages import module_table
 
@@ -105,8 +105,9 @@ class FixedPictures(TrainerCallback):
             )
         answers = self.processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         if state.is_world_process_zero:
-            with (Path(args.output_dir) / ANSWERS_FILE).open("a", encoding="utf-8") as file:
-                for picture, answer in zip(self.pictures, answers, strict=True):
-                    print(f"step {state.global_step}, {picture}: {answer}")
-                    entry = {"step": state.global_step, "picture": picture, "answer": answer}
-                    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            said = list(zip(self.pictures, answers, strict=True))
+            for picture, answer in said:
+                print(f"step {state.global_step}, {picture}: {answer}")
+            with Journal(Path(args.output_dir) / ANSWERS_FILE) as journal:
+                step = {"step": state.global_step}
+                journal.append({**step, "picture": picture, "answer": answer} for picture, answer in said)

@@ -1,0 +1,139 @@
+"""Files of JSON lines that grow while something works: answers, ratings, judgements, logs."""
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+# What JSON allows within a line, and some readers take for the end of one.
+LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """
+    Yields `(where, row)` of a JSON Lines file; `where` names file and line in messages.
+
+    Raises:
+        ValueError: for a file without a row, and a line that is no JSON object.
+    """
+    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if not any(line.strip() for line in lines):
+        raise ValueError(f"'{path}' is empty: JSON Lines, one row a line, were expected.")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f"'{path}', line {number}"
+            try:
+                row = json.loads(line.decode())
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{where} is no JSON ({error}): is the file cut off?") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{where} is {type(row).__name__}, but a JSON object was expected.")
+            yield where, row
+
+
+def write_rows(path: Path, rows: Iterable[dict]) -> None:
+    """Writes a whole file, which takes the place of one of that name."""
+    aside = path.with_name(path.name + ".aside")
+    with aside.open("wb") as file:
+        file.write(_lines(rows))
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _lines(rows: Iterable[dict]) -> bytes:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # Half a character, as file names and endpoints can hold, is written as JSON escapes it.
+    return text.translate(LINE_ENDS).encode(errors="backslashreplace")
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file grows until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
+class Journal:
+    """
+    A JSON Lines file that grows by whole rows and has one writer at a time: until `close`, or the end of a `with`,
+    `NAME.lock` beside it keeps others out.
+
+    A row is on the disk when `append` returns. Where `append` raises, none of its rows stays. What an interruption left
+    of a last line is removed when the file is opened.
+
+    Raises:
+        ValueError: if somebody else writes the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._threads = threading.Lock()
+        self._lock = FileLock(path.with_name(path.name + ".lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(
+                f"'{path}' is being written by another run: wait until that one ends, or choose another file."
+            ) from error
+        try:
+            self._heal()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets others write."""
+        self._lock.release()
+
+    def rows(self) -> Iterator[tuple[str, dict]]:
+        """Yields `(where, row)` of what the file holds."""
+        if self.path.exists() and self.path.stat().st_size:
+            yield from read_rows(self.path)
+
+    def append(self, rows: Iterable[dict]) -> None:
+        """
+        Writes rows.
+
+        Raises:
+            OSError: if they cannot be written, such as on a full disk.
+        """
+        data = _lines(rows)
+        with self._threads, self.path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while data:
+                    data = data[file.write(data) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(end)
+                raise
+
+    def _heal(self) -> None:
+        if not self.path.exists() or not self.path.stat().st_size:
+            return
+        with self.path.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read() == b"\n":
+                return
+            file.seek(0)
+            whole, end, last = file.read().rpartition(b"\n")
+            if _is_row(last):  # an editor left out the end of the line
+                file.write(b"\n")
+            else:
+                file.truncate(len(whole) + len(end))
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
