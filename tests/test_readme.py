@@ -50,7 +50,7 @@ PAGES = {
     "docs/inference.md": "assert yes.log_likelihood < 0",
 }
 PRINTED = {
-    "README.md": ["torch.Size([1, 65, 48])", "torch.Size([1, 17, 32])"],
+    "README.md": ["castle\n", "torch.Size([1, 65, 48])", "torch.Size([1, 17, 32])"],
     "docs/inference.md": ["torch.Size([2, 17, 32]) torch.Size([2, 65, 48])"],
 }
 OTHERS = {

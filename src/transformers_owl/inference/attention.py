@@ -12,6 +12,7 @@ import PIL.ImageOps
 import torch
 from transformers import DynamicCache
 
+from ..mplug_owl.library_mplug_owl import CACHE_NAME
 from ..mplug_owl.vision_mplug_owl import patch_grid
 from .library import attention_implementations
 
@@ -72,13 +73,13 @@ def picture_attention(model, processor, messages: Sequence[dict], word: str | No
         visual = {"image": features}
         if "pixel_values_videos" in inputs:
             visual["video"] = model.get_video_features(inputs["pixel_values_videos"])
-        model(input_ids=ids[:, :read], mm_encoder_outputs=visual, past_key_values=cache, logits_to_keep=1)
+        model(input_ids=ids[:, :read], mm_encoder_outputs=visual, logits_to_keep=1, **{CACHE_NAME: cache})
         written = model(
             input_ids=ids[:, read:-1],
             attention_mask=torch.ones_like(ids[:, :-1]),
-            past_key_values=cache,
             output_attentions=True,
             logits_to_keep=1,
+            **{CACHE_NAME: cache},
         ).attentions
     positions = torch.stack([layer[0].float().mean(0)[steps].mean(0).cpu() for layer in written]).mean(0)
     at_pictures = positions[:read][(prompt[0, :read] == processor.image_token_id).cpu()]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from ..mplug_owl.library_mplug_owl import CACHE_NAME
 from ..mplug_owl.video_processing_mplug_owl import visual_part
 
 
@@ -75,7 +76,7 @@ class Chat:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 return_dict_in_generate=True,
-                **({} if with_beams else {"past_key_values": self.cache}),
+                **({} if with_beams else {CACHE_NAME: self.cache}),
                 **{name: torch.stack(values) for name, values in unseen.items() if values},
                 **options,
             )

@@ -137,7 +137,7 @@ class MplugOwlConfig(PreTrainedConfig):
 
     model_type = "mplug-owl"
     # What evaluation does not gather: not every batch has it.
-    keys_to_ignore_at_inference = ["past_key_values", "image_outputs", "video_outputs"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "image_outputs", "video_outputs"]
     sub_configs = {
         "vision_config": MplugOwlVisionConfig,
         "visual_abstractor_config": MplugOwlVisualAbstractorConfig,
@@ -176,7 +176,7 @@ class MplugOwlConfig(PreTrainedConfig):
         abstractor.encoder_hidden_size = vision.hidden_size
         abstractor.num_query_tokens = self.num_query_tokens
         abstractor.text_hidden_size = text.hidden_size
-        if isinstance(vision, MplugOwlVisionConfig):
+        if vision.model_type == MplugOwlVisionConfig.model_type:
             abstractor.use_temporal = vision.use_temporal
         self.tie_word_embeddings = getattr(text, "tie_word_embeddings", False)
         # As padding id, EOS would get no gradient in its embedding, so that full fine-tuning could not learn to stop.

@@ -48,6 +48,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.peft import maybe_load_adapters
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
@@ -65,6 +66,8 @@ except ImportError:  # before 5.19, one class did this and computed by torchvisi
 
 # Under which names a forward pass and its output may carry the cache: the first since 5.24, the second before.
 CACHE_NAMES = ("cache", "past_key_values")
+# The name that this version wants.
+CACHE_NAME = next(name for name in CACHE_NAMES if name in BaseModelOutputWithPast.__dataclass_fields__)
 # Arguments of `from_pretrained` that say where a file comes from.
 HUB_NAMES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -232,6 +235,7 @@ LEANS_ON = {
 
 __all__ = [
     "ALL_ATTENTION_FUNCTIONS",
+    "CACHE_NAME",
     "CACHE_NAMES",
     "HUB_NAMES",
     "ConversionOps",

@@ -46,7 +46,7 @@ from .library_mplug_owl import (
     merge_with_config_defaults,
     torch_compilable_check,
 )
-from .vision_mplug_owl import flat_frames, see
+from .vision_mplug_owl import flat_frames, is_releases_type, see
 from .weights_mplug_owl import read_original, refuse_random_weights, temporal_weights
 
 
@@ -543,7 +543,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
     def __init__(self, config: MplugOwlConfig):
         super().__init__(config)
         vision = config.vision_config
-        is_ours = isinstance(vision, MplugOwlVisionConfig)
+        is_ours = is_releases_type(vision)
         self.vision_model = MplugOwlVisionModel._from_config(vision) if is_ours else AutoModel.from_config(vision)
         self.abstractor = MplugOwlVisualAbstractorModel._from_config(config.visual_abstractor_config)
         self.language_model = AutoModel.from_config(config.text_config)

@@ -42,7 +42,7 @@ def see(tower: Any, pixel_values: torch.Tensor, sees_videos: bool, **kwargs) -> 
             patches of each image.
     """
     config: Any = tower.config
-    if isinstance(config, MplugOwlVisionConfig):
+    if is_releases_type(config):
         return tower(pixel_values, **kwargs)  # it mixes the frames of a video
     frames = flat_frames(pixel_values, config, sees_videos)
     outputs = CALLS.get(config.model_type, nn.Module.__call__)(tower, frames.to(tower.dtype), **kwargs)
@@ -58,6 +58,11 @@ def see(tower: Any, pixel_values: torch.Tensor, sees_videos: bool, **kwargs) -> 
         hidden_states=outputs.hidden_states,
         attentions=outputs.attentions,
     )
+
+
+def is_releases_type(config: Any) -> bool:
+    """Whether a vision model is the releases' ViT. Its class may come from another copy of this code."""
+    return config.model_type == MplugOwlVisionConfig.model_type
 
 
 def flat_frames(pixel_values: torch.Tensor, config: Any, sees_videos: bool) -> torch.Tensor:
@@ -118,7 +123,7 @@ def tokens_and_idle_weights(config: Any) -> tuple[int, frozenset[str]]:
     How many tokens P a vision model makes of an image, and the names of its weights that have no part in them, such as
     those of a pooling head. Of a model of the library both are found by running one layer of it.
     """
-    if isinstance(config, MplugOwlVisionConfig):
+    if is_releases_type(config):
         return num_patches(config) + 1, frozenset()
     side = image_side(config)
     config = copy.deepcopy(config)
