@@ -67,8 +67,8 @@ Owl = Annotated[
         show_default="the miniature that comes with this package",
     ),
 ]
-Pictures = Annotated[list[str] | None, typer.Argument(metavar="[PICTURE]...", help="Picture files or URLs.")]
-Longest = Annotated[int | None, typer.Option(min=1, help="Longest answer (default: the model's).")]
+Pictures = Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Image files or URLs.")]
+Longest = Annotated[int | None, typer.Option(min=1, help="Maximum new tokens of an answer (default: the model's).")]
 
 
 @app.command()
@@ -76,19 +76,19 @@ Longest = Annotated[int | None, typer.Option(min=1, help="Longest answer (defaul
 def caption(
     pictures: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PICTURE]...", help="Files or URLs of pictures and videos (default: five drawings)."),
+        typer.Argument(metavar="[IMAGE]...", help="Files or URLs of images and videos (default: five drawings)."),
     ] = None,
     model: Owl = None,
-    prompt: Annotated[str, typer.Option(help="What to ask about every picture.")] = "Describe the picture.",
+    prompt: Annotated[str, typer.Option(help="What to ask about each image.")] = "Describe the picture.",
     output: Annotated[Path | None, typer.Option(help="Also write the answers to this JSON Lines file.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures answered together.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images answered together.")] = 8,
     max_new_tokens: Longest = None,
     device: Device = None,
     dtype: Dtype = "auto",
     num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video (default: the model's, 4).")] = None,
     chat_template: Template = None,
 ) -> None:
-    """Ask one question about pictures or videos and print the answers."""
+    """Ask one question about images or videos and print the answers."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -110,15 +110,15 @@ def caption(
 def chat(
     pictures: Pictures = None,
     model: Owl = None,
-    system: Annotated[str | None, typer.Option(help="Another system sentence than the original's.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt, in place of the original's.")] = None,
     max_new_tokens: Longest = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; higher is more varied.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest words of this share.")] = 0.9,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; higher values vary more.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the smallest set of tokens with this probability.")] = 0.9,
     device: Device = None,
     dtype: Dtype = "auto",
     chat_template: Template = None,
 ) -> None:
-    """Talk about pictures in the terminal. Ctrl-C stops an answer."""
+    """Chat about images in the terminal. Ctrl-C stops an answer."""
     from transformers_owl import MINIATURE
     from transformers_owl.demo.terminal import TerminalChat
     from transformers_owl.loading import generation_options, load
@@ -137,7 +137,7 @@ def web(
     dtype: Dtype = "auto",
     chat_template: Template = None,
 ) -> None:
-    """Talk about pictures on a page in the browser."""
+    """Chat about images in the browser."""
     from transformers_owl import MINIATURE
     from transformers_owl.demo.web import check_port, serving
     from transformers_owl.loading import load
@@ -154,17 +154,17 @@ def web(
 @app.command()
 @errors()
 def look(
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Picture files or URLs.")],
-    output: Annotated[Path, typer.Option(help="PNG file to write; for several pictures NAME-1.png, NAME-2.png, ...")],
+    pictures: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files or URLs.")],
+    output: Annotated[Path, typer.Option(help="PNG file to write; for several images NAME-1.png, NAME-2.png, ...")],
     model: Owl = None,
-    prompt: Annotated[str, typer.Option(help="What to ask about the pictures.")] = "Describe the picture.",
+    prompt: Annotated[str, typer.Option(help="What to ask about the images.")] = "Describe the picture.",
     word: Annotated[str | None, typer.Option(help="A word of the answer (default: the whole answer).")] = None,
     max_new_tokens: Longest = None,
     device: Device = None,
     dtype: Dtype = "auto",
     chat_template: Template = None,
 ) -> None:
-    """Answer about pictures, and show where the model looked as heat maps over them."""
+    """Answer a question about images, and draw heat maps of where the model looked."""
     from transformers_owl import MINIATURE
     from transformers_owl.demo.looking import look as answer_and_look
 
