@@ -120,6 +120,7 @@ def test_the_saved_folder_holds_the_hub_folder_flat(saved):
         "download_mplug_owl.py",
         "image_processing_mplug_owl.py",
         "language_mplug_owl.py",
+        "vision_mplug_owl.py",
         "library_mplug_owl.py",
         "modeling_mplug_owl.py",
         "pipeline_mplug_owl.py",

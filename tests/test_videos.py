@@ -77,7 +77,7 @@ def test_pictures_pass_a_video_model_unchanged(model, llama, llama_processor, pi
     """The picture layers of the video model, as a picture model, give the same answer."""
     inputs = prepare(llama_processor, question({"type": "image", "image": pictures[0]}, "?"))
     config = model.config.__class__.from_dict(model.config.to_dict())
-    config.sees_videos = config.visual_abstractor_config.use_temporal = False
+    config.vision_config.use_temporal = config.visual_abstractor_config.use_temporal = False
     picture_model = MplugOwlForConditionalGeneration(config).eval()
     left_over = picture_model.load_state_dict(model.state_dict(), strict=False)
     assert not left_over.missing_keys

@@ -94,7 +94,7 @@ def test_the_table_leads_back_to_the_original(name):
 def test_a_configuration_given_by_hand_is_corrected_by_the_weights():
     case = GoldenCase("video-llama")
     config = AutoModel.from_pretrained(case.checkpoint).config
-    config.sees_videos = config.visual_abstractor_config.use_temporal = False
+    config.vision_config.use_temporal = config.visual_abstractor_config.use_temporal = False
     config.visual_abstractor_config.intermediate_size = 4096
     model, info = MplugOwlForConditionalGeneration.from_pretrained(
         case.checkpoint, config=config, output_loading_info=True
