@@ -63,6 +63,13 @@ def test_other_chats(llama_processor, messages, expected):
     assert llama_processor.apply_chat_template(messages, add_generation_prompt=True) == expected
 
 
+def test_a_continued_answer_follows_what_a_generation_prompt_shows(llama_processor):
+    """Earlier answers end without EOS, as the original wrote them when the model was to go on."""
+    chat = [*GOLDEN_CHATS["multi_turn"], assistant("They are ")]
+    prompt = llama_processor.apply_chat_template(chat[:-1], add_generation_prompt=True)
+    assert llama_processor.apply_chat_template(chat, continue_final_message=True) == prompt + "They are "
+
+
 def test_unknown_roles_are_refused(llama_processor):
     with pytest.raises(ValueError, match=r"roles are system .*not tool"):
         llama_processor.apply_chat_template([user("Hi"), {"role": "tool", "content": "x"}])

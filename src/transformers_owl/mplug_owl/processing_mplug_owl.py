@@ -249,6 +249,8 @@ class MplugOwlProcessor(ProcessorMixin):
             if value and name not in variables:
                 raise ValueError(f"`{name}` was given, but the chat template has no place for it: leave it out.")
         check_names({*kwargs}, TEMPLATE_ARGUMENTS | variables)
+        if "continues" in variables:  # the original's prompts: earlier answers as before a generation prompt
+            kwargs["continues"] = bool(kwargs.get("continue_final_message"))
         check_names({**(kwargs.get("processor_kwargs") or {})}.keys(), CALL_ARGUMENTS)
         try:
             return super().apply_chat_template(chats, chat_template, tools or None, documents or None, *args, **kwargs)
