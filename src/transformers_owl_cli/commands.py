@@ -113,7 +113,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System prompt, in place of the original's.")] = None,
     max_new_tokens: Longest = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; higher values vary more.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the smallest set of tokens with this probability.")] = 0.9,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this total.")] = 0.9,
     device: Device = None,
     dtype: Dtype = "auto",
     chat_template: Template = None,

@@ -118,7 +118,10 @@ def text_model(folder):
 
 @contextmanager
 def endpoint(reply, delay=0.0):
-    """Serves `reply(messages)`, a text or a status, in OpenAI's form; yields its URL and the requests that came."""
+    """
+    Serves `reply(messages)`, a text or a status, in OpenAI's form, or bytes as they are; yields its URL and the
+    requests that came.
+    """
     seen = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -127,7 +130,7 @@ def endpoint(reply, delay=0.0):
             seen.append(request)
             time.sleep(delay)
             said = reply(request["messages"])
-            status, message = (200, {"role": "assistant", "content": said}) if isinstance(said, str) else (said, {})
+            status, message = (200, {"role": "assistant", "content": said}) if not isinstance(said, int) else (said, {})
             choice = {"index": 0, "finish_reason": "stop", "message": message}
             body = {
                 "id": "1",
@@ -138,9 +141,9 @@ def endpoint(reply, delay=0.0):
             }
             if status != 200:
                 body = {"error": {"message": "no such model"}}
-            data = json.dumps(body).encode()
+            data = said if isinstance(said, bytes) else json.dumps(body).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/html" if data.startswith(b"<") else "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

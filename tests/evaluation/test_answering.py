@@ -205,11 +205,29 @@ def test_an_endpoint_in_trouble_is_named(status, delay, message):
     assert len(seen) == (1 if status == 404 else 3)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    ['{"choices": []}', "{}", "[]", "5", "null", '{"choices": [{"message": {"content": 5}}]}', "<html>busy</html>", "{",
+     '{"choices": [{"message": {"content": null}}]}', '{"choices": [{}]}', '{"choices": 7}'],
+)  # fmt: skip
+def test_what_is_not_an_answer_is_asked_again_and_named(odd):
+    is_named = pytest.raises(ConnectionError, match=r"is not an answer|cannot be reached")
+    with small_models.endpoint(lambda messages: odd.encode()) as (url, seen), is_named:
+        Endpoint("far", url).answer([[user("Hi")]])
+    assert len(seen) == 3
+
+
+def test_an_endpoint_that_recovers_answers():
+    replies = iter([b"<html>busy</html>", 503, "at last"])
+    with small_models.endpoint(lambda messages: next(replies)) as (url, _):
+        assert Endpoint("far", url).answer([[user("Hi")]]) == ["at last"]
+
+
 def test_an_endpoint_that_is_down_is_named():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(ConnectionError, match=f"127.0.0.1:{port}/v1 cannot be reached: .*refused"):
+    with pytest.raises(ConnectionError, match=f"127.0.0.1:{port}/v1 cannot be reached"):
         Endpoint("far", f"http://127.0.0.1:{port}/v1").answer([[user("Hi")]])
 
 

@@ -1,10 +1,11 @@
 """Models that answer chats: any of the library's, from a folder or the Hub, and any behind an OpenAI-style endpoint."""
 
+import asyncio
 import base64
 import io
+import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import PIL.Image
@@ -114,6 +115,14 @@ class LocalModel:
         return self.processor.batch_decode(written, skip_special_tokens=True)
 
 
+class RefusedError(ConnectionError):
+    """What an endpoint would say again."""
+
+
+TRIES = 3
+PASSING = (408, 409, 429)  # of the client's faults, those that pass; those of a server may, too
+
+
 class Endpoint:
     """
     A model behind an OpenAI-style endpoint. The key is read from the variable OPENAI_API_KEY, where there is one.
@@ -122,48 +131,66 @@ class Endpoint:
         name (`str`): As the endpoint knows the model.
         url (`str`): Such as "http://localhost:8000/v1".
         max_new_tokens (`int`, defaults to 512): Longest answer.
-        timeout (`float`, defaults to 120): Seconds to wait for one answer; tried three times in all.
+        timeout (`float`, defaults to 120): Seconds until a whole answer is there. What fails, or is not an answer, is
+            asked three times.
     """
 
     def __init__(self, name: str, url: str, max_new_tokens: int = 512, timeout: float = 120):
-        import openai
-
         self.name = name
         self.url = url
         self.max_new_tokens = max_new_tokens
         self.timeout = timeout
-        key = os.environ.get("OPENAI_API_KEY", "none")
-        self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=2)
 
     def answer(self, chats: Sequence[Chat]) -> list[str]:
         """
         Asks all chats at the same time.
 
         Raises:
-            ConnectionError: if the endpoint is down, too slow, or refuses, with its word.
+            ConnectionError: if the endpoint is down, too slow, refuses, or sends something that is not an answer.
         """
-        with ThreadPoolExecutor(max_workers=max(1, len(chats))) as pool:
-            return list(pool.map(self._answer, chats))
+        return asyncio.run(self._answer_all(chats))
 
-    def _answer(self, chat: Chat) -> str:
+    async def _answer_all(self, chats: Sequence[Chat]) -> list[str]:
+        import openai
+
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        async with openai.AsyncOpenAI(base_url=self.url, api_key=key, timeout=None, max_retries=0) as client:
+            return await asyncio.gather(*(self._answer(client, chat) for chat in chats))
+
+    async def _answer(self, client, chat: Chat) -> str:
+        messages = [_for_endpoint(message) for message in chat]
+        for number in range(1, TRIES + 1):
+            try:
+                return await self._ask(client, messages)
+            except ConnectionError as error:
+                if number == TRIES or isinstance(error, RefusedError):
+                    raise
+                await asyncio.sleep(0.5 * number)
+        raise AssertionError
+
+    async def _ask(self, client, messages: list[dict]) -> str:
         import openai
 
         try:
-            reply = self.client.chat.completions.create(
-                model=self.name,
-                messages=[_for_endpoint(message) for message in chat],  # type: ignore[misc]
-                max_tokens=self.max_new_tokens,
-                temperature=0,
-            )
-        except openai.APITimeoutError as error:
+            async with asyncio.timeout(self.timeout):
+                reply = await client.chat.completions.create(
+                    model=self.name, messages=messages, max_tokens=self.max_new_tokens, temperature=0
+                )
+        except TimeoutError as error:
             raise ConnectionError(f"The endpoint {self.url} gave no answer within {self.timeout:g} seconds.") from error
-        except openai.APIConnectionError as error:
-            raise ConnectionError(f"The endpoint {self.url} cannot be reached: {error.__cause__ or error}") from error
         except openai.APIStatusError as error:
-            raise ConnectionError(
-                f"The endpoint {self.url} refused with {error.status_code}: {error.message}"
-            ) from error
-        return reply.choices[0].message.content or ""
+            passes = error.status_code in PASSING or error.status_code >= 500
+            kind = ConnectionError if passes else RefusedError
+            raise kind(f"The endpoint {self.url} refused with {error.status_code}: {error.message}") from error
+        except (openai.APIConnectionError, openai.APIResponseValidationError, json.JSONDecodeError) as error:
+            raise ConnectionError(f"The endpoint {self.url} cannot be reached: {error.__cause__ or error}") from error
+        try:
+            text = reply.choices[0].message.content
+        except (AttributeError, IndexError, TypeError):
+            text = reply
+        if isinstance(text, str) and text is not reply:
+            return text
+        raise ConnectionError(f"The endpoint {self.url} sent something that is not an answer: {reply!r:.200}")
 
 
 def user(text: str, picture=None) -> dict[str, Any]:
