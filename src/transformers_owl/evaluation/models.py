@@ -165,7 +165,7 @@ class Endpoint:
             except ConnectionError as error:
                 if number == TRIES or isinstance(error, RefusedError):
                     raise
-                await asyncio.sleep(0.5 * number)
+                await asyncio.sleep(0.2 * number)
         raise AssertionError
 
     async def _ask(self, client, messages: list[dict]) -> str:
