@@ -442,6 +442,7 @@ VLLM_PARAMETERS = {
     "compute_logits": ["self", "hidden_states"],
     "recursive_replace_linear": ["model", "quant_config", "prefix"],
     "get_default_tok_params": ["self"],
+    "get_image_size_with_most_features": ["self"],
 }
 
 
@@ -490,6 +491,12 @@ def _(entry):
     assert parameters(found(entry)) == ["self"]
     runner = found("vllm.v1.worker.gpu_model_runner.GPUModelRunner")
     assert "model_config.get_vocab_size()" in inspect.getsource(runner.__init__)
+
+
+@contract("vllm.multimodal.parse.ImageSize")
+def _(entry):
+    pytest.importorskip("vllm")
+    assert found(entry)._fields == ("width", "height")
 
 
 @contract("vllm.multimodal.MULTIMODAL_REGISTRY")

@@ -179,26 +179,36 @@ def other_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def pages_folder(tmp_path_factory):
+    return save_other(tmp_path_factory.mktemp("owl"), max_crops=4)
+
+
+@pytest.fixture(scope="module")
 def scaled_folder(tmp_path_factory):
     return save_other(tmp_path_factory.mktemp("owl"), model_type="cohere", logit_scale=0.25)
 
 
-def save_other(folder: Path, **text) -> str:
+def save_other(folder: Path, max_crops: int = 1, **text) -> str:
     """A video model with a head of its own and placeholders outside the vocabulary, as the releases have them."""
     torch.manual_seed(0)
     text |= {"vocab_size": 2049, "hidden_size": 64, "num_attention_heads": 2, "initializer_range": 0.2}
     config = tiny_config(text, vision_config={"use_temporal": True}, initializer_range=0.2)
-    MplugOwlForConditionalGeneration(config).save_pretrained(folder)
-    image_processor = transformers_owl.MplugOwlImageProcessor(size={"height": 28, "width": 28})
+    config.visual_abstractor_config.max_crops = max_crops
+    owl = MplugOwlForConditionalGeneration(config)
+    for name, table in owl.model.abstractor.named_parameters():
+        if "crop_" in name:
+            torch.nn.init.normal_(table)
+    owl.save_pretrained(folder)
+    image_processor = transformers_owl.MplugOwlImageProcessor(size={"height": 28, "width": 28}, max_crops=max_crops)
     tokenizer = MplugOwlProcessor.from_pretrained(MINIATURE).tokenizer
     MplugOwlProcessor(image_processor, tokenizer, num_query_tokens=4).save_pretrained(folder)
     return str(folder)
 
 
 def prompts(processor) -> list[dict]:
-    """Texts and what is to be seen, one, two and no pictures among them."""
+    """Texts and what is to be seen, one, two and no pictures among them, and one of another shape."""
     pictures = [PIL.Image.open(path) for path in SAMPLES]
-    seen = [*([picture] for picture in pictures), pictures[:2], []]
+    seen = [*([picture] for picture in pictures), pictures[:2], [pictures[0].resize((90, 40)), pictures[1]], []]
     return [
         {
             "text": processor.apply_chat_template(picture_chat(*some), add_generation_prompt=True, tokenize=False),
@@ -208,12 +218,14 @@ def prompts(processor) -> list[dict]:
     ]
 
 
-def video_prompt(processor) -> dict:
-    chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What happens?"}]}]
+def video_prompt(processor, *images) -> dict:
+    parts = [{"type": "video"}, *({"type": "image", "image": image} for image in images)]
+    chat = [{"role": "user", "content": [*parts, {"type": "text", "text": "What happens?"}]}]
     frames = np.random.default_rng(0).integers(0, 255, (4, 28, 28, 3), np.uint8)
     return {
         "text": processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False),
         "videos": [frames],
+        **({"images": list(images)} if images else {}),
     }
 
 
@@ -233,19 +245,23 @@ def engine_prompt(prompt: dict, bos: str) -> dict:
         (frames,) = prompt["videos"]
         count = len(frames)
         metadata = {"fps": 2.0, "duration": count / 2, "total_num_frames": count, "frames_indices": list(range(count))}
-        data = {"video": [(frames, {**metadata, "do_sample_frames": False})]}
+        data["video"] = [(frames, {**metadata, "do_sample_frames": False})]
     return {"prompt": bos + prompt["text"], "multi_modal_data": data}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "devices"), [("miniature", 1), ("miniature", 2), ("other", 1), ("scaled", 1)])
+@pytest.mark.parametrize(
+    ("name", "devices"), [("miniature", 1), ("miniature", 2), ("other", 1), ("scaled", 1), ("pages", 1)]
+)
 def test_vllm_answers_as_generate_does(monkeypatch, request, name, devices):
     vllm = pytest.importorskip("vllm")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # by itself it wants a NUMA node for each device
     folder = MINIATURE if name == "miniature" else request.getfixturevalue(f"{name}_folder")
     processor = MplugOwlProcessor.from_pretrained(folder)
-    asked = prompts(processor) + ([video_prompt(processor)] if name != "miniature" else [])
+    asked = prompts(processor)
+    if name != "miniature":
+        asked += [video_prompt(processor), video_prompt(processor, PIL.Image.open(SAMPLES[0]).rotate(90))]
     engine = vllm.LLM(
         folder,
         tensor_parallel_size=devices,

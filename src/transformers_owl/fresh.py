@@ -43,6 +43,7 @@ def build_owl(
     num_abstractor_layers: int = 6,
     use_temporal: bool = False,
     image_size: int | None = None,
+    max_crops: int = 1,
     **fields,
 ) -> MplugOwlForConditionalGeneration:
     """
@@ -58,6 +59,7 @@ def build_owl(
         use_temporal (`bool`, defaults to `False`): Whether the Owl shall see videos; the new layers start at random.
         image_size (`int`, *optional*): Side of the images, pixels, where it shall be another than the vision model was
             trained with; its positions are interpolated.
+        max_crops (`int`, defaults to 1): Most cells of an image that is seen as a whole and in cells.
         fields: Further fields of [`MplugOwlConfig`], such as `image_token_id=processor.image_token_id` where the
             tokenizer has ids for placeholders inside the language model's vocabulary.
 
@@ -71,6 +73,7 @@ def build_owl(
         visual_abstractor_config={"num_hidden_layers": num_abstractor_layers},
         use_temporal=use_temporal,
         image_size=image_size,
+        max_crops=max_crops,
         num_query_tokens=num_query_tokens,
         **fields,
     )
@@ -89,6 +92,7 @@ def fresh_config(
     visual_abstractor_config: dict | None = None,
     use_temporal: bool = False,
     image_size: int | None = None,
+    max_crops: int = 1,
     **fields,
 ) -> MplugOwlConfig:
     """
@@ -98,7 +102,7 @@ def fresh_config(
         vision (`PreTrainedConfig`): Of the vision model.
         text (`PreTrainedConfig`): Of the language model.
         visual_abstractor_config (`dict`, *optional*): Fields with values of one's own.
-        use_temporal, image_size: As of [`build_owl`].
+        use_temporal, image_size, max_crops: As of [`build_owl`].
         fields: Further fields of [`MplugOwlConfig`].
     """
     ours: Any = copy.deepcopy(vision)
@@ -112,6 +116,7 @@ def fresh_config(
         "intermediate_size": gated_width(ours.hidden_size),
         "num_attention_heads": ours.num_attention_heads,
         "use_temporal": use_temporal,
+        "max_crops": max_crops,
     }
     return MplugOwlConfig(
         vision_config=ours,

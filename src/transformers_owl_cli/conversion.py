@@ -103,12 +103,14 @@ def build(
     max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
     chat_template: Annotated[str, Option(help="original, language_model (its own), or a Jinja file.")] = "original",
     image_size: Annotated[int | None, Option(help="Side of the images, pixels; by default as trained.")] = None,
+    max_crops: Annotated[int, Option(help="Most cells that an image is also cut into; 1: none.")] = 1,
 ) -> None:
     """Make a fresh Owl from a vision model and a causal language model."""
     from transformers_owl.conversion.build import build
 
     sizes = (num_query_tokens, num_abstractor_layers)
-    build(vision, language, output, torch_dtype(dtype), *sizes, seed, max_shard_size, chat_template, image_size)
+    files = (max_shard_size, chat_template)
+    build(vision, language, output, torch_dtype(dtype), *sizes, seed, *files, image_size, max_crops)
     print(f"{output} is complete.")
 
 

@@ -14,7 +14,14 @@ from conftest import relative_error, tiny_config
 from rich.console import Console
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainerState, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+)
 from typer.testing import CliRunner
 
 from transformers_owl import MplugOwlForConditionalGeneration
@@ -318,6 +325,28 @@ def test_the_log_counts_tokens_pictures_and_what_was_left_out(recipe, files):
         assert 0 < entry["mfu"] < 1
     listed = [json.loads(line) for line in Path(trainer.args.output_dir, "skipped-0.jsonl").read_text().splitlines()]
     assert [entry["reason"] for entry in listed] == ["missing picture"] * 2
+
+
+@pytest.mark.parametrize("crop", [[1, 1], [0.9, 1]])
+def test_whole_pages_are_trained_on(recipe, files, llama, tmp_path, crop):
+    """Cells and positions reach the model, its tables of rows and columns learn, and both settings are saved."""
+    config = AutoConfig.from_pretrained(llama.checkpoint)
+    config.visual_abstractor_config.max_crops = 6
+    base, processor = tmp_path / "base", AutoProcessor.from_pretrained(llama.checkpoint)
+    MplugOwlForConditionalGeneration.from_pretrained(llama.checkpoint, config=config).save_pretrained(base)
+    processor.image_processor.max_crops = 6
+    processor.save_pretrained(base)
+    files.picture(100).resize((170, 110)).save(tmp_path / "page.png")
+    data = {"all": {"sources": [files.jsonl("captions", [{"file_name": "page.png", "text": "grey 100"}] * 4)]}}
+    values = {"model": str(base), "data": data, "stage": "pretrain", "max_length": 600, "crop": crop}
+    trainer = train(recipe(**values, learning_rate=0.01), QUIET)
+    (entry, *_) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    # Seven views of 65 positions, a prompt of 70 and a caption.
+    assert 70 < entry["tokens_per_second"] / entry["pictures_per_second"] < 80
+    model = MplugOwlForConditionalGeneration.from_pretrained(trainer.args.output_dir)
+    assert (model.model.abstractor.crop_rows.weight.abs().sum(1) > 0).tolist() == [True] * 3 + [False] * 4
+    assert (model.model.abstractor.crop_columns.weight.abs().sum(1) > 0).tolist() == [True] * 4 + [False] * 3
+    assert AutoProcessor.from_pretrained(trainer.args.output_dir).image_processor.max_crops == 6
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "instruct", "instruct-full", "kosmos"])

@@ -125,6 +125,7 @@ def build(
     max_shard_size: str = "5GB",
     chat_template: str = "original",
     image_size: int | None = None,
+    max_crops: int = 1,
 ) -> None:
     """
     Makes a fresh Owl, whose abstractor knows nothing yet. An interrupted run goes on where it stopped.
@@ -142,6 +143,7 @@ def build(
         chat_template (`str`, defaults to `"original"`): That, "language_model" for the language model's own, or a
             Jinja file.
         image_size (`int`, *optional*): Side of the images, pixels; by default the vision model's.
+        max_crops (`int`, defaults to 1): Most cells of an image that is seen as a whole and in cells.
 
     Raises:
         ValueError: for models of other kinds, and an `output` that exists.
@@ -158,12 +160,13 @@ def build(
         text.config,
         visual_abstractor_config={"num_hidden_layers": num_abstractor_layers},
         image_size=image_size,
+        max_crops=max_crops,
         num_query_tokens=num_query_tokens,
         image_token_id=ids.image_token_id,
         video_token_id=ids.video_token_id,
         dtype=dtype,
     )
-    images = read_image_processor(sources[0], image_side(config.vision_config))
+    images = read_image_processor(sources[0], image_side(config.vision_config), max_crops)
     processor = MplugOwlProcessor(images, tokenizer, chat_template=template, num_query_tokens=num_query_tokens)
     with torch.device("meta"):
         model = MplugOwlForConditionalGeneration(config)
@@ -172,21 +175,30 @@ def build(
         *fresh_abstractor(model, seed),
         *(piece.map(rename_text(text, model)) for piece in text_pieces),
     ]
-    options = [str(dtype), num_query_tokens, num_abstractor_layers, seed, max_shard_size, template, image_size]
+    options = [
+        str(dtype),
+        num_query_tokens,
+        num_abstractor_layers,
+        seed,
+        max_shard_size,
+        template,
+        image_size,
+        max_crops,
+    ]
     made = f"A fresh start for stage 1, from {sources[0].name} and {sources[1].name}: the abstractor knows nothing yet."
     with unfinished(output, [*(source.fingerprint() for source in sources), *options]) as folder:
         write_weights(cast(pieces, dtype), folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
         write_rest(model, processor, folder, render(output.name, output.name, made))
 
 
-def read_image_processor(source: Checkpoint, side: int) -> MplugOwlImageProcessor:
+def read_image_processor(source: Checkpoint, side: int, max_crops: int) -> MplugOwlImageProcessor:
     """Prepares images as that of the vision model does, but never cuts any off: an Owl sees whole images."""
     theirs: Any = AutoImageProcessor.from_pretrained(source.path, revision=source.revision, backend="pil")
     if not (theirs.do_normalize and theirs.do_rescale and math.isclose(theirs.rescale_factor, 1 / 255)):
         raise ValueError(f"The image processor of {source.path} does not scale to 0..1 and normalise, as ours does.")
     names = ("image_mean", "image_std", "resample")
     fields = {name: getattr(theirs, name) for name in names}
-    return MplugOwlImageProcessor(**fields, size={"height": side, "width": side})
+    return MplugOwlImageProcessor(**fields, size={"height": side, "width": side}, max_crops=max_crops)
 
 
 def read_tokenizer(source: Checkpoint):

@@ -24,10 +24,16 @@ def their_config(config: MplugOwlConfig) -> dict:
         raise ValueError(
             f"The original code has one vision model, a ViT, but this Owl's is `{config.vision_config.model_type}`."
         )
+    if config.visual_abstractor_config.max_crops > 1:
+        raise ValueError(
+            "The original code sees images as a whole alone, but this Owl also sees them in cells (max_crops "
+            f"{config.visual_abstractor_config.max_crops}): it cannot be exported."
+        )
     ours = config.to_dict()
     sections = {name: ours[name] for name in ("vision_config", "visual_abstractor_config", "text_config")}
     sections["vision_config"].pop("use_temporal")
-    sections["visual_abstractor_config"].pop("use_temporal")
+    for name in ("use_temporal", "max_crops"):
+        sections["visual_abstractor_config"].pop(name)
     return {
         "architectures": ["MplugOwlForConditionalGeneration"],
         "model_type": "mplug-owl",

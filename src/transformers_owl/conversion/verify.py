@@ -49,7 +49,9 @@ def fixed_logits(model: MplugOwlForConditionalGeneration) -> torch.Tensor:
     picture = torch.full((config.num_query_tokens + 1,), config.image_token_id)
     side = image_side(config.vision_config)
     pixels = torch.linspace(-2, 2, 3 * side * side).reshape(1, 3, side, side).sin()
-    return model(input_ids=torch.cat([ids[:4], picture, ids[4:]])[None], pixel_values=pixels).logits[0].float()
+    ids = torch.cat([ids[:4], picture, ids[4:]])[None]
+    whole = torch.zeros(1, 2, dtype=torch.long) if config.visual_abstractor_config.max_crops > 1 else None
+    return model(input_ids=ids, pixel_values=pixels, crop_positions=whole).logits[0].float()
 
 
 def logits(path: str) -> torch.Tensor:

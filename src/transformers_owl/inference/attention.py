@@ -1,5 +1,6 @@
 """Where a model looked in the pictures while it wrote an answer."""
 
+import itertools
 import math
 import re
 import threading
@@ -23,9 +24,11 @@ class PictureAttention:
     Where a model looked in one picture, on the CPU.
 
     Args:
-        patches (`torch.Tensor` (rows, columns)): Shares of the patches, which sum to 1.
-        positions (`torch.Tensor` (Q + 1,)): The language model's attention to the picture's positions, mean over
-            layers, heads and written tokens. Of the whole attention (1) the rest went to the text and other pictures.
+        patches (`torch.Tensor` (rows, columns)): Shares of the patches, which sum to 1; of all cells put together, if
+            the picture was cut into cells.
+        positions (`torch.Tensor` (views * (Q + 1),)): The language model's attention to the picture's positions, mean
+            over layers, heads and written tokens. Of the whole attention (1) the rest went to the text and other
+            pictures.
     """
 
     patches: torch.Tensor
@@ -40,6 +43,9 @@ def picture_attention(model, processor, messages: Sequence[dict], word: str | No
     Each of a picture's positions counts by the language model's attention to it, mean over layers and heads, at the
     steps that write the tokens in question; it spreads over the patches as the abstractor's query of that position
     attends to them, mean over layers and heads. The last position (`vit_eos`) has seen no patch.
+
+    Of a picture that was cut into cells the map has the patches of all cells, each where its cell lay; what fell on a
+    patch of the view of the whole is added, in equal parts, to the patches that show the same area.
 
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model, loaded with any implementation of attention.
@@ -67,7 +73,8 @@ def picture_attention(model, processor, messages: Sequence[dict], word: str | No
     ids = torch.cat([prompt, answer.to(prompt.device)], dim=1)
     cache = DynamicCache()
     with _attention_weights(model):
-        features = model.get_image_features(inputs["pixel_values"], output_attentions=True)
+        places = inputs.get("crop_positions")
+        features = model.get_image_features(inputs["pixel_values"], places, output_attentions=True)
         # The prompt is read first: of its own attention, which is large, nothing is needed.
         read = prompt.shape[1] - 1
         visual = {"image": features}
@@ -86,7 +93,14 @@ def picture_attention(model, processor, messages: Sequence[dict], word: str | No
     at_pictures = at_pictures.view(-1, processor.num_positions())
     grid = patch_grid(model.config.vision_config)
     patches = _patches_of_queries(features.abstractor_attentions, processor.num_query_tokens, math.prod(grid))
-    return [_combine(shares, seen, grid) for shares, seen in zip(at_pictures, patches, strict=True)]
+    seen = torch.stack([shares[:-1] @ of_queries for shares, of_queries in zip(at_pictures, patches, strict=True)])
+    seen = seen.unflatten(1, grid)
+    places = torch.zeros(len(seen), 2, dtype=torch.long) if places is None else places.cpu()
+    views = [*(~places.any(1)).nonzero().flatten().tolist(), len(places)]
+    return [
+        PictureAttention(_put_together(seen[start:end], places[start:end]), at_pictures[start:end].flatten())
+        for start, end in itertools.pairwise(views)
+    ]
 
 
 def _answer(processor, answer: str, word: str | None) -> tuple[torch.Tensor, list[int]]:
@@ -125,9 +139,14 @@ def _patches_of_queries(attentions: Sequence[torch.Tensor], num_queries: int, nu
     return mean[:, :num_queries, -num_patches:]
 
 
-def _combine(positions: torch.Tensor, patches: torch.Tensor, grid: tuple[int, int]) -> PictureAttention:
-    seen = positions[:-1] @ patches
-    return PictureAttention((seen / seen.sum()).view(grid), positions)
+def _put_together(seen: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Shares of the patches of one picture, from what fell on those of its views (views, rows, columns)."""
+    rows, columns = places.amax(0).clamp(min=1).tolist()
+    whole = seen[0].repeat_interleave(rows, 0).repeat_interleave(columns, 1) / (rows * columns)
+    if len(seen) > 1:
+        cells = seen[1:].unflatten(0, (rows, columns))
+        whole = whole + cells.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    return whole / whole.sum()
 
 
 def draw_attention(picture: PIL.Image.Image, patches: torch.Tensor) -> PIL.Image.Image:

@@ -11,6 +11,10 @@ from ..mplug_owl.library_mplug_owl import CACHE_NAME
 from ..mplug_owl.video_processing_mplug_owl import visual_part
 
 
+# Inputs with a row for each view of an image, or for each video.
+KINDS = {"pixel_values": "image", "crop_positions": "image", "pixel_values_videos": "video"}
+
+
 class Chat:
     """
     A conversation with a model. Each turn adds its own tokens, pictures and videos to the cache of those before:
@@ -34,7 +38,7 @@ class Chat:
         head = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[dict[str, Any]] = [*head, *history]
         self.ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
-        self.pixels: dict[str, list[torch.Tensor]] = {"pixel_values": [], "pixel_values_videos": []}
+        self.pixels: dict[str, list[torch.Tensor]] = {name: [] for name in KINDS}
         self.cache = DynamicCache(config=model.config.text_config) if cache is None else cache
         self.ends = torch.tensor(model.generation_config.eos_token_id, device=model.device)
         self._stop = _Stop()
@@ -125,12 +129,9 @@ class Chat:
         self._stop.now = True
 
     def _shown(self, name: str, ids: torch.Tensor) -> int:
-        """How many pictures or videos these ids hold."""
-        kind, token_id = {
-            "pixel_values": ("image", self.processor.image_token_id),
-            "pixel_values_videos": ("video", self.processor.video_token_id),
-        }[name]
-        return int((ids == token_id).sum()) // self.processor.num_positions(kind)
+        """How many views of images, or how many videos, these ids hold."""
+        token_id = {"image": self.processor.image_token_id, "video": self.processor.video_token_id}[KINDS[name]]
+        return int((ids == token_id).sum()) // self.processor.num_positions()
 
     def _prepare(self, turn: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Ids and pixels of one turn, to be read after the cached text."""

@@ -31,13 +31,18 @@ def compile_pictures(model: Any) -> Any:
     return model
 
 
-def _look(self, pixel_values: torch.Tensor, **kwargs):
+def _look(self, pixel_values: torch.Tensor, crop_positions: torch.Tensor | None = None, **kwargs):
     """What the class of the model has under this name, for some pictures or videos at a time."""
     together = AT_ONCE if pixel_values.ndim == 4 else max(1, AT_ONCE // max(1, pixel_values.shape[1]))
     groups, left = divmod(len(pixel_values), together)
-    parts = pixel_values.split([together] * groups + [1] * left or [0])
+    sizes = [together] * groups + [1] * left or [0]
+    parts = pixel_values.split(sizes)
+    places = [None] * len(parts) if crop_positions is None else crop_positions.split(sizes)
     with inductor_settings(**SETTINGS):
-        features = [type(self)._get_visual_features(self, part, **kwargs) for part in parts]
+        features = [
+            type(self)._get_visual_features(self, part, place, **kwargs)
+            for part, place in zip(parts, places, strict=True)
+        ]
     return _joined(features)
 
 

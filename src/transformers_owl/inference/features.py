@@ -11,16 +11,19 @@ from ..mplug_owl.video_processing_mplug_owl import visual_part
 @dataclass(frozen=True)
 class VisualFeatures:
     """
-    Features of N pictures or videos, on the CPU.
+    Features of N pictures or videos, on the CPU; with crops N is the number of views of all pictures.
 
     Args:
         patches (`torch.Tensor` (N, P, D), videos (N, frames, P, D)): Output of the vision model: the class token, if it
             has one, then the patches row by row.
         positions (`torch.Tensor` (N, Q + 1, H)): The abstractor's summary: what the language model sees.
+        crop_positions (`torch.Tensor` (N, 2)): 0, 0 for a whole picture, with which its views begin; row and column,
+            from 1, for each of its cells, which follow.
     """
 
     patches: torch.Tensor
     positions: torch.Tensor
+    crop_positions: torch.Tensor
 
 
 @torch.no_grad()
@@ -32,7 +35,7 @@ def extract_features(model, processor, pictures: Sequence, batch_size: int = 8) 
         model ([`MplugOwlForConditionalGeneration`]): The model.
         processor ([`MplugOwlProcessor`]): Its processor.
         pictures (`Sequence`): PIL images, arrays, paths or URLs, at least one; or videos alone.
-        batch_size (`int`): Pictures or videos computed together.
+        batch_size (`int`): Pictures or videos computed together, with crops all views of so many pictures.
 
     Raises:
         ValueError: for no picture, for pictures beside videos, and for what cannot be read.
@@ -42,15 +45,16 @@ def extract_features(model, processor, pictures: Sequence, batch_size: int = 8) 
     kinds = {visual_part(picture, model.config.sees_videos)["type"] for picture in pictures}
     if len(kinds) > 1:
         raise ValueError("Pictures and videos were given together, but their features differ in shape: give one kind.")
-    patches, positions = [], []
+    patches, positions, places = [], [], []
     for start in range(0, len(pictures), batch_size):
         batch = list(pictures[start : start + batch_size])
         if kinds == {"video"}:
-            pixels = processor.video_processor(batch, return_tensors="pt")["pixel_values_videos"]
-            features = model.get_video_features(pixels.to(model.device))
+            inputs = processor.video_processor(batch, return_tensors="pt").to(model.device)
+            features = model.get_video_features(**inputs)
         else:
-            pixels = processor.image_processor(batch, return_tensors="pt")["pixel_values"]
-            features = model.get_image_features(pixels.to(model.device))
+            inputs = processor.image_processor(batch, return_tensors="pt").to(model.device)
+            features = model.get_image_features(**inputs)
+        places.append(inputs.get("crop_positions", torch.zeros(len(features.pooler_output), 2, dtype=torch.long)).cpu())
         patches.append(features.last_hidden_state.cpu())
         positions.append(features.pooler_output.cpu())
-    return VisualFeatures(torch.cat(patches), torch.cat(positions))
+    return VisualFeatures(torch.cat(patches), torch.cat(positions), torch.cat(places))

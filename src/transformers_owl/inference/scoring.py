@@ -68,7 +68,7 @@ def _rows(model, processor, chat: list[dict], texts: Sequence[str]) -> list[_Row
     ).to(model.device)
     visual = {}
     if "pixel_values" in inputs:
-        visual["image"] = model.get_image_features(inputs["pixel_values"]).pooler_output
+        visual["image"] = model.get_image_features(inputs["pixel_values"], inputs.get("crop_positions")).pooler_output
     if "pixel_values_videos" in inputs:
         visual["video"] = model.get_video_features(inputs["pixel_values_videos"]).pooler_output
     tokenizer = processor.tokenizer

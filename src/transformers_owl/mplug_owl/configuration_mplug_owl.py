@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 
 VERSION = "0.1.0"  # of the package; what it saves carries it
+MOST_CROPS = 100
 
 logger = logging.get_logger(__name__)
 
@@ -84,6 +85,11 @@ class MplugOwlVisualAbstractorConfig(PreTrainedConfig):
             configuration decides.
         use_temporal (`bool`, defaults to `False`): Whether there are further queries for videos. In a
             [`MplugOwlConfig`] a vision configuration of the releases' type decides.
+        max_crops (`int`, defaults to 1): Most cells of an image that is seen as a whole and in cells (UReader, arXiv
+            2310.05126); the queries then learn where in the image a cell lies. 1: images are seen as a whole alone.
+
+    Raises:
+        ValueError: for `max_crops` out of 1 to 100.
     """
 
     model_type = "mplug_owl_visual_abstract"
@@ -108,6 +114,11 @@ class MplugOwlVisualAbstractorConfig(PreTrainedConfig):
     num_query_tokens: int = 64
     text_hidden_size: int = 4096
     use_temporal: bool = False
+    max_crops: int = 1
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        check_max_crops(self.max_crops)
 
 
 @strict
@@ -239,6 +250,11 @@ def _read_original_config(config_dict: dict) -> dict:
     # Programs such as TRL read here which Auto class a model of no class of the library's has.
     config["auto_map"] = {"AutoModelForImageTextToText": "modeling_mplug_owl.MplugOwlForConditionalGeneration"}
     return config
+
+
+def check_max_crops(max_crops: int) -> None:
+    if not isinstance(max_crops, int) or not 1 <= max_crops <= MOST_CROPS:
+        raise ValueError(f"max_crops is {max_crops!r}, but 1 (images as a whole) to {MOST_CROPS} was expected.")
 
 
 def _part(config_class: Any, given: PreTrainedConfig | dict | None) -> PreTrainedConfig:

@@ -19,6 +19,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
+from .configuration_mplug_owl import check_max_crops
 from .download_mplug_owl import download
 from .library_mplug_owl import PilBackend
 
@@ -35,11 +36,13 @@ MOST_SCANS = 20  # of a progressive JPEG with `MAX_PIXELS`, more of smaller ones
 STRIP = 2**20  # pixels that are converted at once
 SHORTEST = 48  # characters of an image as base64
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")  # a file's name has a dot
+WHOLE = (0, 0)  # the crop position of a view of the whole image
+Views = dict[tuple[int, int], PIL.Image.Image]
 
 
 class MplugOwlImageProcessor(PilBackend):
     r"""
-    Prepares pictures for mPLUG-Owl. The aspect ratio is not kept, nothing is cropped.
+    Prepares pictures for mPLUG-Owl. The aspect ratio is not kept, and no part of a picture is left out.
 
     Args:
         size (`dict`, defaults to `{"height": 224, "width": 224}`): Pixels of the prepared pictures.
@@ -48,10 +51,16 @@ class MplugOwlImageProcessor(PilBackend):
         max_pixels (`int`, defaults to 67,108,864): Largest image file, and a sixth of what one call takes. A JPEG
             with more is decoded at a half, quarter or eighth of its sides; other files are refused before they are
             decoded.
+        max_crops (`int`, defaults to 1): Most cells that an image larger than `size` is also cut into, see
+            [`choose_grid`]; that of the model's abstractor, or less.
 
     Calling it with pictures (PIL images, arrays of height x width x 3 or 3 x height x width, paths, URLs, base64, or
     lists of them) gives `pixel_values` (pictures, 3, height, width). A picture is taken as a viewer shows it: rotated
     by its EXIF data, transparency on white, the first frame of an animation.
+
+    Where `max_crops` is above 1, `pixel_values` (views, 3, height, width) holds for each image a view of the whole and
+    then its cells, if it has any, row by row; `crop_positions` (views, 2) says which is which: 0, 0 of a whole image,
+    else the cell's row and column, counted from 1.
 
     Raises:
         ValueError: for pictures that cannot be read, are too large, are no pictures, or are missing (`None`, empty
@@ -59,6 +68,7 @@ class MplugOwlImageProcessor(PilBackend):
     """
 
     max_pixels = MAX_PIXELS
+    max_crops = 1
     resample = PILImageResampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
@@ -76,9 +86,14 @@ class MplugOwlImageProcessor(PilBackend):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
+        check_max_crops(self.max_crops)
         for name, only in {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True}.items():
             if kwargs.get(name) not in (None, only):
                 raise ValueError(f"`{name}` is {kwargs[name]}, but mPLUG-Owl's images are whole and RGB: leave it out.")
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "crop_positions"] if self.max_crops > 1 else ["pixel_values"]
 
     def preprocess(
         self, images, do_resize=None, size=None, resample=None, do_rescale=None, rescale_factor=None, do_normalize=None,
@@ -86,11 +101,13 @@ class MplugOwlImageProcessor(PilBackend):
     ) -> BatchFeature:  # fmt: skip
         if do_convert_rgb not in (None, True):
             raise ValueError("`do_convert_rgb` is False, but mPLUG-Owl's images are RGB: leave it out.")
-        resized = self.resizer(do_resize, size, resample)
+        viewed = self.viewer(do_resize, size, resample)
         budget = Budget(self.max_pixels)
-        opened = [resized(open_image(image, budget)) for image in flat_list(self.list_images(images))]
+        views = [
+            view for image in flat_list(self.list_images(images)) for view in viewed(open_image(image, budget)).items()
+        ]
         table = self._table(do_rescale, rescale_factor, do_normalize, image_mean, image_std)
-        levels = [np.asarray(image).transpose(2, 0, 1) for image in opened]
+        levels = [np.asarray(image).transpose(2, 0, 1) for _, image in views]
         pixel_values: Any = [np.empty(image.shape, table.dtype) for image in levels]
         if len({image.shape for image in levels}) == 1 and return_tensors is not None:
             # One array becomes a tensor without a copy.
@@ -98,7 +115,10 @@ class MplugOwlImageProcessor(PilBackend):
         for image, values in zip(levels, pixel_values, strict=True):
             for colour in range(3):
                 np.take(table[colour], image[colour], out=values[colour], mode="clip")
-        return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+        data = {"pixel_values": pixel_values}
+        if self.max_crops > 1:
+            data["crop_positions"] = np.array([position for position, _ in views])
+        return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _table(self, do_rescale, rescale_factor, do_normalize, image_mean, image_std) -> np.ndarray:
         """What becomes of each of the 256 levels of each colour, (3, 256): the library's values to the last bit."""
@@ -117,6 +137,23 @@ class MplugOwlImageProcessor(PilBackend):
         sides = sides_of(self.size if size is None else size)
         resample = self.resample if resample is None else resample
         return lambda image: resize(image, sides, resample)
+
+    def viewer(self, do_resize=None, size=None, resample=None) -> Callable[[PIL.Image.Image], Views]:
+        """The views of an image, by their crop position, in order."""
+        resized = self.resizer(do_resize, size, resample)
+        if self.max_crops == 1 or not (self.do_resize if do_resize is None else do_resize):
+            return lambda image: {WHOLE: resized(image)}
+        sides = sides_of(self.size if size is None else size)
+        resample = self.resample if resample is None else resample
+        return lambda image: {
+            WHOLE: resized(image),
+            **cut(image, choose_grid(image.size, sides, self.max_crops), sides, resample),
+        }
+
+    def count_views(self, width: int, height: int) -> int:
+        """Of an image of so many pixels."""
+        rows, columns = choose_grid((width, height), sides_of(self.size), self.max_crops)
+        return 1 if rows * columns == 1 else 1 + rows * columns
 
     def list_images(self, images):
         """The images of a call, nothing opened yet; lists keep their form."""
@@ -221,6 +258,47 @@ def resize(
         return columns.resize(size, resample, (left, 0, right, height))
     rows = image.resize((width, high), resample, (left, 0, right, high))
     return rows.resize(size, resample, (0, top, width, bottom))
+
+
+def choose_grid(image: tuple[int, int], view: tuple[int, int], max_crops: int) -> tuple[int, int]:
+    """
+    Rows and columns of the cells of an image: of all grids with at most `max_crops` cells the one that agrees best with
+    the image in its size and in its shape (UReader, arXiv 2310.05126, section 3.1), of equally good ones that with
+    fewer cells. (1, 1) says that the view of the whole is enough, as it is for an image no larger than a view.
+
+    Each agreement is the share that two rectangles with a common corner have in common: the image and the grid's views
+    in pixels, and both of them scaled to one width.
+
+    Args:
+        image, view (`tuple[int, int]`): Width and height, in pixels.
+        max_crops (`int`): Most cells.
+    """
+    (width, height), (wide, high) = image, view
+    if width <= wide and height <= high:
+        return 1, 1
+
+    def agreement(grid: tuple[int, int]) -> tuple[float, int]:
+        rows, columns = grid
+        common = min(width, columns * wide) * min(height, rows * high)
+        size = common / (width * height + rows * high * columns * wide - common)
+        heights = height * columns * wide, rows * high * width
+        return size + min(heights) / max(heights), -rows * columns
+
+    grids = [(rows, columns) for rows in range(1, max_crops + 1) for columns in range(1, max_crops // rows + 1)]
+    return max(grids, key=agreement)
+
+
+def cut(image: PIL.Image.Image, grid: tuple[int, int], size: tuple[int, int], resample: int) -> Views:
+    """The cells of an image that is resized to a grid of rows and columns of views, none of a grid of one."""
+    (rows, columns), (width, height) = grid, size
+    if rows * columns == 1:
+        return {}
+    whole = resize(image, (columns * width, rows * height), resample)
+    return {
+        (row + 1, column + 1): whole.crop((column * width, row * height, (column + 1) * width, (row + 1) * height))
+        for row in range(rows)
+        for column in range(columns)
+    }
 
 
 def release_settings(settings: dict[str, Any], folder, default: dict[str, int], kwargs: dict) -> dict[str, Any]:

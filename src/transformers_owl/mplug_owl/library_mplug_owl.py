@@ -132,7 +132,8 @@ class PlaceholderGeneration:
             names = ("image", "pixel_values"), ("video", "pixel_values_videos")
             for (kind, name), token_id in zip(names, self._visual_ids(), strict=True) if expand_size > 1 else ():
                 if kind not in seen and kwargs.get(name) is not None:
-                    seen[kind] = getattr(self, f"get_{kind}_features")(kwargs.pop(name))
+                    where = {"crop_positions": kwargs.pop("crop_positions", None)} if kind == "image" else {}
+                    seen[kind] = getattr(self, f"get_{kind}_features")(kwargs.pop(name), **where)
                 if kind in seen:
                     positions = (input_ids == token_id).sum(dim=1) // seen[kind].pooler_output.shape[1]
                     rows = seen[kind].pooler_output.split(positions.tolist())

@@ -1,7 +1,8 @@
 """mPLUG-Owl (arXiv 2304.14178): a vision model, a visual abstractor and a causal language model.
 
-Shapes: N images or videos, T frames, P tokens of a frame (class token and patches), D width of vision model and
-abstractor, Q queries, B rows of a batch, L positions of a row, H width of the language model, V its vocabulary.
+Shapes: N images (with crops: views of images) or videos, T frames, P tokens of a frame (class token and patches),
+D width of vision model and abstractor, Q queries, B rows of a batch, L positions of a row, H width of the language
+model, V its vocabulary.
 """
 
 import copy
@@ -287,6 +288,10 @@ class MplugOwlAbstractorLayer(GradientCheckpointingLayer):
         return queries + self.mlp(self.norm2(queries))
 
 
+class MplugOwlCropEmbedding(nn.Embedding):
+    """The row or column (N,) of a cell in its image, from 1, or 0 for the whole image, to (N, D)."""
+
+
 class MplugOwlPreTrainedModel(PreTrainedModel):
     config: MplugOwlConfig
     base_model_prefix = "model"
@@ -307,6 +312,8 @@ class MplugOwlPreTrainedModel(PreTrainedModel):
         if isinstance(module, MplugOwlVisionEmbeddings):
             init.trunc_normal_(module.cls_token, std=std)
             init.trunc_normal_(module.position_embedding, std=std)
+        elif isinstance(module, MplugOwlCropEmbedding):
+            init.zeros_(module.weight)  # what was trained without crops sees as before
         elif isinstance(module, MplugOwlVisualAbstractorModel):
             # The release started from zeros, where only dropout tells the queries apart.
             init.trunc_normal_(module.query_tokens, std=std)
@@ -328,6 +335,8 @@ class MplugOwlPreTrainedModel(PreTrainedModel):
             parts = (written, written.get("vision_config") or {}, written.get("visual_abstractor_config") or {})
             is_video = any(part.get("use_temporal", False) for part in parts)
             fresh = set() if is_video else temporal_weights(model.state_dict())
+            if all(part.get("max_crops", 1) == 1 for part in parts):  # nor does one without crops have their weights
+                info = {**info, "missing_keys": {name for name in info["missing_keys"] if "crop_" not in name}}
             refuse_random_weights(pretrained_model_name_or_path, info, fresh)
         return loaded if output_loading_info else model
 
@@ -396,6 +405,9 @@ class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
         self.layers = nn.ModuleList([MplugOwlAbstractorLayer(config) for _ in range(config.num_hidden_layers)])
         self.visual_fc = nn.Linear(config.hidden_size, config.text_hidden_size)
         self.vit_eos = nn.Parameter(torch.empty(1, 1, config.text_hidden_size))
+        if config.max_crops > 1:
+            self.crop_rows = MplugOwlCropEmbedding(config.max_crops + 1, config.hidden_size)
+            self.crop_columns = MplugOwlCropEmbedding(config.max_crops + 1, config.hidden_size)
         if config.use_temporal:
             self.temporal_query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.hidden_size))
             self.temporal_visual_fc = nn.Linear(config.hidden_size, config.text_hidden_size)
@@ -403,10 +415,14 @@ class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, patches: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
+    def forward(
+        self, patches: torch.Tensor, crop_positions: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutput:
         """
         Args:
             patches (`torch.Tensor` (N, P, D), or (N, T, P, D) for videos): Output of the vision model, D its width.
+            crop_positions (`torch.Tensor` (N, 2), *optional*): Where `config.max_crops` is above 1, row and column of
+                each cell from 1, or 0, 0 for a whole image or video, which is the default.
 
         Returns:
             `BaseModelOutput`: `last_hidden_state` (N, Q + 1, H): the queries, and `vit_eos` at the end.
@@ -416,6 +432,11 @@ class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
         if num_frames > 1:
             queries = torch.cat([queries, self.temporal_query_tokens], dim=1)
         hidden_states = queries.expand(len(patches), -1, -1)
+        if self.config.max_crops > 1:
+            if crop_positions is None:
+                crop_positions = torch.zeros(len(patches), 2, dtype=torch.long, device=patches.device)
+            rows, columns = crop_positions.to(patches.device).unbind(1)
+            hidden_states = hidden_states + (self.crop_rows(rows) + self.crop_columns(columns))[:, None]
         patches = self.vision_proj(patches.flatten(1, -2))
         for layer in self.layers:
             hidden_states = layer(hidden_states, patches, **kwargs)
@@ -572,13 +593,18 @@ class MplugOwlModel(MplugOwlFromOriginal):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor,
+        crop_positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MplugOwlVisualFeatures:
         """
         What the language model sees of pictures.
 
         Args:
             pixel_values (`torch.Tensor` (N, 3, S, S)): Normalised pixels, S is `vision_config.image_size`.
+            crop_positions (`torch.Tensor` (N, 2), *optional*): Of a model with crops, and of no other: row and column
+                of each cell, 0, 0 for a whole image.
             output_attentions, output_hidden_states (`bool`, *optional*): Also those of both models' layers.
 
         Returns:
@@ -589,7 +615,32 @@ class MplugOwlModel(MplugOwlFromOriginal):
                 f"pixel_values of shape {tuple(pixel_values.shape)} were given, but (images, channels, height, width) "
                 "was expected; videos go into pixel_values_videos."
             )
-        return self._get_visual_features(pixel_values, **kwargs)
+        self._check_crops(len(pixel_values), crop_positions)
+        return self._get_visual_features(pixel_values, crop_positions, **kwargs)
+
+    def _check_crops(self, views: int, crop_positions: torch.Tensor | None) -> None:
+        largest = self.config.visual_abstractor_config.max_crops
+        if crop_positions is None and largest > 1:
+            raise ValueError(
+                f"This model sees up to {largest} crops of an image, and no crop_positions were given: pass all that "
+                "MplugOwlProcessor returns, and let `max_crops` of its image processor be above 1. Zeros (images, 2) "
+                "say that all images are whole."
+            )
+        if crop_positions is not None and largest == 1:
+            raise ValueError(
+                "crop_positions were given, but this model sees images as a whole alone: let `max_crops` of the image "
+                "processor be 1, or load the model with a `visual_abstractor_config` of more."
+            )
+        if crop_positions is not None and crop_positions.shape != (views, 2):
+            raise ValueError(
+                f"crop_positions of shape {tuple(crop_positions.shape)} were given, but {(views, 2)} was expected."
+            )
+        if crop_positions is not None:
+            torch_compilable_check(
+                ((crop_positions >= 0) & (crop_positions <= largest)).all(),
+                f"crop_positions beyond the model's max_crops of {largest} were given: let `max_crops` of the image "
+                "processor be no larger.",
+            )
 
     @can_return_tuple
     def get_video_features(
@@ -608,9 +659,9 @@ class MplugOwlModel(MplugOwlFromOriginal):
         """
         return self._get_visual_features(pixel_values_videos, **kwargs)
 
-    def _get_visual_features(self, pixel_values, **kwargs) -> MplugOwlVisualFeatures:
+    def _get_visual_features(self, pixel_values, crop_positions=None, **kwargs) -> MplugOwlVisualFeatures:
         vision = see(self.vision_model, pixel_values, self.config.sees_videos, **kwargs)
-        abstractor = self.abstractor(vision.last_hidden_state, **kwargs)
+        abstractor = self.abstractor(vision.last_hidden_state, crop_positions, **kwargs)
         return MplugOwlVisualFeatures(
             last_hidden_state=vision.last_hidden_state,
             pooler_output=abstractor.last_hidden_state,
@@ -630,6 +681,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, MplugOwlVisualFeatures] | None = None,
+        crop_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MplugOwlModelOutputWithPast:
         """
@@ -641,13 +693,15 @@ class MplugOwlModel(MplugOwlFromOriginal):
             attention_mask (`torch.Tensor` (B, L), *optional*): 0 at padding.
             position_ids, inputs_embeds: As for the language model; its cache too, under the library's name for it.
             mm_encoder_outputs (`dict`, *optional*): Features under "image" and "video" in place of pixels.
+            crop_positions (`torch.Tensor` (N, 2), *optional*): As of `get_image_features`, beside `pixel_values`.
 
         Raises:
             ValueError: if placeholders and pictures do not match in number, and for shapes that do not fit.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
-        features = self._encode(pixel_values, pixel_values_videos, mm_encoder_outputs or {})
+        images = {"pixel_values": pixel_values, "crop_positions": crop_positions}
+        features = self._encode(images, {"pixel_values_videos": pixel_values_videos}, mm_encoder_outputs or {})
         inputs_embeds = self._embed(input_ids, inputs_embeds, features)
         has_cache = any(kwargs.get(name) is not None for name in CACHE_NAMES)
         self._check_layout(inputs_embeds, attention_mask, position_ids, has_cache)
@@ -683,18 +737,16 @@ class MplugOwlModel(MplugOwlFromOriginal):
                 f"position_ids of shape {tuple(position_ids.shape)} were given, but {length} a row were expected."
             )
 
-    def _encode(self, pixel_values, pixel_values_videos, mm_encoder_outputs) -> dict[str, MplugOwlVisualFeatures]:
+    def _encode(self, images, videos, mm_encoder_outputs) -> dict[str, MplugOwlVisualFeatures]:
         """Features of what was given, under "image" and "video"."""
         features = dict(mm_encoder_outputs)
-        encoders = (
-            ("image", pixel_values, self.get_image_features),
-            ("video", pixel_values_videos, self.get_video_features),
-        )
-        for kind, pixels, encode in encoders:
+        encoders = (("image", images, self.get_image_features), ("video", videos, self.get_video_features))
+        for kind, inputs, encode in encoders:
+            pixels = next(iter(inputs.values()))
             if pixels is not None and kind in features:
                 raise ValueError(f"Both pixels and mm_encoder_outputs were given for {kind}: give one of them.")
             if pixels is not None:
-                features[kind] = encode(pixels, return_dict=True)
+                features[kind] = encode(**inputs, return_dict=True)
         return features
 
     def _embed(self, input_ids, inputs_embeds, features) -> torch.Tensor:
@@ -735,7 +787,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
             mask.sum() == given,
             lambda: (
                 f"The text has {int(mask.sum())} {kind} positions, but the {kind}s given need {given} "
-                f"({self.config.num_query_tokens + 1} each): prepare both with MplugOwlProcessor."
+                f"({self.config.num_query_tokens + 1} for each of {len(visual)}): prepare both with MplugOwlProcessor."
             ),
         )
 
@@ -810,8 +862,10 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> MplugOwlVisualFeatures:
-        return self.model.get_image_features(pixel_values, **kwargs)
+    def get_image_features(
+        self, pixel_values: torch.Tensor, crop_positions: torch.Tensor | None = None, **kwargs
+    ) -> MplugOwlVisualFeatures:
+        return self.model.get_image_features(pixel_values, crop_positions, **kwargs)
 
     def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs) -> MplugOwlVisualFeatures:
         return self.model.get_video_features(pixel_values_videos, **kwargs)
@@ -870,6 +924,7 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, MplugOwlVisualFeatures] | None = None,
+        crop_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MplugOwlCausalLMOutputWithPast:
         """
@@ -889,6 +944,7 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
+            crop_positions=crop_positions,
             **kwargs,
         )
         logits = self.causal_head(self.lm_head(keep_positions(outputs.last_hidden_state, logits_to_keep)))

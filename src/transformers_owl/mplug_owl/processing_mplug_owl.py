@@ -10,7 +10,7 @@ import difflib
 import functools
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,14 @@ class EncodedChat:
         is_answer (`np.ndarray` (positions,) of bool): Whether a position belongs to an answer or ends it.
         is_visual (`np.ndarray` (positions,) of bool): Whether it is one of an image or a video.
         visuals (`list[dict]`): Parts of the messages that are images or videos, in order.
+        positions (`list[int]`): How many positions each of them takes.
     """
 
     ids: np.ndarray
     is_answer: np.ndarray
     is_visual: np.ndarray
     visuals: list[dict[str, Any]]
+    positions: list[int]
 
 
 class MplugOwlProcessorKwargs(ProcessingKwargs, total=False):
@@ -141,13 +143,14 @@ class MplugOwlProcessor(ProcessorMixin):
         tokenizer (`TokenizersBackend`): Of the language model; it is prepared as [`prepare_tokenizer`] says.
         video_processor ([`MplugOwlVideoProcessor`], *optional*): Prepares the videos; by default as the pictures.
         chat_template (`str`, *optional*): A Jinja template in place of the original's prompts.
-        num_query_tokens (`int`, defaults to 64): Queries of the model's abstractor; a picture or a video takes one
-            position more.
+        num_query_tokens (`int`, defaults to 64): Queries of the model's abstractor; a video, or a view of an image,
+            takes one position more.
         special_tokens_in_chats (`bool`, defaults to `False`): Whether the language model's special tokens that somebody
             types in a chat, such as `</s>`, become these tokens, as in the original; by default they stay text.
 
     Calling it gives `input_ids` and `attention_mask` (rows, positions), `pixel_values` (pictures, 3, height, width)
     with the pictures of all rows one after the other, and `pixel_values_videos` (videos, frames, 3, height, width).
+    With an image processor that cuts images into cells there are more views than images, and `crop_positions`.
     `num_frames`, `fps` or `timestamps` choose the frames: see [`MplugOwlVideoProcessor`].
 
     Raises:
@@ -264,14 +267,20 @@ class MplugOwlProcessor(ProcessorMixin):
         added = self.tokenizer.added_tokens_decoder.values()
         return tuple(sorted((str(token) for token in added if token.special), key=len, reverse=True))
 
-    def num_positions(self, kind: str = "image") -> int:
-        """Positions of the language model that an "image" or a "video" takes."""
-        return self.num_query_tokens + 1
+    def num_positions(self, views: int = 1) -> int:
+        """Positions of the language model that a video takes, or an image of so many views."""
+        return views * (self.num_query_tokens + 1)
 
-    def encode_chat(self, messages: list[dict[str, Any]]) -> EncodedChat:
+    def encode_chat(
+        self, messages: list[dict[str, Any]], count_views: Callable[[dict[str, Any]], int] = lambda part: 1
+    ) -> EncodedChat:
         """
         One chat with its answers, as training reads it: each answer is tokenized by itself and followed by EOS, so that
         the ids before it are those of its prompt.
+
+        Args:
+            messages (`list[dict]`): The chat.
+            count_views (`Callable`): How many views the image or video of a part has; by default one.
 
         Raises:
             ValueError: if the chat does not fit the template, or the template does not show where answers lie.
@@ -286,12 +295,18 @@ class MplugOwlProcessor(ProcessorMixin):
         ids = np.array(encoding.ids)
         answered = np.array([start < end and is_answer[start] for start, end in encoding.offsets], dtype=bool)
         # The placeholder of an image or video stands for all of its positions.
-        repeats = np.ones_like(ids)
-        for kind, token_id in (("image", self.image_token_id), ("video", self.video_token_id)):
-            repeats[ids == token_id] = self.num_positions(kind)
+        visuals = visuals_of(messages)
+        positions = [self.num_positions(count_views(part)) for part in visuals]
         is_visual = np.isin(ids, [self.image_token_id, self.video_token_id])
+        if is_visual.sum() != len(visuals):
+            raise ValueError(
+                f"The chat has {len(visuals)} images and videos, but the chat template writes {is_visual.sum()} "
+                "placeholders: it must write one for each."
+            )
+        repeats = np.ones_like(ids)
+        repeats[is_visual] = positions
         ids, answered, is_visual = (np.repeat(values, repeats) for values in (ids, answered, is_visual))
-        return EncodedChat(ids, answered, is_visual, visuals_of(messages))
+        return EncodedChat(ids, answered, is_visual, visuals, positions)
 
     def _with_answers(self, messages: list[dict[str, Any]]) -> tuple[str, np.ndarray]:
         """The text of a chat, and for each of its characters whether it belongs to an answer."""
@@ -359,7 +374,7 @@ class MplugOwlProcessor(ProcessorMixin):
 
     def _process_images(self, images, **kwargs):
         processed = self.image_processor(images, **kwargs)
-        count = len(processed["pixel_values"])
+        count = len(self._views_of_images(processed))
         return processed, [self.replace_image_token(processed, number) for number in range(count)]
 
     def _process_videos(self, videos, **kwargs):
@@ -368,18 +383,27 @@ class MplugOwlProcessor(ProcessorMixin):
         return processed, [self.replace_video_token(processed, number) for number in range(count)]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        return self.image_token * self.num_positions("image")
+        return self.image_token * self.num_positions(self._views_of_images(image_inputs)[image_idx])
+
+    @staticmethod
+    def _views_of_images(image_inputs) -> list[int]:
+        """How many views each image has."""
+        if "crop_positions" not in image_inputs:
+            return [1] * len(image_inputs["pixel_values"])
+        positions = np.asarray(image_inputs["crop_positions"])
+        return np.diff([*(positions.sum(axis=1) == 0).nonzero()[0], len(positions)]).tolist()
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
-        return self.video_token * self.num_positions("video")
+        return self.video_token * self.num_positions()
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
         data = {}
         if image_sizes is not None:
-            data["num_image_tokens"] = [self.num_positions("image")] * len(image_sizes)
-            data["num_image_patches"] = [1] * len(image_sizes)
+            views = [self.image_processor.count_views(width, height) for height, width in image_sizes]
+            data["num_image_tokens"] = [self.num_positions(count) for count in views]
+            data["num_image_patches"] = views
         if video_sizes is not None:
-            data["num_video_tokens"] = [self.num_positions("video")] * len(video_sizes)
+            data["num_video_tokens"] = [self.num_positions()] * len(video_sizes)
         return MultiModalData(**data)
 
 

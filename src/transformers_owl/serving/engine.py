@@ -17,6 +17,7 @@ from vllm.model_executor.models.transformers import (
 )
 from vllm.model_executor.models.transformers.utils import recursive_replace_linear
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.parse import ImageSize
 
 from ..mplug_owl.language_mplug_owl import CausalHead
 from ..mplug_owl.modeling_mplug_owl import MplugOwlModel
@@ -36,10 +37,12 @@ LEANS_ON = {
     f"{BACKEND}.MultiModalProcessingInfo": "what the engine asks before it takes a request",
     f"{BACKEND}.MultiModalProcessingInfo._is_video_model": "whether videos are taken: our processor takes them always, "
     "a model does only where its configuration says so",
+    f"{BACKEND}.MultiModalProcessingInfo.get_image_size_with_most_features": "the image that memory is measured with",
     f"{BACKEND}.MultiModalProcessingInfo.get_default_tok_params": "how a prompt is tokenized",
     f"{BACKEND}.MultiModalProcessor": "the engine's way to the processor",
     f"{BACKEND}.MultiModalDummyInputsBuilder": "what the engine measures memory with",
     "vllm.multimodal.MULTIMODAL_REGISTRY": "makes these known",
+    "vllm.multimodal.parse.ImageSize": "a size as the engine has it",
     "transformers.PreTrainedModel._keys_to_ignore_on_load_unexpected": "what the engine's mapper reads",
 }
 
@@ -50,6 +53,12 @@ class MplugOwlProcessingInfo(MultiModalProcessingInfo):
     @cached_property
     def _is_video_model(self) -> bool:
         return self.get_hf_config().sees_videos
+
+    def get_image_size_with_most_features(self) -> ImageSize:
+        """Of an image with as many cells as there can be: a row of them."""
+        processor = self.get_hf_processor().image_processor
+        height, width = processor.size["height"], processor.size["width"]
+        return ImageSize(width=width * processor.max_crops, height=height)
 
     def get_default_tok_params(self):
         """Without special tokens: BOS is in the chat template."""

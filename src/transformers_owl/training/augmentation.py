@@ -35,11 +35,14 @@ class Augmentation:
             )
 
     def __call__(
-        self, frames: list[PIL.Image.Image], size: tuple[int, int], resample: int, random: np.random.Generator
+        self, frames: list[PIL.Image.Image], size: tuple[int, int] | None, resample: int, random: np.random.Generator
     ) -> list[PIL.Image.Image]:
-        """The part of each, resized to `size` (width, height) by PIL's filter `resample`."""
+        """The part of each, resized to `size` (width, height) by PIL's filter `resample`, or of its own size."""
         box = None if self.crop == (1, 1) else self.box(frames[0].width, frames[0].height, random)
-        resized = [resize(frame, size, resample, box) for frame in frames]
+        if size is None:
+            resized = frames if box is None else [frame.crop(box) for frame in frames]
+        else:
+            resized = [resize(frame, size, resample, box) for frame in frames]
         is_mirrored = self.flip and random.random() < 0.5
         return [PIL.ImageOps.mirror(frame) for frame in resized] if is_mirrored else resized
 

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..mplug_owl.image_processing_mplug_owl import resize
+from ..mplug_owl.image_processing_mplug_owl import WHOLE, Views, resize
 from ..mplug_owl.processing_mplug_owl import EncodedChat, source_of
 from ..mplug_owl.video_processing_mplug_owl import read_frames
 from .packing import pack
@@ -19,7 +19,8 @@ IGNORED = -100
 class ConversationCollator:
     """
     Turns conversations into a training batch. The loss falls on the answers and their EOS, in all turns, and on
-    nothing else: not on pictures, videos, padding, questions or an "AI: " that a user typed.
+    nothing else: not on pictures, videos, padding, questions or an "AI: " that a user typed. Images are cut into cells
+    where the processor does so.
 
     Each answer is tokenized by itself, so that the ids before it equal those of the prompt. A conversation longer than
     `max_length` is cut, never within a picture or video; a cut answer gets no EOS.
@@ -36,8 +37,9 @@ class ConversationCollator:
 
     Calling it with samples `{"messages": [...]}`, in the library's chat form with pictures and videos by path, URL or
     as PIL images, gives `input_ids`, `attention_mask` and `labels` (rows, positions), padded on the right,
-    `use_cache`, which is False, and, if there are any, `pixel_values` (pictures, 3, height, width) and
-    `pixel_values_videos` (videos, frames, 3, height, width).
+    `use_cache`, which is False, and, if there are any, `pixel_values` (pictures, 3, height, width), with crops
+    (views, 3, height, width) and `crop_positions` (views, 2), and `pixel_values_videos` (videos, frames, 3, height,
+    width).
 
     Raises:
         ValueError: for a sample without `messages`, or without an answer that fits into `max_length`.
@@ -99,6 +101,8 @@ class ConversationCollator:
         frames = [frame for row in rows for video in row["video"] for frame in video]
         if pictures:
             batch["pixel_levels"] = _levels(pictures)
+        if pictures and self.processor.image_processor.max_crops > 1:
+            batch["crop_positions"] = torch.tensor([place for row in rows for place in row["crop_positions"]])
         if frames:
             batch["pixel_levels_videos"] = _levels(frames).unflatten(0, (-1, self.num_frames))
         return batch
@@ -120,26 +124,32 @@ class ConversationCollator:
     def _with_blank(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row with a white picture or video behind its end, where nothing looks back at it and nothing is learned."""
         assert self.always is not None
-        positions = self.processor.num_positions(self.always)
+        positions = self.processor.num_positions()
         size = self.processor.image_processor.size
         blank: Any = PIL.Image.new("RGB", (size["width"], size["height"]), "white")
         if self.always == "video":
             blank = [blank] * self.num_frames
         new = {"input_ids": self.token_ids[self.always], "attention_mask": 1, "labels": IGNORED}
         longer = {name: torch.cat([row[name], row[name].new_full((positions,), value)]) for name, value in new.items()}
-        return row | longer | {self.always: [blank]}
+        return row | longer | {self.always: [blank]} | ({"crop_positions": [WHOLE]} if self.always == "image" else {})
 
     def encode(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """
         One conversation: `input_ids`, `attention_mask` and `labels` (positions,), `image`, a list of PIL images of the
-        model's size, and `video`, a list of lists of these; labels are all -100 if no answer is left.
+        model's size, the views of all images, with their `crop_positions`, and `video`, a list of lists of these;
+        labels are all -100 if no answer is left.
         """
-        chat = self.processor.encode_chat(messages)
+        chat, opened = self.read(messages)
         length, kept = self._cut(chat)
         ids, answers = torch.from_numpy(chat.ids[:length]), torch.from_numpy(chat.is_answer[:length])
-        seen: dict[str, list] = {"image": [], "video": []}
-        for part in chat.visuals[:kept]:
-            seen[part["type"]].append(self._small(part))
+        opened += [self._small(part) for part in chat.visuals[len(opened) : kept]]
+        seen: dict[str, list] = {"image": [], "video": [], "crop_positions": []}
+        for small in opened[:kept]:
+            if isinstance(small, dict):
+                seen["image"] += small.values()
+                seen["crop_positions"] += small
+            else:
+                seen["video"].append(small)
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
@@ -147,14 +157,29 @@ class ConversationCollator:
             **seen,
         }
 
-    def _small(self, part: dict[str, Any]) -> PIL.Image.Image | list[PIL.Image.Image]:
-        """What a part shows, already resized as the processor would do it: its other steps then work on less."""
+    def read(self, messages: list[dict[str, Any]]) -> tuple[EncodedChat, list[Views | list[PIL.Image.Image]]]:
+        """A chat, and what `_small` gives of its parts, if its positions depend on that; else nothing is opened."""
+        if self.processor.image_processor.max_crops == 1:
+            return self.processor.encode_chat(messages), []
+        opened: list = []
+
+        def count_views(part: dict[str, Any]) -> int:
+            opened.append(self._small(part))
+            return len(opened[-1]) if part["type"] == "image" else 1
+
+        return self.processor.encode_chat(messages, count_views), opened
+
+    def _small(self, part: dict[str, Any]) -> Views | list[PIL.Image.Image]:
+        """
+        The views of an image by their crop position, or the frames of a video, already resized as the processor would
+        do it: its other steps then work on less.
+        """
         processor = self.processor.image_processor
         size = (processor.size["width"], processor.size["height"])
-        opened = self.open(part)
-        frames = opened if isinstance(opened, list) else [opened]
-        small = [frame if frame.size == size else resize(frame, size, processor.resample) for frame in frames]
-        return small if isinstance(opened, list) else small[0]
+        opened: Any = self.open(part)
+        if part["type"] == "video":
+            return [frame if frame.size == size else resize(frame, size, processor.resample) for frame in opened]
+        return {WHOLE: opened} if opened.size == size else processor.viewer()(opened)
 
     def open(self, part: dict[str, Any]) -> PIL.Image.Image | list[PIL.Image.Image]:
         """
@@ -174,8 +199,7 @@ class ConversationCollator:
         if self.max_length is None or length <= self.max_length:
             return length, len(chat.visuals)
         positions = chat.is_visual.nonzero()[0]
-        for part in chat.visuals:
-            size = self.processor.num_positions(part["type"])
+        for size in chat.positions:
             if positions[size - 1] >= self.max_length:
                 return min(self.max_length, int(positions[0])), count
             positions, count = positions[size:], count + 1

@@ -47,7 +47,7 @@ class DPOCollator(ConversationCollator):
     def _row(self, sample: dict[str, Any], which: str) -> dict[str, Any]:
         chat = _chat(sample, "prompt", which)
         row = self.encode(chat)
-        start = 1 + int((~self.processor.encode_chat(chat).is_answer).nonzero()[0][-1])
+        start = 1 + int((~self.read(chat)[0].is_answer).nonzero()[0][-1])
         if start >= len(row["labels"]):
             raise ValueError(f"The {which} answer lies behind max_length={self.max_length}: {chat!s:.200}")
         row["labels"][:start] = IGNORED

@@ -348,7 +348,8 @@ class _Slot:
             number = zlib.crc32(sample["source"].encode())
             random = np.random.default_rng([self.mixture.seed, draw.epoch, number])
             processor = self.mixture.collator.processor.image_processor
-            size = (processor.size["width"], processor.size["height"])
+            # An image that will be cut into cells keeps its pixels.
+            size = (processor.size["width"], processor.size["height"]) if processor.max_crops == 1 else None
             for part in visuals_of(messages):
                 frames = part["video"] if part["type"] == "video" else [part["image"]]
                 frames = self.mixture.augmentation(frames, size, processor.resample, random)

@@ -43,7 +43,9 @@ def _join(rows: list[dict[str, Any]], ignored: int) -> dict[str, Any]:
         for row in rows
     ]
     joined = {name: torch.cat([part[name] for part in parts]) for name in JOINED}
-    return joined | {kind: [seen for row in rows for seen in row[kind]] for kind in ("image", "video")}
+    return joined | {
+        kind: [seen for row in rows for seen in row[kind]] for kind in ("image", "video", "crop_positions")
+    }
 
 
 def check_packing(model) -> None:
