@@ -655,6 +655,15 @@ def _(entry):
     assert callable(found(entry))
 
 
+@contract("transformers.quantizers.quantizers_utils.should_convert_module")
+def _(entry):
+    """Patterns fit from the beginning, or are the end."""
+    skipped = {"b": False, "a": True, "a.b": True, "b.c": True, ".*c": True, "b.d": False, None: False}
+    for pattern, is_skipped in skipped.items():
+        patterns = None if pattern is None else ["x", pattern]
+        assert found(entry)("a.b.c", patterns) is not is_skipped, pattern
+
+
 @contract("transformers.integrations.deepspeed.is_deepspeed_zero3_enabled")
 def _(entry):
     assert found(entry)() is False

@@ -1,5 +1,6 @@
 """Releases loaded over several processes have the weights, features and logits that they have on one."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,25 +16,43 @@ from transformers_owl.mplug_owl.weights_mplug_owl import SplitHeads
 
 
 NAMES = ["image-llama", "image-bloom", "video-llama"]
-SCRIPT = Path(__file__).parent / "loads_over_processes.py"
+
+
+def loaded(script: str, processes: int, folder: Path) -> dict[str, dict]:
+    """What a script beside this file finds about the releases, in several processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    words = [str(Path(__file__).with_name(script)), str(folder), *(GoldenCase(name).checkpoint for name in NAMES)]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "found.json").read_text())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_releases_are_the_same_over_processes(processes, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    releases = [GoldenCase(name).checkpoint for name in NAMES]
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(tmp_path), *releases], capture_output=True, text=True, timeout=400, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = loaded("loads_over_processes.py", processes, tmp_path)
     assert len(found) == 2 * len(NAMES)
     for name, each in found.items():
         assert each["other weights"] == [], name
         assert all(error <= 1e-5 for error in each["errors"].values()), (name, each["errors"])
         assert (each["cut"] > 20) == (processes > 1), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_releases_are_the_same_when_deepspeed_divides_them(processes, tmp_path):
+    found = loaded("loads_by_deepspeed.py", processes, tmp_path)
+    assert found.keys() == set(NAMES)
+    for name, each in found.items():
+        assert each["other weights"] == [], name
+        assert each["divided"] == each["all"] > 100, name
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

@@ -220,6 +220,26 @@ def test_a_folder_with_a_converted_and_an_original_file_loads_the_converted_one(
     assert_equal_weights(again, model)
 
 
+@pytest.mark.parametrize("road", [AutoModel, MplugOwlModel], ids=lambda road: road.__name__)
+@pytest.mark.parametrize("size", ["50GB", "300KB"])
+@pytest.mark.parametrize("name", ["image-llama", "image-bloom", "video-llama"])
+def test_our_weights_beside_a_releases_settings_are_read_as_a_release(name, size, road, tmp_path):
+    """Its configuration does not say what sees videos and states a wrong width; its sampling never took effect."""
+    release = GoldenCase(name).checkpoint
+    model = AutoModel.from_pretrained(release)
+    model.save_pretrained(tmp_path, max_shard_size=size)
+    config = json.loads(Path(release, "config.json").read_text())
+    config["visual_abstractor_config"]["intermediate_size"] = 4096
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(f"{GoldenCase('image-llama').checkpoint}/generation_config.json", tmp_path)
+    again, info = road.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert_equal_weights(again, model if road is AutoModel else model.model)
+    assert again.config.sees_videos == (name == "video-llama")
+    if road is AutoModel:
+        assert again.generation_config.to_dict() == model.generation_config.to_dict()
+
+
 @pytest.mark.parametrize("use_temporal", [False, True])
 def test_a_release_of_other_sizes_loads(llama, pictures, tmp_path, use_temporal):
     """Other numbers of queries, heads and patches, a width stated wrongly, in a folder as the original wrote it."""

@@ -242,6 +242,7 @@ def convert(model: PreTrainedModel, tensors: dict[str, Piece], reverse: bool = F
             for name, pattern in patterns.items():
                 converter.add_tensor(target, name, pattern, values[name])
             made = converter.convert(target, model=model, config=model.config)
+            made = {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
         return {apply_renamings(name, renamings) if reverse else name: value for name, value in made.items()}
 
     def piece(target: str) -> Piece:

@@ -51,6 +51,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, load_state_dict
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
+from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import find_adapter_config_file, torch_compilable_check
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -196,6 +197,7 @@ LEANS_ON = {
     "transformers.modeling_utils.load_state_dict": "opens a weights file without reading it",
     "transformers.models.auto.tokenization_auto.get_tokenizer_config": "which class a folder's tokenizer has",
     "transformers.models.auto.tokenization_auto.tokenizer_class_from_name": "that class",
+    "transformers.quantizers.quantizers_utils.should_convert_module": "what a list of modules to skip leaves alone",
     "transformers.tokenization_utils_tokenizers.TokenizersBackend": "a tokenizer that is data alone",
     "transformers.utils.find_adapter_config_file": "settings of an adapter's folder or repository",
     "transformers.utils.torch_compilable_check": "a check that compiled code may hold",
@@ -261,6 +263,7 @@ __all__ = [
     "merge_with_config_defaults",
     "register_checkpoint_conversion_mapping",
     "render_jinja_template",
+    "should_convert_module",
     "tokenizer_class_from_name",
     "torch_compilable_check",
     "undivided",

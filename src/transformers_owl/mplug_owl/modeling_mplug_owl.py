@@ -45,10 +45,18 @@ from .library_mplug_owl import (
     init,
     maybe_load_adapters,
     merge_with_config_defaults,
+    should_convert_module,
     torch_compilable_check,
 )
 from .vision_mplug_owl import flat_frames, is_releases_type, see
-from .weights_mplug_owl import read_original, refuse_random_weights, temporal_weights
+from .weights_mplug_owl import (
+    NEGATIVE_IDS,
+    read_original,
+    refuse_original_arguments,
+    refuse_original_weights,
+    refuse_random_weights,
+    temporal_weights,
+)
 
 
 if TYPE_CHECKING:  # named here, the file is copied beside saved weights
@@ -453,9 +461,10 @@ class MplugOwlFromOriginal(WholeAdapters, MplugOwlPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """
         As in the library; an original release needs no conversion step. Its generation settings never took effect
-        in the original code: greedy decoding up to EOS did, and so it is here. Quantisation by bitsandbytes or
-        torchao leaves the visual parts alone, unless its configuration lists modules to skip.
+        in the original code: greedy decoding up to EOS did, and so it is here. Quantisation by bitsandbytes,
+        torchao or quanto leaves the visual parts alone, unless its configuration lists modules to skip.
         """
+        refuse_original_arguments(kwargs)
         adapter, fields = None, {}
         hub_kwargs: Any = {name: kwargs[name] for name in HUB_NAMES if name in kwargs}
         if pretrained_model_name_or_path is not None and set(kwargs).isdisjoint(("gguf_file", "variant")):
@@ -469,7 +478,8 @@ class MplugOwlFromOriginal(WholeAdapters, MplugOwlPreTrainedModel):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = spare_visual_parts(kwargs["quantization_config"])
             if fields:
-                check_quantization_of_release(kwargs["quantization_config"])
+                vision = "vision_model" if issubclass(cls, MplugOwlModel) else "model.vision_model"
+                check_quantization_of_release(kwargs["quantization_config"], vision)
         if isinstance(config, PreTrainedConfig):
             config = copy.deepcopy(config)
             for name, value in fields.items():
@@ -489,10 +499,11 @@ class MplugOwlFromOriginal(WholeAdapters, MplugOwlPreTrainedModel):
         return loaded
 
 
-# Where a quantisation method lists the modules that it leaves alone.
+# Where a quantisation method lists the modules that it leaves alone, of those that were tried.
 SKIP_FIELDS = {
     QuantizationMethod.BITS_AND_BYTES: "llm_int8_skip_modules",
     QuantizationMethod.TORCHAO: "modules_to_not_convert",
+    QuantizationMethod.QUANTO: "modules_to_not_convert",
 }
 
 
@@ -508,18 +519,21 @@ def spare_visual_parts(quantization_config: Any) -> QuantizationConfigMixin:
     return quantization_config
 
 
-def check_quantization_of_release(quantization_config: QuantizationConfigMixin) -> None:
-    """Raises a ValueError for a method that would lose k and v of the vision model, which a release holds in one."""
+def check_quantization_of_release(quantization_config: QuantizationConfigMixin, vision: str) -> None:
+    """Raises a ValueError where q, k or v of the vision model would be lost, which are one weight of a release."""
     method: Any = quantization_config.quant_method
-    if method == QuantizationMethod.BITS_AND_BYTES:
-        return
-    skipped = getattr(quantization_config, SKIP_FIELDS.get(method, ""), None) or []
-    if method != QuantizationMethod.TORCHAO or not {"vision_model", "model.vision_model"} & set(skipped):
-        wish = 'give torchao a list of skipped modules with "vision_model", ' if method in SKIP_FIELDS else ""
+    name = getattr(method, "value", method)
+    if method not in SKIP_FIELDS:
+        raise ValueError(f"{name} cannot quantise an original release: use bitsandbytes, torchao or quanto.")
+    skipped = getattr(quantization_config, SKIP_FIELDS[method])
+    ending = ".weight" if method == QuantizationMethod.TORCHAO else ""  # its list is of parameters
+    parts = [f"{vision}.layers.0.self_attn.{part}_proj{ending}" for part in "qkv"]
+    all_or_none = [{False}, {True}] if method == QuantizationMethod.BITS_AND_BYTES else [{False}]
+    if {should_convert_module(part, skipped) for part in parts} not in all_or_none:
         raise ValueError(
-            f"{getattr(method, 'value', method)} cannot quantise the vision model of an original release, whose query, "
-            f"key and value are one weight: {wish}use bitsandbytes, or convert the release first by "
-            "`transformers-owl convert`."
+            f"{name} cannot quantise the vision model of an original release so, whose query, key and value are one "
+            f'weight: add "{vision}" to `{SKIP_FIELDS[method]}`, or convert the release first by `transformers-owl '
+            "convert`."
         )
 
 
@@ -700,6 +714,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
+        refuse_original_arguments(kwargs)
         images = {"pixel_values": pixel_values, "crop_positions": crop_positions}
         features = self._encode(images, {"pixel_values_videos": pixel_values_videos}, mm_encoder_outputs or {})
         inputs_embeds = self._embed(input_ids, inputs_embeds, features)
@@ -753,6 +768,8 @@ class MplugOwlModel(MplugOwlFromOriginal):
         """Embeddings (B, L, H) with the features at their placeholders."""
         token_ids = {"image": self.config.image_token_id, "video": self.config.video_token_id}
         if input_ids is not None:
+            if features and not torch.compiler.is_compiling() and (input_ids < 0).any():
+                raise ValueError(NEGATIVE_IDS)
             masks = {kind: input_ids == token_id for kind, token_id in token_ids.items()}
             text_ids = input_ids
             for kind, mask in masks.items():
@@ -837,6 +854,7 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
         name = next(name for name, module in language_model.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{name}.weight"}
         self.generation_config = default_generation_config(config)
+        self.register_load_state_dict_pre_hook(refuse_original_weights)
         self.post_init()
         if config.tie_word_embeddings and f"model.language_model.{name}" not in self._tp_plan:
             self._tp_plan.pop("lm_head")  # whole, as the embeddings that it is
@@ -884,6 +902,9 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
         return super().generate(inputs, *args, **kwargs)
 
     def _check_prompt(self, prompt: torch.LongTensor, given: dict[str, Any]) -> None:
+        refuse_original_arguments(given)
+        if (prompt < 0).any():
+            raise ValueError(NEGATIVE_IDS)
         if prompt.shape[1] > self.context_length:
             raise ValueError(
                 f"The prompt has {prompt.shape[1]} positions, but the language model was made for "

@@ -1,4 +1,4 @@
-"""The released checkpoints: their names and ours, and what only their files know.
+"""The released checkpoints and the original's code: their names and ours, and what only their files know.
 
 A rule is `(their name, our name)`, regular expressions on the names below one module; rules apply in order. To write
 the original's names the library reads all of them backwards, so each must tell which of our names it made.
@@ -8,7 +8,7 @@ import json
 import re
 
 import torch
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from .library_mplug_owl import (
     ConversionOps,
@@ -76,7 +76,7 @@ class DropSize1Dims(ConversionOps):
     @torch.no_grad()
     def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
         (weight,) = map(_tensor, input_dict.values())
-        return {target_patterns[0]: weight.flatten(self.ndim - 1).contiguous()}
+        return {target_patterns[0]: [weight.flatten(self.ndim - 1).contiguous()]}  # quanto takes the first of a list
 
     @property
     def reverse_op(self):
@@ -150,6 +150,7 @@ register_checkpoint_conversion_mapping("mplug-owl", [], overwrite=True)
 WRAPPER = "base_model.model."  # PEFT's own, before the names of a model
 CONVERT = "`transformers-owl convert --checkpoint {} --base RELEASE --output FOLDER`"
 WIDTH = "abstractor.encoder.layers.0.crossattention.output.mlp.w1.weight"
+OUR_WIDTHS = ("model.abstractor.layers.0.mlp.w1.weight", "abstractor.layers.0.mlp.w1.weight")
 TEMPORAL = re.compile(r"(^|\.)temporal(_query_tokens|_visual_fc)?(\.|$)")
 
 
@@ -187,6 +188,8 @@ def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
     - whether it is a video model;
     - the ids of the placeholders, where the tokenizer has fewer entries than the model has rows (Bloom).
 
+    A release's `config.json` beside weights of our names counts as one.
+
     Args:
         pretrained_model_name_or_path (`str`): A folder, or a repository on the Hub.
         hub_kwargs: `revision`, `token`, `cache_dir` and the like, as for `from_pretrained`.
@@ -203,9 +206,10 @@ def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
             f"{pretrained_model_name_or_path} is a fine-tune as the original's Trainer saved it, with PEFT's names "
             f"({WRAPPER}...): {CONVERT.format(pretrained_model_name_or_path)} makes a folder that loads."
         )
-    if "query_tokens" not in file_of:
+    width = _width_of_original(file_of, pretrained_model_name_or_path, **hub_kwargs)
+    if width is None:
         return {}
-    fields = original_fields(file_of, _open_lazily(file_of[WIDTH])[WIDTH].shape[0])
+    fields = original_fields(file_of, _open_lazily(file_of[width])[width].shape[0])
     tokenizer_files = ("tokenizer.json", "tokenizer.model")
     if any(_find(pretrained_model_name_or_path, name, **hub_kwargs) for name in tokenizer_files):
         tokenizer = MplugOwlTokenizer.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
@@ -219,14 +223,48 @@ def original_fields(names, width: int) -> dict:
     Fields of the configuration that the weights of a release tell.
 
     Args:
-        names (`Container[str]`): Of the weights.
+        names (`Iterable[str]`): Of the weights.
         width (`int`): Rows of the weight `WIDTH`.
     """
-    use_temporal = "temporal_query_tokens" in names
+    use_temporal = bool(temporal_weights(names))
     return {
         "vision_config": {"use_temporal": use_temporal},
         "visual_abstractor_config": {"intermediate_size": width, "use_temporal": use_temporal},
     }
+
+
+# Arguments of the original's model and loading, and the line to write in their place.
+ARGUMENTS = {
+    "video_pixel_values": "pixel_values_videos=video_pixel_values.permute(0, 2, 1, 3, 4)",
+    "num_images": "nothing: `input_ids` tell which row an image belongs to",
+    "num_videos": "nothing: `input_ids` tell which row a video belongs to",
+    "non_padding_mask": "attention_mask=inputs['attention_mask'] of MplugOwlProcessor",
+    "non_media_mask": "labels that are -100 where there is no loss",
+    "prompt_mask": "labels that are -100 where there is no loss",
+    "load_in_8bit": "quantization_config=BitsAndBytesConfig(load_in_8bit=True)",
+    "load_in_4bit": "quantization_config=BitsAndBytesConfig(load_in_4bit=True)",
+}
+NEGATIVE_IDS = (
+    "input_ids hold negative ids, by which the original's code marked images and videos: prepare text and pixels with "
+    "MplugOwlProcessor, or write processor.image_token_id for -1 and processor.video_token_id for -2."
+)
+
+
+def refuse_original_arguments(given: dict) -> None:
+    """Raises a ValueError for an argument of the original's code, with the line that stands for it here."""
+    for name, line in ARGUMENTS.items():
+        if given.get(name) is not None:
+            raise ValueError(f"{name} is an argument of the original's code: write {line} (docs/from-the-original.md).")
+
+
+def refuse_original_weights(module, state_dict: dict, prefix: str, *_) -> None:
+    """A hook of `load_state_dict`: raises a ValueError for weights under the original's names."""
+    theirs = tuple(prefix + name for name in ("query_tokens", "language_model.model.", "language_model.transformer."))
+    if any(name.startswith(theirs) for name in state_dict):
+        raise ValueError(
+            "load_state_dict got weights under the original's names. `from_pretrained` loads a folder of them as it "
+            f"is; of a file, {CONVERT.format('FILE')} makes a folder that loads."
+        )
 
 
 def _weight_files(path, **hub_kwargs) -> dict[str, str]:
@@ -237,11 +275,22 @@ def _weight_files(path, **hub_kwargs) -> dict[str, str]:
                 return dict.fromkeys(_open_lazily(file), file)
             with open(file, encoding="utf-8") as index:
                 shard_of = json.load(index)["weight_map"]
-            if "query_tokens" not in shard_of:
+            if _width_of_original(shard_of, path, **hub_kwargs) is None:
                 return shard_of  # not a release: the names are enough, and other shards need not be fetched
             shards, _ = get_checkpoint_shard_files(path, file, **hub_kwargs)
             return {key: shards[sorted(set(shard_of.values())).index(shard)] for key, shard in shard_of.items()}
     return {}
+
+
+def _width_of_original(names, path, **hub_kwargs) -> str | None:
+    """The weight whose rows are the abstractor's width, where weights or configuration are the original's."""
+    if WIDTH in names:
+        return WIDTH
+    ours = next((name for name in OUR_WIDTHS if name in names), None)
+    if ours is None or (file := _find(path, CONFIG_NAME, **hub_kwargs)) is None:
+        return None
+    with open(file, encoding="utf-8") as config:
+        return None if "image_token_id" in json.load(config) else ours
 
 
 def _open_lazily(file) -> dict[str, torch.Tensor]:
