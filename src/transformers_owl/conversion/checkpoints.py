@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import pickle
 import shutil
 import struct
 from collections import deque
@@ -19,10 +18,10 @@ import torch
 from accelerate.utils import convert_file_size_to_int
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from .. import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor, __version__
+from ..mplug_owl.weights_mplug_owl import named_damage, read_index
 from .library import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -109,6 +108,7 @@ class Checkpoint:
             if (file := cached_file(self.path, name, **options)) is not None:
                 if not name.endswith(".index.json"):
                     return [file]
+                read_index(file)
                 return get_checkpoint_shard_files(self.path, file, revision=self.revision)[0]
         hints = [hint.format(self.path) for pattern, hint in HINTS.items() if list(Path(self.path).glob(pattern))]
         raise ValueError(
@@ -146,20 +146,13 @@ HINTS = {
 
 
 def open_file(file: str) -> dict[str, Piece]:
-    try:
+    with named_damage(file):
         tensors = load_state_dict(file)
-        if not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-            raise ValueError(
-                f"{file} holds more than weights by their names ({', '.join(map(str, list(tensors)[:3]))}): save what "
-                "`model.state_dict()` gives, and give that file."
-            )
-    except pickle.UnpicklingError as error:
+    if not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ValueError(
-            f"{file} is not a file of weights, or it holds code, which was not run. Fetch it anew, and do not trust "
-            f"where it came from if that changes nothing. ({str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, SafetensorError) as error:
-        raise ValueError(f"{file} is truncated or damaged: fetch it anew. ({str(error).splitlines()[0]})") from error
+            f"{file} holds more than weights by their names ({', '.join(map(str, list(tensors)[:3]))}): save what "
+            "`model.state_dict()` gives, and give that file."
+        )
     return {name: piece for piece in held(tensors) for name in piece.tensors}
 
 

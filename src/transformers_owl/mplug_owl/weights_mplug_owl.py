@@ -5,9 +5,13 @@ the original's names the library reads all of them backwards, so each must tell 
 """
 
 import json
+import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from .library_mplug_owl import (
@@ -175,7 +179,7 @@ def refuse_random_weights(path, info: dict, fresh: set[str]) -> None:
         others = f"; {len(strange)} found no place, such as {min(strange)}" if strange else ""
         raise ValueError(
             f"{path} lacks weights of the model, which would be random: {len(lacking)}, such as "
-            f"{', '.join(lacking[:3])}{others}. Fetch it anew, or check its config.json. If it was trained with the "
+            f"{', '.join(lacking[:3])}{others}. Download it again, or check config.json. If it was trained by the "
             f"original code, {CONVERT.format(path)} makes a folder that loads."
         )
 
@@ -273,8 +277,7 @@ def _weight_files(path, **hub_kwargs) -> dict[str, str]:
         if (file := _find(path, name, **hub_kwargs)) is not None:
             if not name.endswith(".index.json"):
                 return dict.fromkeys(_open_lazily(file), file)
-            with open(file, encoding="utf-8") as index:
-                shard_of = json.load(index)["weight_map"]
+            shard_of = read_index(file)
             if _width_of_original(shard_of, path, **hub_kwargs) is None:
                 return shard_of  # not a release: the names are enough, and other shards need not be fetched
             shards, _ = get_checkpoint_shard_files(path, file, **hub_kwargs)
@@ -294,7 +297,41 @@ def _width_of_original(names, path, **hub_kwargs) -> str | None:
 
 
 def _open_lazily(file) -> dict[str, torch.Tensor]:
-    return load_state_dict(file, map_location="meta" if file.endswith(".safetensors") else "cpu")  # cpu: memory-mapped
+    with named_damage(file):  # cpu: memory-mapped
+        return load_state_dict(file, map_location="meta" if file.endswith(".safetensors") else "cpu")
+
+
+@contextmanager
+def named_damage(file: str) -> Iterator[None]:
+    """Turns what goes wrong with opening a file of weights into a ValueError that names it."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is not a file of weights, or it holds code, which was not run. Download it again; if that does "
+            f"not help, do not trust its source. ({str(error).splitlines()[0].partition('. ')[0]})"
+        ) from error
+    except (RuntimeError, EOFError, SafetensorError) as error:
+        raise ValueError(
+            f"{file} is truncated or damaged: download it again. ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def read_index(file: str) -> dict[str, str]:
+    """
+    The shard of each weight, by an index file.
+
+    Raises:
+        ValueError: if it is no index, or names a file that does not lie beside it.
+    """
+    with open(file, encoding="utf-8") as index:
+        shard_of = json.load(index).get("weight_map")
+    if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
+        raise ValueError(f"{file} is no index of weights: `weight_map` must give the file of each weight.")
+    strange = sorted({shard for shard in shard_of.values() if re.search(r"[/\\]|^\.", shard)})
+    if strange:
+        raise ValueError(f"{file} names {strange[0]!r}, but weights must lie in the folder of their index.")
+    return shard_of
 
 
 def _find(path, name, **hub_kwargs) -> str | None:
