@@ -20,6 +20,7 @@ from .epochs import Epochs, check_strategies, is_end
 from .library import UNFINISHED, WholeCheckpoints, get_last_checkpoint
 from .mixture import Mixture, MixtureLoader
 from .record import RECORD_FILE, check_same_run, record
+from .stages import LAYERED, rated_part
 from .throughput import TrainingFlops, gradient_norms
 from .watching import ANSWERS_FILE, Progress
 
@@ -51,6 +52,8 @@ class OwlTrainer(WholeCheckpoints):
     Args:
         mixture ([`Mixture`]): The training data; batch size and accumulation are those of `args`.
         peak_tflops (`float`, *optional*): What one device can do at most, for MFU; without it there is none.
+        learning_rates (`dict[str, float]`, *optional*): Of "vision", "abstractor" and "language_model", LoRA included,
+            where they differ from `args.learning_rate`.
         recipe ([`OwlArguments`], *optional*): What model, data and stage were chosen by. Checkpoints keep it, and a run
             with another one does not go on from them.
         **kwargs: As in `Trainer`. `args.max_steps` must be set.
@@ -69,10 +72,15 @@ class OwlTrainer(WholeCheckpoints):
         mixture: Mixture,
         peak_tflops: float | None = None,
         recipe: OwlArguments | None = None,
+        learning_rates: dict[str, float] | None = None,
         **kwargs,
     ):
         check_arguments(args, mixture)
         self.record = record(args, mixture, recipe)
+        self.learning_rates = learning_rates or {}
+        self.record["settings"]["learning_rates"] = self.learning_rates
+        if self.learning_rates and args.optim_target_modules is not None:
+            raise ValueError("`learning_rates` by part and `optim_target_modules` exclude each other: choose one.")
         # The mixture begins where its checkpoint says: there is nothing for the library to skip.
         args.ignore_data_skip = True
         args.remove_unused_columns = False  # of the evaluation's samples it would leave nothing
@@ -89,6 +97,7 @@ class OwlTrainer(WholeCheckpoints):
         self._counted = torch.zeros(3, dtype=torch.float64)  # tokens, pictures, FLOPs since the last log
         self._began: float | None = None
         self._norms: dict[str, float] = {}
+        self._rates: dict[str, float] = {}  # of the last step, by part
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         output = self._output
@@ -116,6 +125,22 @@ class OwlTrainer(WholeCheckpoints):
             self.train_dataset, args.dataloader_num_workers, args.dataloader_pin_memory, args.dataloader_prefetch_factor
         )
 
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """The library's optimizer, each of its groups divided by the parts that have a learning rate of their own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.learning_rates:
+            parts = {parameter: rated_part(name) for name, parameter in (model or self.model).named_parameters()}
+            divided = []
+            for group in optimizer.param_groups:
+                for part in LAYERED:
+                    parameters = [parameter for parameter in group["params"] if parts[parameter] == part]
+                    rate = self.learning_rates.get(part, group["lr"])
+                    if parameters:
+                        divided.append({**group, "params": parameters, "lr": rate, "part": part})
+            optimizer.param_groups = divided
+        return optimizer
+
     def get_batch_samples(self, *args, **kwargs):
         if self._began is None:
             self._began = time.perf_counter()
@@ -130,6 +155,9 @@ class OwlTrainer(WholeCheckpoints):
         flops = self._flops(lengths, pictures, videos, frames)
         self._counted += torch.tensor([sum(lengths), pictures + videos * frames, flops], dtype=torch.float64)
         inputs = self.train_dataset.collator.with_pixels(send_to_device(inputs, self.args.device))
+        if self.learning_rates:
+            assert self.optimizer is not None
+            self._rates = {group["part"]: float(group["lr"]) for group in self.optimizer.param_groups}
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self._is_logged(self.state.global_step + 1) and self.accelerator.sync_gradients:
             self._norms = gradient_norms(self.model)
@@ -155,6 +183,9 @@ class OwlTrainer(WholeCheckpoints):
             logs |= {f"skipped_{reason.replace(' ', '_')}": count for reason, count in self.skipped.items()}
             self._counted.zero_()
             self._began = None
+        if "learning_rate" in logs and self.learning_rates:
+            del logs["learning_rate"]  # of whichever group comes first
+            logs |= {f"learning_rate_{part}": rate for part, rate in self._rates.items()}
         epoch = self.state.epoch
         if self.train_dataset.steps_an_epoch is None:
             self.state.epoch = None  # type: ignore[assignment]  # of tar shards nobody knows it
