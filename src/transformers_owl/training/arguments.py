@@ -11,6 +11,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from .augmentation import Augmentation
+from .metrics import METRICS, check_metrics
 from .mixture import Group, Policy
 from .names import check_names
 from .stages import STAGES, choose_stage, rated_parts
@@ -55,6 +56,10 @@ class OwlArguments:
     )
     eval_data: dict | str | None = field(
         default=None, metadata={"help": "Groups of data for evaluation; weights have no effect."}
+    )
+    metrics: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Of answers to eval_data at every evaluation: {', '.join(METRICS)}."},
     )
     global_batch_size: int | None = field(
         default=None,
@@ -120,6 +125,9 @@ class OwlArguments:
         self.data, self.eval_data = _tree(self.data, "data"), _tree(self.eval_data, "eval_data")
         if not self.data:
             raise ValueError("The recipe needs `data`: groups by name, each with `sources`.")
+        check_metrics(self.metrics)
+        if self.metrics and not self.eval_data:
+            raise ValueError(f"`metrics` is {self.metrics}, but there is no `eval_data` to compare answers with.")
         self.augmentation = Augmentation((self.crop[0], self.crop[1]), self.flip)
         self.policy = Policy(self.on_error, self.max_skipped)
 

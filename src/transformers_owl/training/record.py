@@ -24,7 +24,7 @@ FREE = re.compile(
     r"|push_to_hub|load_best_model_at_end|metric_for_best_model|greater_is_better|restore_callback_states_from_checkpoint"
     r"|(bf16|fp16)_full_eval|use_cpu|use_cache|dataloader_.+|skip_memory_metrics|resume_from_checkpoint|local_rank|debug"
     r"|ignore_data_skip|remove_unused_columns|torch_empty_cache_steps"
-    r"|global_batch_size|on_error|max_skipped|attn_implementation|compile_layers|watch|watch_prompt|peak_tflops"
+    r"|global_batch_size|on_error|max_skipped|metrics|attn_implementation|compile_layers|watch|watch_prompt|peak_tflops"
 )
 STEADY = ("constant", "constant_with_warmup")  # schedules that do not depend on the number of steps
 UNSAID = {"resume_from_checkpoint", "ignore_data_skip", "local_rank"}

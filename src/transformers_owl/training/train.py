@@ -51,6 +51,7 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
         mixture,
         recipe=owl,
         learning_rates=owl.rates,
+        metrics=owl.metrics,
         peak_tflops=owl.peak_tflops or peak_tflops(args.device, compute_dtype(args)),
         eval_dataset=samples,
         data_collator=mixture.collator,

@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .arguments import OwlArguments
 from .checkpoints import check_files, read_json, shorten
 from .epochs import Epochs, check_strategies, is_end
 from .library import UNFINISHED, WholeCheckpoints, get_last_checkpoint
+from .metrics import METRICS, check_metrics, write_answers
 from .mixture import Mixture, MixtureLoader
 from .record import RECORD_FILE, check_same_run, record
 from .stages import LAYERED, rated_part
@@ -54,6 +56,8 @@ class OwlTrainer(WholeCheckpoints):
         peak_tflops (`float`, *optional*): What one device can do at most, for MFU; without it there is none.
         learning_rates (`dict[str, float]`, *optional*): Of "vision", "abstractor" and "language_model", LoRA included,
             where they differ from `args.learning_rate`.
+        metrics (`Sequence[str]`, *optional*): Names of `METRICS`. At every evaluation the model writes the last answer
+            of each sample, and the metrics compare these with the samples' own.
         recipe ([`OwlArguments`], *optional*): What model, data and stage were chosen by. Checkpoints keep it, and a run
             with another one does not go on from them.
         **kwargs: As in `Trainer`. `args.max_steps` must be set.
@@ -73,10 +77,13 @@ class OwlTrainer(WholeCheckpoints):
         peak_tflops: float | None = None,
         recipe: OwlArguments | None = None,
         learning_rates: dict[str, float] | None = None,
+        metrics: Sequence[str] = (),
         **kwargs,
     ):
         check_arguments(args, mixture)
         self.record = record(args, mixture, recipe)
+        check_metrics(metrics)
+        self.metrics = list(metrics)
         self.learning_rates = learning_rates or {}
         self.record["settings"]["learning_rates"] = self.learning_rates
         if self.learning_rates and args.optim_target_modules is not None:
@@ -191,6 +198,19 @@ class OwlTrainer(WholeCheckpoints):
             self.state.epoch = None  # type: ignore[assignment]  # of tar shards nobody knows it
         super().log(logs, start_time)
         self.state.epoch = epoch
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )  # fmt: skip
+        if not self.metrics:
+            return output
+        pairs = write_answers(self.model, dataloader.dataset, self.train_dataset.collator, self.args)
+        assert output.metrics is not None
+        output.metrics.update({f"{metric_key_prefix}_{name}": METRICS[name](pairs) for name in self.metrics})
+        return output
 
     def _note(self, report: dict[str, Any]) -> None:
         self.positions[report["worker"]] = report["positions"]
