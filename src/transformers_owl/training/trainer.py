@@ -22,6 +22,7 @@ from .library import UNFINISHED, WholeCheckpoints, get_last_checkpoint
 from .metrics import METRICS, check_metrics, write_answers
 from .mixture import Mixture, MixtureLoader
 from .record import RECORD_FILE, check_same_run, record
+from .sources import BROKEN_SHARD
 from .stages import LAYERED, rated_part
 from .throughput import TrainingFlops, gradient_norms
 from .watching import ANSWERS_FILE, Progress
@@ -216,6 +217,9 @@ class OwlTrainer(WholeCheckpoints):
         self.positions[report["worker"]] = report["positions"]
         if report["skipped"]:
             self.skipped.update(entry["reason"] for entry in report["skipped"])
+            for entry in report["skipped"]:
+                if entry["reason"] == BROKEN_SHARD:
+                    logging.getLogger(__name__).warning(f"Left out, with samples that nobody counted: {entry['error']}")
             with Journal(self._output / self._skipped_file) as journal:
                 journal.append({"step": self.state.global_step + 1, **entry} for entry in report["skipped"])
 
