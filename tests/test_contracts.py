@@ -313,7 +313,7 @@ def _(tmp_path):
 @contract("peft: names of parameters")
 def _():
     peft = pytest.importorskip("peft")
-    from transformers_owl.training.library import FROZEN_COPY, LORA, WRAPPED
+    from transformers_owl.training.library import FROZEN_COPY, LORA, TRAINED_COPY, WRAPPED
 
     model = small_llama()
     plain = set(dict(model.named_parameters()))
@@ -323,6 +323,8 @@ def _():
     assert sum(LORA in name for name in names) == 4
     (copied,) = [name for name in names if FROZEN_COPY in name]
     assert copied.removeprefix(WRAPPED).replace(f".{FROZEN_COPY}", "") in plain
+    (trained,) = [name for name in names if TRAINED_COPY in name]
+    assert trained.removeprefix(WRAPPED).replace(TRAINED_COPY, "") in plain
 
 
 @contract("transformers.PreTrainedConfig._attn_implementation")

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -301,6 +302,76 @@ def test_samples_without_an_answer_left_are_left_out_and_counted(files, llama_pr
     assert {entry["reason"] for entry in batch["report"]["skipped"]} == {"no answer left"}
 
 
+def shards_of(files, count: int, broken: list[int], gone: bool) -> dict:
+    """Shards of five samples; broken ones are cut off after two that can be read, or missing."""
+    for number in range(count):
+        path = Path(files.shard(f"{number:05d}.tar", range(number * 5, number * 5 + 5)))
+        if number in broken:
+            path.write_bytes(path.read_bytes()[: 3 * 3 * 1024 + 512])
+            if gone:
+                path.unlink()
+    return groups(web=(1, {"format": "webdataset", "path": str(files.folder / f"{{00000..{count - 1:05d}}}.tar")}))
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("slots", [1, 2, 3, 4])
+@pytest.mark.parametrize("broken", [[], [1], [0, 3]])
+def test_a_broken_shard_is_a_shard_and_no_sample(files, llama_processor, broken, slots, gone):
+    """
+    Whether slots share shards or divide them: what can be read comes once an epoch, each broken shard is listed once in
+    it, and none counts among samples, of which not one may be left out here.
+    """
+    data = shards_of(files, 4, broken, gone)
+    expected = [n for n in range(20) if n // 5 not in broken or (not gone and n % 5 < 2)]
+    found, listed = [], []
+    for rank in range(slots):
+        mixture = Mixture(
+            data, ConversationCollator(llama_processor), 1, policy=Policy("skip", 0.99), rank=rank, world_size=slots
+        )
+        mixture.policy.check = lambda seen, skipped, last: pytest.fail(f"{last} counts as a sample")
+        stream = iter(mixture)
+        while True:
+            batch = next(stream)
+            epoch = batch["report"]["positions"]["web"][0]
+            if epoch == 0:
+                found += numbers(batch, llama_processor)
+            listed += batch["report"]["skipped"]
+            if epoch >= 1:
+                break
+    first = [entry["source"] for entry in listed]
+    assert sorted(found) == expected
+    for number in broken:
+        assert 1 <= first.count(str(files.folder / f"{number:05d}.tar")) <= 2  # the second epoch has begun
+    assert {entry["reason"] for entry in listed} <= {"broken shard"}
+    assert len(set(first)) == len(broken)
+
+
+@pytest.mark.parametrize(
+    ("count", "broken", "share", "stops"),
+    [
+        (1, [0], 0.9, "1 of 1"),  # no endless loop
+        (4, [1], 0.05, "1 of"),
+        (4, [1], 0.25, None),
+        (4, [1, 2], 0.25, "2 of"),
+        (22, [3], 0.05, None),
+        (22, [3, 9], 0.05, "2 of"),
+        (22, [3], 0, "1 of"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_share_of_broken_shards_has_a_limit(files, llama_processor, count, broken, share, stops, workers):
+    mixture = Mixture(
+        shards_of(files, count, broken, True), ConversationCollator(llama_processor), 1, policy=Policy("skip", share),
+        world_size=workers,
+    )  # fmt: skip
+    stream = MixtureLoader(mixture)
+    if stops is None:
+        list(itertools.islice(stream, count * 5 // workers))
+        return
+    with pytest.raises(ValueError, match=rf"{stops}.* tar shards are missing or cut off, .* max_skipped={share}"):
+        list(itertools.islice(stream, count * 10))
+
+
 @pytest.mark.parametrize("end", [0, 5120, 5300, 6000, 18432])
 def test_broken_shards_are_named(files, llama_processor, end):
     """Cut off in a header, in a member, and between two of them."""
@@ -310,13 +381,11 @@ def test_broken_shards_are_named(files, llama_processor, end):
     data = groups(web=(1, {"format": "webdataset", "path": str(files.folder / "0.tar")}))
     with pytest.raises(BadSampleError, match=r"0\.tar: broken shard"):
         list(itertools.islice(MixtureLoader(Mixture(data, ConversationCollator(llama_processor), 1)), 7))
-    loader = MixtureLoader(Mixture(data, ConversationCollator(llama_processor), 1, policy=Policy("skip", 0.5)))
-    if end == 0:
-        with pytest.raises(ValueError, match=r"0\.tar: broken shard"):
-            next(iter(loader))
-        return
-    batches = list(itertools.islice(loader, 9))
-    assert {number for batch in batches for number in numbers(batch, llama_processor)} <= set(range(6))
+    files.shard("1.tar", range(6, 12))
+    data = groups(web=(1, {"format": "webdataset", "path": str(files.folder / "{0..1}.tar")}))
+    loader = MixtureLoader(Mixture(data, ConversationCollator(llama_processor), 1, policy=Policy("skip", 0.9)))
+    batches = list(itertools.islice(loader, 13))
+    assert {number for batch in batches for number in numbers(batch, llama_processor)} <= set(range(12))
     assert {entry["reason"] for batch in batches for entry in batch["report"]["skipped"]} == {"broken shard"}
 
 

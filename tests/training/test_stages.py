@@ -75,7 +75,7 @@ def test_the_stage_for_videos_moves_what_pictures_never_pass():
 
 
 def test_a_stage_that_trains_nothing_says_so():
-    with pytest.raises(ValueError, match="'temporal' trains nothing: the model has no temporal part"):
+    with pytest.raises(ValueError, match="Nothing would train: the model has no temporal part"):
         prepare_stage(build("llama"), "temporal")
 
 

@@ -349,6 +349,16 @@ def test_whole_pages_are_trained_on(recipe, files, llama, tmp_path, crop):
     assert AutoProcessor.from_pretrained(trainer.args.output_dir).image_processor.max_crops == 6
 
 
+def test_the_log_names_a_broken_shard(recipe, files, caplog):
+    files.shard("0.tar", range(4))
+    data = {"web": {"sources": [{"format": "webdataset", "path": str(files.folder / "{0..1}.tar")}]}}
+    trainer = train(recipe(data=data, max_steps=4, on_error="skip", max_skipped=0.6), QUIET)
+    assert f"{files.folder}/1.tar: broken shard: " in caplog.text
+    assert trainer.state.log_history[-2]["skipped_broken_shard"] >= 1
+    first, *_ = Path(trainer.args.output_dir, "skipped-0.jsonl").read_text().splitlines()
+    assert json.loads(first)["source"] == f"{files.folder}/1.tar"
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "instruct", "instruct-full", "kosmos"])
 def test_flops_agree_with_those_that_torch_counts(stage):
     """Torch counts the whole square of causal attention, and no gradient of the pixels."""

@@ -1,6 +1,7 @@
 """What a recipe may say: our own names, and all of `transformers.TrainingArguments`."""
 
 import enum
+import math
 import types
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,9 +11,10 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from .augmentation import Augmentation
+from .metrics import METRICS, check_metrics
 from .mixture import Group, Policy
 from .names import check_names
-from .stages import STAGES
+from .stages import STAGES, choose_stage, rated_parts
 
 
 # The least that a setting may be.
@@ -39,11 +41,25 @@ class OwlArguments:
         default="", metadata={"help": "Folder or Hub repository to start from; a checkpoint of the release works."}
     )
     stage: str = field(default="instruct", metadata={"help": f"What trains: one of {', '.join(STAGES)}."})
+    trains: list[str] | None = field(
+        default=None,
+        metadata={"help": "Parts that train in place of the stage's, layers too: abstractor vision.layers.18-23."},
+    )
+    lora_on: list[str] | None = field(
+        default=None, metadata={"help": "Parts that get LoRA in place of the stage's: language_model, vision."}
+    )
+    learning_rates: dict | str | None = field(
+        default=None, metadata={"help": "Of parts that train, where they differ from learning_rate."}
+    )
     data: dict | str | None = field(
         default=None, metadata={"help": "Groups of training data by name, each with `weight` and `sources`."}
     )
     eval_data: dict | str | None = field(
         default=None, metadata={"help": "Groups of data for evaluation; weights have no effect."}
+    )
+    metrics: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Of answers to eval_data at every evaluation: {', '.join(METRICS)}."},
     )
     global_batch_size: int | None = field(
         default=None,
@@ -91,12 +107,16 @@ class OwlArguments:
         if Path(self.model, "adapter_config.json").exists():
             raise ValueError(f"{self.model} is an adapter: merge it onto its base first (conversion/merge_adapter.py).")
         check_names([self.stage], STAGES, "a stage")
+        self.parts = choose_stage(self.stage, self.trains, self.lora_on)
+        self.rates = self.learning_rates = _rates(_tree(self.learning_rates, "learning_rates"), rated_parts(self.parts))
         if not self.lora_dropout < 1:
             raise ValueError(f"`lora_dropout` is {self.lora_dropout}, but a share below 1 was expected.")
         if len(self.crop) != 2:
             raise ValueError(f"`crop` is {self.crop}, but two shares of the area were expected, as in [0.5, 1.0].")
         check_names([self.quantize], ("none", "4bit"), "a quantisation")
-        if self.quantize != "none" and not STAGES[self.stage].lora:
+        if self.quantize != "none" and any("language_model" in part for part in self.parts.trains):
+            raise ValueError("Weights in 4 bits cannot train: leave the language model out of `trains`.")
+        if self.quantize != "none" and "language_model" not in self.parts.lora:
             raise ValueError(f"Weights in 4 bits cannot train: `quantize` needs a stage with LoRA, not {self.stage!r}.")
         if self.chat_template not in (None, "original", "language_model") and not Path(self.chat_template).is_file():
             raise ValueError(
@@ -105,6 +125,9 @@ class OwlArguments:
         self.data, self.eval_data = _tree(self.data, "data"), _tree(self.eval_data, "eval_data")
         if not self.data:
             raise ValueError("The recipe needs `data`: groups by name, each with `sources`.")
+        check_metrics(self.metrics)
+        if self.metrics and not self.eval_data:
+            raise ValueError(f"`metrics` is {self.metrics}, but there is no `eval_data` to compare answers with.")
         self.augmentation = Augmentation((self.crop[0], self.crop[1]), self.flip)
         self.policy = Policy(self.on_error, self.max_skipped)
 
@@ -210,6 +233,23 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _described(kind: Any) -> str:
     return getattr(kind, "__name__", str(kind)) if isinstance(kind, type) and not get_args(kind) else str(kind)
+
+
+def _rates(rates: dict[str, Any], parts: set[str]) -> dict[str, float]:
+    """Learning rates by part, once they are numbers, and of parts that train."""
+    for part, rate in rates.items():
+        if part not in parts:
+            raise ValueError(
+                f"`learning_rates` names {part!r}, but what trains is {', '.join(sorted(parts))}: leave it out, or "
+                "choose another `stage` or `trains`."
+            )
+        try:
+            rates[part] = float(rate)
+        except (TypeError, ValueError):
+            rates[part] = -1.0
+        if isinstance(rate, bool) or not 0 <= rates[part] < math.inf:
+            raise ValueError(f"The learning rate of {part!r} is {rate!r}, but a number from 0 was expected.")
+    return rates
 
 
 def _tree(value: dict | str | None, name: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ LEANS_ON = {
 __all__ = [
     "FROZEN_COPY",
     "LORA",
+    "TRAINED_COPY",
     "WRAPPED",
     "GradientCheckpointingLayer",
     "WholeCheckpoints",
@@ -51,6 +52,7 @@ __all__ = [
 UNFINISHED = "unfinished"
 WRAPPED = "base_model.model."  # before the name of every parameter
 LORA = ".lora_"  # in the name of every parameter of LoRA
+TRAINED_COPY = ".modules_to_save.default"  # in the names of what takes its place, and trains
 FROZEN_COPY = "original_module"  # in the names of what a module of `modules_to_save` was before
 
 

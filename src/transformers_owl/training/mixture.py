@@ -25,11 +25,12 @@ from .augmentation import Augmentation
 from .collator import IGNORED, ConversationCollator
 from .names import check_names
 from .readers import NAMES, Messages
-from .sources import BadSampleError, Rows, Shards, Source
+from .sources import BadSampleError, BrokenShardError, Rows, Shards, Source
 
 
 KEPT = ("type", "same_line")  # of a part whose image or video has been opened
 BLOCK = 1000  # samples of a shard that are shuffled together
+FEW_SAMPLES, FEW_SHARDS = 100, 20  # a share of fewer says little
 
 
 class NoAnswerLeftError(BadSampleError):
@@ -37,11 +38,15 @@ class NoAnswerLeftError(BadSampleError):
 
 
 class Draw(NamedTuple):
-    """A sample that is read when `load` is called, its epoch, and where the slot stands after it."""
+    """
+    A sample that is read when `load` is called, its epoch, and where the slot stands after it. The end of a broken
+    shard that several slots read is theirs all, and the report of one.
+    """
 
     position: list[int]
     epoch: int
     load: Callable[[], dict[str, Any]]
+    is_reported: bool = True
 
 
 class RowGroup:
@@ -112,15 +117,23 @@ class ShardGroup:
         """What is left of a shard from the position on, block by block."""
         epoch, index, done = position
         source, shard = self.shards[number]
-        files = itertools.islice(source.read(shard), share[0], None, share[1])
+        files = _share(source.read(shard), *share)
         for first in itertools.count(0, BLOCK):
             block = list(itertools.islice(files, BLOCK))
             order = np.random.default_rng([seed, epoch, number, first]).permutation(len(block))
             for offset in range(max(done - first, 0), len(block)):
-                item = block[order[offset]]
-                yield Draw([epoch, index, first + offset + 1], epoch, partial(source.sample, item))
+                item, is_own = block[order[offset]]
+                yield Draw([epoch, index, first + offset + 1], epoch, partial(source.sample, item), is_own)
             if len(block) < BLOCK:
                 return
+
+
+def _share(items: Iterator, slot: int, slots: int) -> Iterator[tuple[Any, bool]]:
+    """Every so many-th item, and in each slot the end of a broken shard; and whether it is the slot's own."""
+    for number, item in enumerate(items):
+        is_own = number % slots == slot
+        if is_own or isinstance(item, BrokenShardError):
+            yield item, is_own
 
 
 @dataclass
@@ -166,7 +179,8 @@ class Policy:
         on_error (`str`, defaults to `"stop"`): "stop" raises the first one; "skip" leaves them out and counts them.
         max_skipped (`float`, defaults to 0.05): Largest share of a worker's samples that may be left out. It is
             compared with at least 100 samples. Samples none of whose answers fits into `max_length` are always left
-            out, and count.
+            out, and count. Of tar shards that a worker has begun, counted as at least 20 or all that there are, no
+            larger share may be broken; they do not count as samples.
     """
 
     on_error: str = "stop"
@@ -178,10 +192,16 @@ class Policy:
             raise ValueError(f"`max_skipped` is {self.max_skipped}, but a share from 0 to less than 1 was expected.")
 
     def check(self, seen: int, skipped: int, last: BadSampleError) -> None:
-        if skipped > self.max_skipped * max(seen, 100):
+        self._compare(skipped, seen, FEW_SAMPLES, "samples cannot be used", last)
+
+    def check_shards(self, begun: int, broken: int, shards: int, last: BrokenShardError) -> None:
+        self._compare(broken, begun, min(FEW_SHARDS, shards), "tar shards are missing or cut off", last)
+
+    def _compare(self, bad: int, seen: int, few: int, what: str, last: BadSampleError) -> None:
+        if bad > self.max_skipped * max(seen, few):
             raise ValueError(
-                f"{skipped} of {seen} samples cannot be used, more than the share of max_skipped={self.max_skipped}. "
-                f"The last of them: {last}"
+                f"{bad} of {seen} {what}, more than the share of max_skipped={self.max_skipped}. The last of them: "
+                f"{last}"
             ) from last
 
 
@@ -314,6 +334,7 @@ class _Slot:
             name: data.draws(slot, slots, mixture.seed, self.positions[name]) for name, data in groups.items()
         }
         self.seen = self.skipped = 0
+        self.begun, self.broken = dict.fromkeys(groups, 1), dict.fromkeys(groups, 0)  # shards of each group
 
     def batch(self, names: list[str]) -> dict[str, Any]:
         left_out: list[dict[str, str]] = []
@@ -330,16 +351,26 @@ class _Slot:
         """The group's next sample that can be used."""
         while True:
             draw = next(self.streams[name])
+            self.begun[name] += draw.position[:-1] != self.positions[name][:-1]
             self.positions[name] = draw.position
-            self.seen += 1
             try:
-                return self._encode(draw)
+                row = self._encode(draw)
+                self.seen += 1
+                return row
             except BadSampleError as error:
-                if self.mixture.policy.on_error == "stop" and not isinstance(error, NoAnswerLeftError):
+                policy = self.mixture.policy
+                if policy.on_error == "stop" and not isinstance(error, NoAnswerLeftError):
                     raise
-                self.skipped += 1
-                left_out.append({"group": name, "source": error.source, "reason": error.reason, "error": str(error)})
-                self.mixture.policy.check(self.seen, self.skipped, error)
+                if draw.is_reported:
+                    entry = {"group": name, "source": error.source, "reason": error.reason, "error": str(error)}
+                    left_out.append(entry)
+                if isinstance(error, BrokenShardError):
+                    self.broken[name] += 1
+                    shards = len(self.mixture.groups[name].data.paths())
+                    policy.check_shards(self.begun[name], self.broken[name], shards, error)
+                else:
+                    self.seen, self.skipped = self.seen + 1, self.skipped + 1
+                    policy.check(self.seen, self.skipped, error)
 
     def _encode(self, draw: Draw) -> dict[str, torch.Tensor]:
         sample = draw.load()

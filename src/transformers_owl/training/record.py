@@ -24,10 +24,11 @@ FREE = re.compile(
     r"|push_to_hub|load_best_model_at_end|metric_for_best_model|greater_is_better|restore_callback_states_from_checkpoint"
     r"|(bf16|fp16)_full_eval|use_cpu|use_cache|dataloader_.+|skip_memory_metrics|resume_from_checkpoint|local_rank|debug"
     r"|ignore_data_skip|remove_unused_columns|torch_empty_cache_steps"
-    r"|global_batch_size|on_error|max_skipped|attn_implementation|compile_layers|watch|watch_prompt|peak_tflops"
+    r"|global_batch_size|on_error|max_skipped|metrics|attn_implementation|compile_layers|watch|watch_prompt|peak_tflops"
 )
 STEADY = ("constant", "constant_with_warmup")  # schedules that do not depend on the number of steps
 UNSAID = {"resume_from_checkpoint", "ignore_data_skip", "local_rank"}
+DERIVED = ("augmentation", "parts", "policy", "rates")  # what a recipe computes from its settings
 PACKAGES = ("transformers", "torch", "peft", "accelerate")
 
 
@@ -48,7 +49,11 @@ def record(args: TrainingArguments, mixture: Mixture, recipe: OwlArguments | Non
     }
     paths = [path for group in mixture.groups.values() for path in group.data.paths()]
     if recipe is not None:
-        settings |= {name: value for name, value in vars(recipe).items() if name not in ("augmentation", "policy")}
+        settings |= {
+            name: value
+            for name, value in vars(recipe).items()
+            if name not in ("augmentation", "parts", "policy", "rates")
+        }
         paths += [str(path) for path in sorted(Path(recipe.model).glob("*")) if path.suffix in (".safetensors", ".bin")]
     files = {path: [state.st_size, state.st_mtime_ns] for path in paths if (state := _state(path)) is not None}
     versions = {name: version(name) for name in PACKAGES if find_spec(name)}

@@ -26,6 +26,7 @@ PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 VIDEO_SUFFIXES = ("mp4", "webm", "avi", "mkv", "mov")
 CAPTION_FORMATS = ("captions", "webvid", "coco", "dataset", "webdataset")
 FORMATS = (*READERS, "coco", "dataset", "webdataset")
+BROKEN_SHARD = "broken shard"
 
 
 class BadSampleError(ValueError):
@@ -38,6 +39,10 @@ class BadSampleError(ValueError):
 
     def __reduce__(self):
         return type(self), (self.reason, self.source, str(self).removeprefix(f"{self.source}: {self.reason}: "))
+
+
+class BrokenShardError(BadSampleError):
+    """A tar shard that is missing or cut off: how many samples are lost nobody knows."""
 
 
 class UnreadablePictureError(ValueError):
@@ -185,19 +190,19 @@ class Shards:
                     "beside the path."
                 )
 
-    def read(self, shard: str) -> Iterator[dict[str, Any] | BadSampleError]:
+    def read(self, shard: str) -> Iterator[dict[str, Any] | BrokenShardError]:
         """
-        The files of each sample as bytes. Where a shard cannot be read on, the last item is a [`BadSampleError`], which
-        `sample` raises.
+        The files of each sample as bytes. Where a shard cannot be read on, the last item is a [`BrokenShardError`],
+        which `sample` raises.
         """
         try:
             yield from group_by_keys(_members(shard))
         except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-            yield BadSampleError("broken shard", shard, error)
+            yield BrokenShardError(BROKEN_SHARD, shard, error)
 
-    def sample(self, files: dict[str, Any] | BadSampleError) -> dict[str, Any]:
+    def sample(self, files: dict[str, Any] | BrokenShardError) -> dict[str, Any]:
         """The sample of an item of `read`."""
-        if isinstance(files, BadSampleError):
+        if isinstance(files, BrokenShardError):
             raise files
         name = f"{files['__url__']}, {files['__key__']}"
         suffix = next((suffix for suffix in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES) if suffix in files), None)

@@ -1,13 +1,15 @@
 """What trains when: the paper's two stages, and the paradigms that it compares itself with (Figure 1)."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from ..mplug_owl.vision_mplug_owl import tokens_and_idle_weights
-from .library import FROZEN_COPY, LORA, WRAPPED
+from .library import FROZEN_COPY, LORA, TRAINED_COPY, WRAPPED
+from .names import check_names
 
 
 # Parts by the beginning of their parameters' names.
@@ -18,7 +20,18 @@ PARTS = {
     "projection": r"model\.abstractor\.(visual_fc\.|temporal_visual_fc\.|vit_eos)",
     "language_model": r"model\.language_model\.|model\.embedding_norm\.|lm_head\.",
 }
-# What LoRA adapts: queries and values, as the release did. The path keeps the vision model's layers out.
+# The modules that hold each part, as the model and weights files name them.
+MODULES = {
+    "vision": ("vision_model",),
+    "abstractor": ("abstractor",),
+    "temporal": ("vision_model", "abstractor"),
+    "projection": ("abstractor",),
+    "language_model": ("language_model", "embedding_norm", "lm_head"),
+}
+LAYERED = ("vision", "abstractor", "language_model")  # parts with layers, and each with a learning rate of its own
+LAYERS = re.compile(rf"({'|'.join(LAYERED)})\.layers\.(\d+)(?:-(\d+))?")
+ADAPTED = ("vision", "language_model")  # parts that LoRA may adapt
+# What LoRA adapts: queries and values, as the release did.
 QUERIES_AND_VALUES = ("q_proj|v_proj", "query_key_value|qkv_proj|c_attn|Wqkv|qkv", "q|v", "query|value")
 
 
@@ -28,56 +41,99 @@ class Stage:
     A choice of what trains.
 
     Args:
-        trains (`tuple[str, ...]`): Names of `PARTS`; everything else is frozen.
-        lora (`bool`): Whether the language model gets LoRA.
+        trains (`tuple[str, ...]`): Names of `PARTS`, or layers of one, as in "vision.layers.18-23" or
+            "vision.layers.23"; everything else is frozen.
+        lora (`tuple[str, ...]`): Names of `ADAPTED`, which get LoRA.
         source (`str`): Where the choice comes from.
     """
 
     trains: tuple[str, ...]
-    lora: bool
+    lora: tuple[str, ...]
     source: str
 
 
 STAGES = {
-    "pretrain": Stage(("vision", "abstractor"), False, "paper, section 3.2, stage 1"),
-    "instruct": Stage(("abstractor",), True, "paper, abstract, stage 2"),
-    "instruct-lora-only": Stage((), True, "paper, section 3.2, and the original code"),
-    "instruct-full": Stage(("abstractor", "language_model"), False, "the original's script for full fine-tuning"),
-    "minigpt4": Stage(("abstractor",), False, "Figure 1, MiniGPT-4, both stages"),
-    "kosmos": Stage(("language_model",), False, "Figure 1, Kosmos-1, both stages"),
-    "llava-pretrain": Stage(("abstractor",), False, "Figure 1, LLaVA, stage 1"),
-    "llava-instruct": Stage(("abstractor", "language_model"), False, "Figure 1, LLaVA, stage 2"),
-    "temporal": Stage(("temporal",), False, "videos alone: what a picture never passes, so that answers to these stay"),
-    "projection": Stage(("projection",), False, "the linear layer alone, for an abstractor that was trained before"),
+    "pretrain": Stage(("vision", "abstractor"), (), "paper, section 3.2, stage 1"),
+    "instruct": Stage(("abstractor",), ("language_model",), "paper, abstract, stage 2"),
+    "instruct-lora-only": Stage((), ("language_model",), "paper, section 3.2, and the original code"),
+    "instruct-full": Stage(("abstractor", "language_model"), (), "the original's script for full fine-tuning"),
+    "minigpt4": Stage(("abstractor",), (), "Figure 1, MiniGPT-4, both stages"),
+    "kosmos": Stage(("language_model",), (), "Figure 1, Kosmos-1, both stages"),
+    "llava-pretrain": Stage(("abstractor",), (), "Figure 1, LLaVA, stage 1"),
+    "llava-instruct": Stage(("abstractor", "language_model"), (), "Figure 1, LLaVA, stage 2"),
+    "temporal": Stage(("temporal",), (), "videos alone: what a picture never passes, so that answers to these stay"),
+    "projection": Stage(("projection",), (), "the linear layer alone, for an abstractor that was trained before"),
 }
 
 
-def prepare_stage(model, stage: str, lora_r: int = 8, lora_alpha: int = 32, lora_dropout: float = 0.05):
+def choose_stage(name: str, trains: list[str] | None = None, lora_on: list[str] | None = None) -> Stage:
+    """
+    A stage of `STAGES`, with other parts that train or get LoRA in place of its own.
+
+    Raises:
+        ValueError: for unknown names, and for parts that would train both in full and by LoRA.
+    """
+    if name not in STAGES:
+        raise ValueError(f"There is no stage {name!r}: choose one of {', '.join(STAGES)}.")
+    stage = STAGES[name]
+    stage = replace(
+        stage,
+        trains=stage.trains if trains is None else tuple(trains),
+        lora=stage.lora if lora_on is None else tuple(lora_on),
+    )
+    if not stage.trains and not stage.lora:
+        raise ValueError("Nothing would train: name a part in `trains` or in `lora_on`.")
+    for part in stage.trains:
+        if part not in PARTS and not LAYERS.fullmatch(part):
+            raise ValueError(
+                f"`trains` names {part!r}, but {', '.join(PARTS)} were expected, or layers of {', '.join(LAYERED)} as "
+                "in vision.layers.18-23, counted from 0."
+            )
+    check_names(stage.lora, ADAPTED, "a part that LoRA adapts")
+    for part in stage.trains:
+        for adapted in stage.lora:
+            if set(_modules(part)) & set(MODULES[adapted]):
+                raise ValueError(
+                    f"{part!r} is to train in full and {adapted!r} by LoRA, which leaves its own weights as they are: "
+                    f"take {part!r} out of `trains`, or {adapted!r} out of `lora_on`."
+                )
+        if part == "language_model" and stage.lora:
+            raise ValueError(
+                f"'language_model' is to train in full beside LoRA on {', '.join(stage.lora)}: an adapter would hold "
+                "all of it. Take it out of `trains`, or set `lora_on: []`."
+            )
+    return stage
+
+
+def prepare_stage(model, stage: str | Stage, lora_r: int = 8, lora_alpha: int = 32, lora_dropout: float = 0.05):
     """
     Freezes and unfreezes a model's parameters for a stage and adds LoRA where the stage has it.
 
     Args:
         model ([`MplugOwlForConditionalGeneration`]): Changed in place.
-        stage (`str`): A name of `STAGES`.
+        stage (`str` or [`Stage`]): A name of `STAGES`, or what `choose_stage` gives.
         lora_r, lora_alpha, lora_dropout: As the original code had them.
 
     Returns:
-        The model, or a `PeftModel` around it. Adapters of the latter hold the abstractor too where it trains.
+        The model, or a `PeftModel` around it. Adapters of the latter hold the other parts that train, too.
 
     Raises:
-        ValueError: for an unknown stage, and for one that trains nothing of this model.
+        ValueError: for an unknown stage, for layers that the model does not have, and for a stage that trains nothing
+            of this model.
     """
-    if stage not in STAGES:
-        raise ValueError(f"There is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
-    chosen = STAGES[stage]
-    patterns = [PARTS[part] for part in chosen.trains]
+    chosen = choose_stage(stage) if isinstance(stage, str) else stage
+    pattern = re.compile("|".join(_pattern(model, part) for part in chosen.trains) or "$^")
     _, idle = tokens_and_idle_weights(model.config.vision_config)
-    for name, parameter in model.named_parameters():
-        is_idle = name.removeprefix("model.vision_model.") in idle
-        parameter.requires_grad_(not is_idle and any(re.match(pattern, name) for pattern in patterns))
+    trained = {
+        name
+        for name, _ in model.named_parameters()
+        if pattern.match(name) and name.removeprefix("model.vision_model.") not in idle
+    }
     if not chosen.lora:
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError(f"The stage {stage!r} trains nothing: the model has no {' or '.join(chosen.trains)} part.")
+        if not trained:
+            raise ValueError(f"Nothing would train: the model has no {' or '.join(chosen.trains)} part.")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
         return model
     from peft import LoraConfig, get_peft_model
 
@@ -85,47 +141,120 @@ def prepare_stage(model, stage: str, lora_r: int = 8, lora_alpha: int = 32, lora
         r=lora_r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
-        target_modules=lora_targets(model),
-        modules_to_save=["abstractor"] if "abstractor" in chosen.trains else None,
+        target_modules=lora_targets(model, chosen.lora),
+        modules_to_save=_saved_modules(model, chosen) or None,
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model.requires_grad_(False), config)
+    for name, parameter in adapted.named_parameters():
+        if TRAINED_COPY in name:
+            parameter.requires_grad_(name.removeprefix(WRAPPED).replace(TRAINED_COPY, "") in trained)
+    return adapted
 
 
-def blank_visual(stage: str, has_temporal: bool, world_size: int) -> str | None:
+def _modules(part: str) -> tuple[str, ...]:
+    """The modules that hold a part, or the part whose layers it names."""
+    return MODULES[part.partition(".")[0]]
+
+
+def _layers(model, part: str) -> tuple[str, range]:
+    """
+    Where the layers are that "vision.layers.18-23" names, and their numbers. What is a layer follows from the
+    structure: the longest list of modules that lies in no other.
+    """
+    name, first, last = LAYERS.fullmatch(part).groups()  # type: ignore[union-attr]
+    path, count = _layer_list(model, name)
+    numbers = range(int(first), int(last or first) + 1)
+    if not numbers or numbers[-1] >= count:
+        raise ValueError(f"`trains` names {part!r}, but {name} has the layers 0-{count - 1}: name some of these.")
+    return path, numbers
+
+
+def _layer_list(model, part: str) -> tuple[str, int]:
+    """The path of a part's list of layers, and how many there are."""
+    root = f"model.{MODULES[part][0]}"
+    lists: dict[str, int] = {}
+    for name, module in model.get_submodule(root).named_modules(prefix=root):
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
+            lists[name] = len(module)
+    if not lists:
+        raise ValueError(f"The {part} has no list of layers to choose from: name it as a whole.")
+    return max(lists.items(), key=lambda item: item[1])
+
+
+def _pattern(model, part: str) -> str:
+    """What the names of a part's parameters begin with."""
+    if part in PARTS:
+        return PARTS[part]
+    path, numbers = _layers(model, part)
+    return rf"{re.escape(path)}\.({'|'.join(map(str, numbers))})\."
+
+
+def _saved_modules(model, stage: Stage) -> list[str]:
+    """The modules whose weights an adapter holds as a whole."""
+    saved: list[str] = []
+    for part in stage.trains:
+        if part in PARTS:
+            saved += MODULES[part]
+        else:
+            path, numbers = _layers(model, part)
+            saved += [f"{path}.{number}" for number in numbers]
+    return sorted({name for name in saved if not any(name.startswith(f"model.{other}.") for other in saved)})
+
+
+def blank_visual(stage: str | Stage, has_temporal: bool, world_size: int) -> str | None:
     """
     What every micro-batch of a stage must show at least, or None. Several processes wait for each other's gradients,
     and where visual parts alone train, a batch of text would have none.
     """
-    chosen = STAGES[stage]
-    if world_size == 1 and (chosen.lora or "language_model" in chosen.trains):
+    chosen = choose_stage(stage) if isinstance(stage, str) else stage
+    reaches_text = "language_model" in chosen.lora or any("language_model" in _modules(each) for each in chosen.trains)
+    if world_size == 1 and reaches_text:
         return None
     needs_video = "temporal" in chosen.trains or world_size > 1
     return "video" if has_temporal and needs_video else "image"
 
 
-def trained_parts(stage: str) -> list[str]:
+def trained_parts(stage: Stage) -> list[str]:
     """Names of the modules below the model that a stage trains parts of, in weights files and in the model."""
-    parts = {"vision": ["vision_model"], "language_model": ["language_model", "embedding_norm", "lm_head"]}
-    parts |= {"temporal": ["vision_model", "abstractor"]}
-    return [name for part in STAGES[stage].trains for name in parts.get(part, ["abstractor"])]
+    return [name for part in stage.trains for name in _modules(part)]
 
 
-def lora_targets(model) -> str:
+def rated_parts(stage: Stage) -> set[str]:
+    """The names of `LAYERED` that train, in full, in part, or by LoRA."""
+    found = {name for part in stage.trains for name in _modules(part)}
+    return {part for part in LAYERED if MODULES[part][0] in found} | set(stage.lora)
+
+
+def rated_part(name: str) -> str:
+    """The name of `LAYERED` that a parameter belongs to, by its own."""
+    path = name.split(".")
+    return next((part for part in ("vision", "abstractor") if MODULES[part][0] in path), "language_model")
+
+
+def lora_targets(model, parts: Iterable[str] = ("language_model",)) -> str:
     """
-    A pattern of the language model's layers for queries and values, or of those that make them together with keys.
+    A pattern of the parts' layers for queries and values, or of those that make them together with keys.
 
     Raises:
         ValueError: if none has a name that is known; lists the names there are.
     """
-    names = [name for name, _ in model.named_modules() if name.startswith("model.language_model.")]
+    return "|".join(_queries_and_values(model, part) for part in parts)
+
+
+def _queries_and_values(model, part: str) -> str:
+    # Of the vision model the layers alone: no patch depends on a pooling head behind them.
+    path = r"model\.language_model" if part == "language_model" else re.escape(_layer_list(model, part)[0])
+    linear = {name for name, layer in model.named_modules() if re.match(path, name) and isinstance(layer, nn.Linear)}
+    names = [name for name, _ in model.named_modules()]
     for ends in QUERIES_AND_VALUES:
-        pattern = rf"model\.language_model\..*\.({ends})"
+        pattern = rf"{path}\..*\.({ends})"
         if any(re.fullmatch(pattern, name) for name in names):
             return pattern
-    layers = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    kind = {"vision": model.config.vision_config, "language_model": model.config.text_config}[part].model_type
     raise ValueError(
-        f"No layers for queries and values were found in the language model `{model.config.text_config.model_type}` to "
-        f"adapt by LoRA; its linear layers are {', '.join(sorted(layers))}. Choose `target_modules` in PEFT yourself."
+        f"No layers for queries and values were found in the {part.replace('_', ' ')} `{kind}` to adapt by LoRA; its "
+        f"linear layers are {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}. Choose `target_modules` "
+        "in PEFT yourself."
     )
 
 
@@ -145,6 +274,6 @@ def module_table(model: nn.Module) -> list[dict]:
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to, by its name: "vision_model", "abstractor", "language_model", "LoRA", ..."""
-    name = name.removeprefix(WRAPPED)
-    return "LoRA" if LORA in name else name.removeprefix("model.").partition(".")[0]
+    """The part of a parameter, by its name: "vision_model", "abstractor", ..., "LoRA", "vision_model_LoRA"."""
+    part = name.removeprefix(WRAPPED).removeprefix("model.").partition(".")[0]
+    return part if LORA not in name else "LoRA" if part == "language_model" else f"{part}_LoRA"

@@ -50,6 +50,8 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
         args,
         mixture,
         recipe=owl,
+        learning_rates=owl.rates,
+        metrics=owl.metrics,
         peak_tflops=owl.peak_tflops or peak_tflops(args.device, compute_dtype(args)),
         eval_dataset=samples,
         data_collator=mixture.collator,
@@ -91,8 +93,8 @@ def prepare(recipe: str | Path | None, options: list[str], console: Console | No
     model = load_model(owl, args)
     if owl.packing:
         check_packing(model)
-    print_table(model, console)
-    mixture.collator.always = blank_visual(owl.stage, model.config.sees_videos, args.world_size)
+    print_table(model, console, args.learning_rate, owl.rates)
+    mixture.collator.always = blank_visual(owl.parts, model.config.sees_videos, args.world_size)
     return Prepared(owl, args, processor, mixture, samples, model, console)
 
 
@@ -132,15 +134,15 @@ def load_model(owl: OwlArguments, args: TrainingArguments):
     }[owl.quantize]
     # An adapter keeps this address of its base, and is read from other folders.
     address = str(Path(owl.model).resolve()) if Path(owl.model).is_dir() else owl.model
-    with kept_in_float32(trained_parts(owl.stage)):
+    with kept_in_float32(trained_parts(owl.parts)):
         model = AutoModelForImageTextToText.from_pretrained(
             address, dtype=dtype, attn_implementation=owl.attn_implementation, quantization_config=quantization
         )
-    model = prepare_stage(model, owl.stage, owl.lora_r, owl.lora_alpha, owl.lora_dropout)
+    model = prepare_stage(model, owl.parts, owl.lora_r, owl.lora_alpha, owl.lora_dropout)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-        elif any(part in name.split(".") for part in trained_parts(owl.stage)):
+        elif any(part in name.split(".") for part in trained_parts(owl.parts)):
             parameter.data = parameter.data.to(dtype)
     return compile_layers(model) if owl.compile_layers else model
 

@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from .arguments import OwlArguments
 from .checkpoints import check_files, read_json, shorten
 from .epochs import Epochs, check_strategies, is_end
 from .library import UNFINISHED, WholeCheckpoints, get_last_checkpoint
+from .metrics import METRICS, check_metrics, write_answers
 from .mixture import Mixture, MixtureLoader
 from .record import RECORD_FILE, check_same_run, record
+from .sources import BROKEN_SHARD
+from .stages import LAYERED, rated_part
 from .throughput import TrainingFlops, gradient_norms
 from .watching import ANSWERS_FILE, Progress
 
@@ -51,6 +55,10 @@ class OwlTrainer(WholeCheckpoints):
     Args:
         mixture ([`Mixture`]): The training data; batch size and accumulation are those of `args`.
         peak_tflops (`float`, *optional*): What one device can do at most, for MFU; without it there is none.
+        learning_rates (`dict[str, float]`, *optional*): Of "vision", "abstractor" and "language_model", LoRA included,
+            where they differ from `args.learning_rate`.
+        metrics (`Sequence[str]`, *optional*): Names of `METRICS`. At every evaluation the model writes the last answer
+            of each sample, and the metrics compare these with the samples' own.
         recipe ([`OwlArguments`], *optional*): What model, data and stage were chosen by. Checkpoints keep it, and a run
             with another one does not go on from them.
         **kwargs: As in `Trainer`. `args.max_steps` must be set.
@@ -69,10 +77,18 @@ class OwlTrainer(WholeCheckpoints):
         mixture: Mixture,
         peak_tflops: float | None = None,
         recipe: OwlArguments | None = None,
+        learning_rates: dict[str, float] | None = None,
+        metrics: Sequence[str] = (),
         **kwargs,
     ):
         check_arguments(args, mixture)
         self.record = record(args, mixture, recipe)
+        check_metrics(metrics)
+        self.metrics = list(metrics)
+        self.learning_rates = learning_rates or {}
+        self.record["settings"]["learning_rates"] = self.learning_rates
+        if self.learning_rates and args.optim_target_modules is not None:
+            raise ValueError("`learning_rates` by part and `optim_target_modules` exclude each other: choose one.")
         # The mixture begins where its checkpoint says: there is nothing for the library to skip.
         args.ignore_data_skip = True
         args.remove_unused_columns = False  # of the evaluation's samples it would leave nothing
@@ -89,6 +105,7 @@ class OwlTrainer(WholeCheckpoints):
         self._counted = torch.zeros(3, dtype=torch.float64)  # tokens, pictures, FLOPs since the last log
         self._began: float | None = None
         self._norms: dict[str, float] = {}
+        self._rates: dict[str, float] = {}  # of the last step, by part
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         output = self._output
@@ -116,6 +133,22 @@ class OwlTrainer(WholeCheckpoints):
             self.train_dataset, args.dataloader_num_workers, args.dataloader_pin_memory, args.dataloader_prefetch_factor
         )
 
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """The library's optimizer, each of its groups divided by the parts that have a learning rate of their own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.learning_rates:
+            parts = {parameter: rated_part(name) for name, parameter in (model or self.model).named_parameters()}
+            divided = []
+            for group in optimizer.param_groups:
+                for part in LAYERED:
+                    parameters = [parameter for parameter in group["params"] if parts[parameter] == part]
+                    rate = self.learning_rates.get(part, group["lr"])
+                    if parameters:
+                        divided.append({**group, "params": parameters, "lr": rate, "part": part})
+            optimizer.param_groups = divided
+        return optimizer
+
     def get_batch_samples(self, *args, **kwargs):
         if self._began is None:
             self._began = time.perf_counter()
@@ -130,6 +163,9 @@ class OwlTrainer(WholeCheckpoints):
         flops = self._flops(lengths, pictures, videos, frames)
         self._counted += torch.tensor([sum(lengths), pictures + videos * frames, flops], dtype=torch.float64)
         inputs = self.train_dataset.collator.with_pixels(send_to_device(inputs, self.args.device))
+        if self.learning_rates:
+            assert self.optimizer is not None
+            self._rates = {group["part"]: float(group["lr"]) for group in self.optimizer.param_groups}
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self._is_logged(self.state.global_step + 1) and self.accelerator.sync_gradients:
             self._norms = gradient_norms(self.model)
@@ -155,16 +191,35 @@ class OwlTrainer(WholeCheckpoints):
             logs |= {f"skipped_{reason.replace(' ', '_')}": count for reason, count in self.skipped.items()}
             self._counted.zero_()
             self._began = None
+        if "learning_rate" in logs and self.learning_rates:
+            del logs["learning_rate"]  # of whichever group comes first
+            logs |= {f"learning_rate_{part}": rate for part, rate in self._rates.items()}
         epoch = self.state.epoch
         if self.train_dataset.steps_an_epoch is None:
             self.state.epoch = None  # type: ignore[assignment]  # of tar shards nobody knows it
         super().log(logs, start_time)
         self.state.epoch = epoch
 
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )  # fmt: skip
+        if not self.metrics:
+            return output
+        pairs = write_answers(self.model, dataloader.dataset, self.train_dataset.collator, self.args)
+        assert output.metrics is not None
+        output.metrics.update({f"{metric_key_prefix}_{name}": METRICS[name](pairs) for name in self.metrics})
+        return output
+
     def _note(self, report: dict[str, Any]) -> None:
         self.positions[report["worker"]] = report["positions"]
         if report["skipped"]:
             self.skipped.update(entry["reason"] for entry in report["skipped"])
+            for entry in report["skipped"]:
+                if entry["reason"] == BROKEN_SHARD:
+                    logging.getLogger(__name__).warning(f"Left out, with samples that nobody counted: {entry['error']}")
             with Journal(self._output / self._skipped_file) as journal:
                 journal.append({"step": self.state.global_step + 1, **entry} for entry in report["skipped"])
 

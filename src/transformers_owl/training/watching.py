@@ -9,18 +9,20 @@ from transformers import ProgressCallback, TrainerCallback
 
 from ..journal import Journal
 from ..mplug_owl.video_processing_mplug_owl import visual_part
-from .stages import module_table
+from .stages import module_table, rated_part
 
 
-def print_table(model, console) -> None:
-    """Prints every part of a model: parameters, how many of them train, and their types."""
+def print_table(model, console, learning_rate: float, learning_rates: dict[str, float]) -> None:
+    """Prints every part of a model: parameters, how many of them train, at what rate, and their types."""
     from rich.table import Table
 
-    table = Table("part", "parameters", "trainable", "dtype")
-    for column in table.columns[1:3]:
+    table = Table("part", "parameters", "trainable", "learning rate", "dtype")
+    for column in table.columns[1:4]:
         column.justify = "right"
     for row in module_table(model):
-        table.add_row(row["part"], f"{row['parameters']:,}", f"{row['trainable']:,}", ", ".join(sorted(row["dtypes"])))
+        rate = f"{learning_rates.get(rated_part(row['part']), learning_rate):g}" if row["trainable"] else ""
+        counts = (f"{row['parameters']:,}", f"{row['trainable']:,}")
+        table.add_row(row["part"], *counts, rate, ", ".join(sorted(row["dtypes"])))
     console.print(table)
 
 
