@@ -31,9 +31,9 @@ HUB_FILES = sorted((PACKAGE / "mplug_owl").glob("*.py"))
 # where a video file is opened.
 HUB_IMPORTS = {
     "av", "base64", "bisect", "collections", "contextlib", "copy", "dataclasses", "difflib", "functools", "http",
-    "importlib", "inspect", "io", "ipaddress", "json", "math", "mimetypes", "os", "packaging", "pathlib", "pickle", "re",
-    "socket", "ssl", "string", "struct", "time", "typing", "urllib", "warnings", "zlib", "PIL", "huggingface_hub",
-    "jinja2", "numpy", "safetensors", "tokenizers", "torch", "transformers",
+    "importlib", "inspect", "io", "ipaddress", "json", "math", "mimetypes", "os", "packaging", "pathlib", "pickle",
+    "re", "socket", "ssl", "string", "struct", "time", "typing", "urllib", "warnings", "zlib", "PIL",
+    "huggingface_hub", "jinja2", "numpy", "safetensors", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 # A room may import those below it.
 ROOMS = [
