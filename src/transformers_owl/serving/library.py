@@ -42,7 +42,7 @@ class ServedProcessor(Processor):
         if kwargs.get("num_frames") == 32:  # the server's default, which knows no model
             del kwargs["num_frames"]
         parts = [part for message in conversation for part in message["content"]]
-        seen = sum(self.num_positions(part["type"]) for part in parts if part["type"] != "text")
+        seen = self.num_positions() * sum(part["type"] != "text" for part in parts)  # at least
         inputs = None if seen > self.context_length else super().apply_chat_template(conversation, *args, **kwargs)
         length = seen if inputs is None else inputs["input_ids"].shape[-1]
         if length >= self.context_length:

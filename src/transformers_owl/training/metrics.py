@@ -72,7 +72,7 @@ def check_metrics(names: Sequence[str]) -> None:
     for name in names:
         if name in NEEDED and find_spec(NEEDED[name]) is None:
             raise ValueError(
-                f"The metric {name} needs the package {NEEDED[name]}: pip install 'transformers-owl[metrics]'."
+                f"The metric {name} needs the package {NEEDED[name]}: install the extra `metrics` of this package."
             )
 
 
