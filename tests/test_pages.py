@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.parse
@@ -193,3 +196,42 @@ def test_a_page_that_takes_no_files_gets_none_and_its_folder_goes_with_it(shown)
         assert ask(f"{site}/config")[0] == 200
         assert os.path.isdir(folder)
     assert not os.path.exists(folder)
+
+
+PROGRAM = """
+import sys
+import gradio as gr
+from transformers_owl import pages
+
+def build():
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.File()
+    return page
+
+with pages.serving(build, "127.0.0.1", int(sys.argv[1]), takes_uploads=True) as page:
+    print("ready", flush=True)
+    page.block_thread()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signals")
+def test_uploads_go_with_the_program_however_it_ends(tmp_path, monkeypatch):
+    """By a signal at once; what a killed one leaves, at the next start."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    def run(end: signal.Signals) -> int:
+        port = free_port()
+        program = subprocess.Popen([sys.executable, "-c", PROGRAM, str(port)], stdout=subprocess.PIPE, text=True)
+        while "ready" not in program.stdout.readline():
+            assert program.poll() is None
+        status, _ = upload(f"http://127.0.0.1:{port}")
+        assert status == 200
+        assert list(tmp_path.rglob("b.txt"))
+        program.send_signal(end)
+        program.wait(timeout=30)
+        return len(list(tmp_path.rglob("b.txt")))
+
+    assert run(signal.SIGTERM) == 0
+    assert run(signal.SIGHUP) == 0
+    assert run(signal.SIGKILL) == 1
+    assert run(signal.SIGTERM) == 0

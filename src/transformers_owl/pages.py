@@ -7,13 +7,18 @@ than a page makes. Here only what a page asks for passes, and the files that a r
 
 import json
 import os
+import shutil
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import psutil
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -127,6 +132,31 @@ class Gate:
                 left += value
 
 
+UPLOADS = "transformers-owl-uploads-"
+
+
+def delete_leftovers() -> None:
+    """Deletes folders of uploads whose process is gone."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{UPLOADS}*-*"):
+        process = folder.name.removeprefix(UPLOADS).partition("-")[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """Signals that end a program at once end it as `sys.exit` does, so that it can clean up."""
+    ends = [signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
+    if threading.current_thread() is not threading.main_thread():
+        ends = []  # only the main thread may handle signals
+    before = {end: signal.signal(end, lambda number, _: sys.exit(128 + number)) for end in ends}
+    try:
+        yield
+    finally:
+        for end, handler in before.items():
+            signal.signal(end, handler)
+
+
 @contextmanager
 def serving(
     build: Callable[[], gr.Blocks],
@@ -137,7 +167,8 @@ def serving(
     **options: Any,
 ) -> Iterator[gr.Blocks]:
     """
-    Serves a page at `http://HOST:PORT`; uploads, and copies of what it shows, lie in a folder that goes with it.
+    Serves a page at `http://HOST:PORT`; uploads, and copies of what it shows, lie in a folder that is deleted when it
+    ends, by SIGTERM and SIGHUP too. What a killed process left is deleted at the next start.
 
     Args:
         build: Makes the page.
@@ -145,7 +176,8 @@ def serving(
         takes_uploads (`bool`): Whether files may be sent to it.
         options: Further ones of `Blocks.launch`.
     """
-    with tempfile.TemporaryDirectory(prefix="transformers-owl-") as made:
+    delete_leftovers()
+    with ending_by_signals(), tempfile.TemporaryDirectory(prefix=f"{UPLOADS}{os.getpid()}-") as made:
         folder = os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(made)
         page = build()
         page.launch(

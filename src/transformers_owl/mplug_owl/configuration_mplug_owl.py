@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration of mPLUG-Owl: vision model, visual abstractor, and the composite with a causal language model."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files from the web, for services that take addresses from strangers: no way in to the machine's own network."""
 
 import http.client

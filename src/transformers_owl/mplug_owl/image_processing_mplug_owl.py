@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures to pixels, as the original prepared them: RGB, straight to a square by PIL's bicubic filter, CLIP's mean and
 standard deviation. Always PIL, also where torchvision is installed: its resize gives other pixels.
 """

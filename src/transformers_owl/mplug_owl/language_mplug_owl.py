@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which causal language models an Owl can hold, and what they do to the logits of their head."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this folder needs of the library beyond its documented names: one entry a line, each with what it is for.
 
 An entry that a release of transformers moves or changes is mended here and nowhere else. The versions between which

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mPLUG-Owl (arXiv 2304.14178): a vision model, a visual abstractor and a causal language model.
 
 Shapes: N images (with crops: views of images) or videos, T frames, P tokens of a frame (class token and patches),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The task "image-to-text": a question about each picture or video, the same one unless told otherwise."""
 
 import os

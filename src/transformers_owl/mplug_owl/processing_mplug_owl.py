@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The processor of mPLUG-Owl: everything from messages to the model's inputs.
 
 A chat is read into one form (`read_chats`), rendered by the chat template, and tokenized; every placeholder becomes the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tokenizer of mPLUG-Owl: the language model's own one, made to give the ids that the original gave.
 
 The original cut a prompt at its placeholders and tokenized every chunk by itself. A `tokenizers` pipeline does the

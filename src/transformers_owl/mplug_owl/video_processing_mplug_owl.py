@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Videos to pixels: some frames of each, prepared as pictures are. Files are decoded by PyAV, which brings FFmpeg
 along; torchvision is not needed.
 """

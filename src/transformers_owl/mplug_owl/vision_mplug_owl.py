@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The vision model f_V: the releases' own ViT, or a vision model of the library that gives the patches of an image.
 
 A type of the library that is called in another way than most has an entry in `CALLS`; what else an Owl needs to know

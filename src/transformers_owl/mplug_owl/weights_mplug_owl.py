@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The released checkpoints and the original's code: their names and ours, and what only their files know.
 
 A rule is `(their name, our name)`, regular expressions on the names below one module; rules apply in order. To write

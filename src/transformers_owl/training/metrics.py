@@ -29,7 +29,7 @@ def accuracy(pairs: Pairs) -> float:
     from torchmetrics.functional.text import squad
 
     answers = [{"prediction_text": answer, "id": str(number)} for number, (answer, _) in enumerate(pairs)]
-    references = [
+    references: list[Any] = [
         {"answers": {"answer_start": [0], "text": [reference]}, "id": str(number)}
         for number, (_, reference) in enumerate(pairs)
     ]
@@ -40,7 +40,8 @@ def anls(pairs: Pairs) -> float:
     """Average normalised Levenshtein similarity (0 to 1), as DocVQA compares answers: below one half it counts 0."""
     from anls_star import anls_score
 
-    return sum(float(anls_score(reference, answer)) for answer, reference in pairs) / len(pairs)
+    scores: list[Any] = [anls_score(reference, answer) for answer, reference in pairs]
+    return sum(scores) / len(pairs)
 
 
 def cider(pairs: Pairs) -> float:
