@@ -37,8 +37,8 @@ HUB_IMPORTS = {
 }  # fmt: skip
 # A room may import those below it.
 ROOMS = [
-    "library", "journal", "mplug_owl", "fresh", "loading", "pages", "serving", "inference", "conversion", "evaluation",
-    "training", "demo", "cli",
+    "library", "asgi", "journal", "mplug_owl", "fresh", "loading", "pages", "serving", "inference", "conversion",
+    "evaluation", "training", "demo", "cli",
 ]  # fmt: skip
 
 

@@ -5,7 +5,6 @@ Gradio would fetch an address that a request names as a file, forward one in the
 than a page makes. Here only what a page asks for passes, and the files that a request names are those of its folder.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -21,7 +20,9 @@ import gradio as gr
 import psutil
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .asgi import TooLargeError, read_json, rewritten
 
 
 LEANS_ON = {
@@ -94,29 +95,15 @@ class Gate:
             raise RefusedError(403, "Only uploaded pictures are read, no addresses and no other files.")
 
     async def read_call(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
-        """A call with its files checked, written anew: what gradio reads is what was checked."""
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if len(body) > MAX_CALL:
-                raise RefusedError(413, "The conversation is too long: start a new one.")
-            if not message.get("more_body", False):
-                break
+        """A call with its files checked."""
         try:
-            call = json.loads(body)
-        except (ValueError, RecursionError) as error:
+            call = await read_json(receive, MAX_CALL)
+        except TooLargeError as error:
+            raise RefusedError(413, "The conversation is too long: start a new one.") from error
+        except ValueError as error:
             raise RefusedError(400, "This is no JSON.") from error
         self.check_files(call)
-        body = json.dumps(call).encode()
-        headers = {b"content-type": b"application/json", b"content-length": str(len(body)).encode()}
-        kept = [(name, value) for name, value in scope["headers"] if name not in headers]
-        rest = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-        async def receive_checked() -> Message:
-            return next(rest, None) or await receive()
-
-        return {**scope, "headers": [*kept, *headers.items()]}, receive_checked
+        return rewritten(scope, receive, call)
 
     def check_files(self, data: Any) -> None:
         """Every `path` in it must lie in the folder; the `url` beside it, which a browser needs alone, is left out."""

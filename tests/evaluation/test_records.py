@@ -119,5 +119,5 @@ def test_pictures_lie_in_their_folder(name, folder):
     (folder / "link.jpg").write_bytes(b"")
     rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
     write_rows(folder / "questions.jsonl", [*rows[1:], {**rows[0], "image": name}])
-    with pytest.raises(ValueError, match=r"line 8 is about .*: all pictures belong into cases/"):
+    with pytest.raises(ValueError, match=r"line 8 is about .*: all images must be in cases/"):
         read_owleval(folder)

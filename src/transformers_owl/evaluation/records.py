@@ -65,9 +65,9 @@ def read_owleval(folder: Path) -> dict[int, Question]:
             raise ValueError(f"{where} needs the ability {unknown[0]!r}, but only {', '.join(ABILITIES)} are known.")
         picture = folder / "cases" / row["image"]
         if not os.path.realpath(picture).startswith(os.path.join(os.path.realpath(folder / "cases"), "")):
-            raise ValueError(f"{where} is about '{picture}', which lies elsewhere: all pictures belong into cases/.")
+            raise ValueError(f"{where} is about '{picture}', which lies elsewhere: all images must be in cases/.")
         if not picture.is_file():
-            raise ValueError(f"{where} is about '{picture}', which is missing: all pictures belong into cases/.")
+            raise ValueError(f"{where} is about '{picture}', which is missing: all images must be in cases/.")
         abilities = tuple(ABILITIES[letter] for letter in letters)
         question = Question(row["question_id"], row["question"], picture, abilities, tuple(row["category"]))
         _add(questions, where, row["question_id"], question)

@@ -6,7 +6,6 @@ sentence.
 
 import difflib
 import ipaddress
-import json
 import os
 import urllib.parse
 from collections.abc import Callable, Sequence
@@ -15,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..asgi import TooLargeError, read_json, rewritten
 
 
 PATHS = {("GET", "/health"), ("GET", "/v1/models"), ("POST", "/v1/chat/completions")}
@@ -127,28 +128,12 @@ class Gate:
             raise ValueError(f"Pages of {origin!r:.80} may not ask: name it by --allow-origin when the server starts.")
 
     async def read(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
-        """A request with its body checked, written anew: what the server reads is what was checked."""
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if len(body) > MAX_BODY:
-                raise ValueError(f"The request has more than {MAX_BODY // 2**20} MiB: send smaller or fewer images.")
-            if not message.get("more_body", False):
-                break
+        """A request with its body checked."""
         try:
-            asked = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"The request is no JSON: {error}") from error
-        body = json.dumps(self.checked(asked)).encode()
-        headers = {b"content-type": b"application/json", b"content-length": str(len(body)).encode()}
-        kept = [(name, value) for name, value in scope["headers"] if name not in headers]
-        rest = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-        async def receive_checked() -> Message:
-            return next(rest, None) or await receive()
-
-        return {**scope, "headers": [*kept, *headers.items()]}, receive_checked
+            asked = await read_json(receive, MAX_BODY)
+        except TooLargeError as error:
+            raise ValueError(f"{error} Send smaller or fewer images.") from error
+        return rewritten(scope, receive, self.checked(asked))
 
     def checked(self, asked: Any) -> dict[str, Any]:
         """

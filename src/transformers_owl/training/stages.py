@@ -115,7 +115,7 @@ def prepare_stage(model, stage: str | Stage, lora_r: int = 8, lora_alpha: int = 
         lora_r, lora_alpha, lora_dropout: As the original code had them.
 
     Returns:
-        The model, or a `PeftModel` around it. Adapters of the latter hold the other parts that train, too.
+        The model, or a `PeftModel` around it. Its adapters also hold the other parts that train.
 
     Raises:
         ValueError: for an unknown stage, for layers that the model does not have, and for a stage that trains nothing
