@@ -214,6 +214,7 @@ with pages.serving(build, "127.0.0.1", int(sys.argv[1]), takes_uploads=True) as 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signals")
 def test_uploads_go_with_the_program_however_it_ends(tmp_path, monkeypatch):
     """By a signal at once; what a killed one leaves, at the next start."""
