@@ -10,7 +10,7 @@ VLLM_VENV := .venv-vllm
 # Files of tests side by side, on up to four cores.
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test lint matrix test-slow test-serving bench docs-images clean
+.PHONY: demo test lint matrix test-slow test-serving bench docs docs-images clean
 
 demo: $(VENV)/demo
 	$(VENV)/bin/transformers-owl caption
@@ -38,6 +38,10 @@ bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/run.py --full
 	$(VENV)/bin/python benchmarks/import_time.py
 	$(VENV)/bin/python benchmarks/memory.py
+
+docs: $(VENV)/installed
+	$(VENV)/bin/pip install -q --group docs
+	$(VENV)/bin/mkdocs build --strict
 
 docs-images: $(VENV)/installed
 	$(VENV)/bin/pip install -q -e ".[demo]" "playwright>=1.65"

@@ -9,6 +9,8 @@ import traceback
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch._inductor.config", "transformers.trainer", "peft"])
+# A block that makes this package one that is not installed.
+HIDDEN = 'import sys; sys.modules["transformers_owl"] = None'
 
 
 def in_fresh_interpreter(*blocks: str) -> str:

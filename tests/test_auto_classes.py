@@ -1,13 +1,12 @@
 """Saved folders are self-contained: every Auto class loads them in a process that has never seen this package."""
 
+import ast
 import json
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import transformers
 from conftest import GoldenCase
+from fresh_interpreter import HIDDEN, in_fresh_interpreter
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -30,46 +29,36 @@ def saved(tmp_path_factory, llama):
 
 
 ELSEWHERE = """
-    import json, sys
-    from importlib.metadata import distributions
-
-    class Hide:
-        def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] == "transformers_owl":
-                raise ModuleNotFoundError(name)
-    sys.meta_path.insert(0, Hide())
-
-    import PIL.Image, torch
-    from transformers import (
-        AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer,
-    )
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-    folder, picture, text, again = sys.argv[1:]
-    load = lambda auto_class: auto_class.from_pretrained(folder, trust_remote_code=True)
-    model, processor = load(AutoModel), load(AutoProcessor)
-    inputs = processor(text=[text], images=[PIL.Image.open(picture)], return_tensors="pt")
-    written = model.generate(**inputs, max_new_tokens=24)[:, inputs["input_ids"].shape[1]:]
-    found = {
-        "classes": [type(load(c)).__name__ for c in (
-            AutoConfig, AutoImageProcessor, AutoTokenizer, AutoModelForImageTextToText, AutoModelForMultimodalLM)],
-        "modules": type(model).__module__.partition(".")[0],
-        "tokens": written.tolist(),
-        "package": "transformers_owl" in sys.modules,
-    }
-    model.save_pretrained(again)
-    processor.save_pretrained(again)
-    print(json.dumps(found))
+import sys
+import PIL.Image
+from transformers import (
+    AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer,
+)
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+load = lambda auto_class: auto_class.from_pretrained(folder, trust_remote_code=True)
+model, processor = load(AutoModel), load(AutoProcessor)
+inputs = processor(text=[text], images=[PIL.Image.open(image)], return_tensors="pt")
+written = model.generate(**inputs, max_new_tokens=24)[:, inputs["input_ids"].shape[1]:]
+model.save_pretrained(again)
+processor.save_pretrained(again)
+print({
+    "classes": [type(load(c)).__name__ for c in (
+        AutoConfig, AutoImageProcessor, AutoTokenizer, AutoModelForImageTextToText, AutoModelForMultimodalLM)],
+    "modules": type(model).__module__.partition(".")[0],
+    "tokens": written.tolist(),
+    "package": sys.modules["transformers_owl"] is not None,
+})
 """
 
 
-def run_elsewhere(folder, llama, again, tmp_path):
-    arguments = [str(folder), str(llama.folder / "image_0.png"), llama.prompts["one_image"]["text"], str(again)]
-    environment = {"HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(ELSEWHERE), *arguments], capture_output=True, text=True, env=environment
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+def run_elsewhere(folder, llama, again):
+    given = {
+        "folder": str(folder),
+        "image": str(llama.folder / "image_0.png"),
+        "text": llama.prompts["one_image"]["text"],
+        "again": str(again),
+    }
+    return ast.literal_eval(in_fresh_interpreter(HIDDEN, f"globals().update({given})", ELSEWHERE).splitlines()[-1])
 
 
 def test_a_saved_folder_works_without_the_package_and_stays_so(saved, llama, tmp_path):
@@ -77,7 +66,7 @@ def test_a_saved_folder_works_without_the_package_and_stays_so(saved, llama, tmp
     folder = saved
     for number in range(2):
         again = tmp_path / f"again{number}"
-        found = run_elsewhere(folder, llama, again, tmp_path)
+        found = run_elsewhere(folder, llama, again)
         assert found == {
             "classes": [
                 "MplugOwlConfig",
@@ -158,16 +147,23 @@ VERSIONS = {
 def test_another_library_than_those_tried_is_named(saved, version):
     """The folder is loaded as the library loads it; nothing in it is imported before the version is looked at."""
     program = f"""
-        import importlib.metadata, sys
-        found = importlib.metadata.version
-        importlib.metadata.version = lambda name: "{version}" if name == "transformers" else found(name)
-        sys.path.insert(0, {str(saved)!r})
+import contextlib, importlib.metadata, io, sys, traceback
+found = importlib.metadata.version
+importlib.metadata.version = lambda name: "{version}" if name == "transformers" else found(name)
+sys.path.insert(0, {str(saved)!r})
+works, said = True, io.StringIO()
+with contextlib.redirect_stderr(said):
+    try:
         import library_mplug_owl
-    """
-    result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
-    message, works = VERSIONS[version]
-    assert (result.returncode == 0) == works
-    assert message in result.stderr and ("pip install" in result.stderr) == bool(message)
+    except ImportError:
+        works = False
+        traceback.print_exc()
+print((works, said.getvalue()))
+"""
+    works, said = ast.literal_eval(in_fresh_interpreter(HIDDEN, program))
+    message, shall_work = VERSIONS[version]
+    assert works == shall_work
+    assert message in said and ("pip install" in said) == bool(message)
 
 
 @pytest.mark.parametrize("way", ["imported", "elsewhere"])
@@ -180,9 +176,8 @@ def test_a_folder_of_the_base_model_comes_back_as_the_base_model(llama, tmp_path
         assert type(AutoModel.from_pretrained(llama.checkpoint)) is transformers_owl.MplugOwlForConditionalGeneration
         return
     program = f"""
-        from transformers import AutoModel
-        model, info = AutoModel.from_pretrained({str(tmp_path)!r}, trust_remote_code=True, output_loading_info=True)
-        print(type(model).__name__, any(info.values()))
-    """
-    out = subprocess.check_output([sys.executable, "-c", textwrap.dedent(program)], text=True, cwd=tmp_path)
-    assert out.split() == ["MplugOwlModel", "False"]
+from transformers import AutoModel
+loaded, info = AutoModel.from_pretrained({str(tmp_path)!r}, trust_remote_code=True, output_loading_info=True)
+print(type(loaded).__name__, any(info.values()))
+"""
+    assert in_fresh_interpreter(HIDDEN, program).split() == ["MplugOwlModel", "False"]

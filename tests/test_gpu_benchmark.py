@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks/gpu.py"
 
 
+@pytest.mark.slow
 def test_sections_give_figures_and_the_step_for_graphs_is_the_library_s(tmp_path):
     """As on a GPU, but for graphs and compiled code."""
     file = tmp_path / "gpu.json"

@@ -1,6 +1,5 @@
 """The model that comes with the package sees: what it says of pictures, over turns, in batches, after fine-tuning."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,7 +9,6 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
@@ -19,7 +17,6 @@ from transformers_owl import MINIATURE
 from transformers_owl.cli import app
 from transformers_owl.inference import Chat
 from transformers_owl.mplug_owl.video_processing_mplug_owl import read_frames
-from transformers_owl.training.train import train
 
 
 ROOT = Path(__file__).parent.parent
@@ -136,39 +133,6 @@ def test_it_tells_what_happens_in_clips_and_what_if_they_ran_backwards(model, pr
         frames, _ = read_frames(ROOT / f"examples/videos/{name}.mp4", num_frames=6)
         assert watch(model, processor, question, frames) == forwards
         assert watch(model, processor, question, frames[::-1]) == backwards
-
-
-def crops(name: str, count: int) -> list[PIL.Image.Image]:
-    """Parts of a photograph, each the whole but for a margin of its own."""
-    whole = PIL.Image.open(ROOT / "examples/pictures" / name).convert("RGB")
-    margins = [(7 * number % 40, 11 * number % 30) for number in range(count)]
-    return [whole.crop((x, y, whole.width - 2 * y, whole.height - x)) for x, y in margins]
-
-
-def test_ten_examples_teach_it_two_photographs(model, processor, tmp_path):
-    """LoRA on five parts of each; it knows another part, which it did not before."""
-    rows = []
-    for name, answer in (("cat.jpg", "a cat"), ("astronaut.jpg", "a person")):
-        *shown, held_back = crops(name, 6)
-        for number, crop in enumerate(shown):
-            file = tmp_path / f"{number}-{name}"
-            crop.save(file)
-            content = [{"type": "image", "path": str(file)}, {"type": "text", "text": "Who is that?"}]
-            rows.append({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]})
-        assert ask(model, processor, "Who is that?", pictures=[held_back]) != [answer]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = {"format": "messages", "path": str(tmp_path / "rows.jsonl")}
-    options = {
-        "model": MINIATURE, "data": json.dumps({"new": {"sources": [source]}}), "output_dir": tmp_path / "tuned",
-        "max_steps": 50, "per_device_train_batch_size": 10, "learning_rate": 2e-3, "save_strategy": "no",
-        "report_to": "none", "use_cpu": True,
-    }  # fmt: skip
-    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    train(None, [*words, "--crop", "1", "1"])
-    fresh = AutoModelForImageTextToText.from_pretrained(MINIATURE, dtype=torch.float32)
-    tuned = PeftModel.from_pretrained(fresh, tmp_path / "tuned").merge_and_unload()
-    for name, answer in (("cat.jpg", "a cat"), ("astronaut.jpg", "a person")):
-        assert ask(tuned, processor, "Who is that?", pictures=[crops(name, 6)[-1]]) == [answer]
 
 
 def number_read_without_the_package(python: str, folder: Path, picture: str, here: Path) -> str:

@@ -3,6 +3,7 @@
 Python blocks of a page run in order, in an interpreter that has not imported this package.
 """
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 import transformers_owl
 from transformers_owl.cli import app
-from transformers_owl.training.arguments import RecipeParser
+from transformers_owl.training.arguments import RecipeParser, parse_recipe
 from transformers_owl.training.sources import Source
 
 
@@ -48,20 +49,24 @@ PAGES = {
     "docs/from-the-original.md": 'assert prompt.endswith("Human: <image>\\nHuman: What is this?\\nAI: ")',
     "docs/gallery.md": "assert len(chat.messages) == 8",
     "docs/inference.md": "assert yes.log_likelihood < 0",
+    "docs/speed.md": "assert len(chat.messages) == 2",
+    "docs/tutorials/first-answer.md": "assert len(chat.messages) == 4",
 }
 PRINTED = {
     "README.md": ["castle\n", "torch.Size([1, 65, 48])", "torch.Size([1, 17, 32])"],
     "docs/inference.md": ["torch.Size([2, 17, 32]) torch.Size([2, 65, 48])"],
+    "docs/tutorials/first-answer.md": ["castle\noctopus\ncastle\n"],
 }
 OTHERS = {
     "docs/serving.md": "needs vLLM: tests/test_serving_plugin.py",
     "docs/training.md": "test_blocks_of_training_run",
+    "docs/tutorials/fine-tune.md": "test_the_tutorial_teaches_two_photographs",
     "docs/video.md": "test_blocks_of_the_page_about_videos_run",
 }
 
 
 def test_no_page_is_left_out():
-    pages = [str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    pages = [str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))]
     assert {page for page in pages if blocks(page, "python")} == PAGES.keys() | OTHERS.keys()
 
 
@@ -159,10 +164,6 @@ def test_the_tree_of_the_readme_exists():
 
 
 def test_blocks_of_training_run(small, llama, monkeypatch):
-    import yaml
-
-    from transformers_owl.training.arguments import parse_recipe
-
     (command,) = blocks("docs/training.md", "bash")
     result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--max_steps", "2", "--eval_strategy", "no"])
     assert result.exit_code == 0, result.output
@@ -203,6 +204,31 @@ def test_the_tables_of_training_are_whole():
     assert named - wanted - set(patterns) == set()
 
 
+@pytest.mark.slow
+def test_the_tutorial_teaches_two_photographs(small):
+    page = "docs/tutorials/fine-tune.md"
+    answers = []
+    for block in blocks(page, "bash"):
+        if "<<" in block:
+            subprocess.run(["bash", "-c", block], check=True)
+            continue
+        for line in block.splitlines():
+            result = CliRunner().invoke(app, shlex.split(line)[1:])
+            assert result.exit_code == 0, result.output
+            answers += re.findall(r"jpg\W+(a \w+)", result.output)
+    assert answers == ["a cat", "a person"]
+    (python,) = blocks(page, "python")
+    assert in_fresh_interpreter(python) == "a cat\n"
+
+
+def test_recipes_of_the_tutorial_from_scratch_are_recipes(small):
+    for number, block in enumerate(blocks("docs/tutorials/from-scratch.md", "yaml"), start=1):
+        Path(f"stage{number}.yaml").write_text(block)
+        owl, _ = parse_recipe(f"stage{number}.yaml", ["--use_cpu", "true"])
+        assert owl.stage == ("pretrain", "instruct")[number - 1]
+    assert number == 2
+
+
 def test_blocks_of_the_page_about_videos_run(monkeypatch, tmp_path, llama_processor):
     release = transformers_owl.MplugOwlForConditionalGeneration.from_pretrained(GoldenCase("video-llama").checkpoint)
     release.generation_config.max_new_tokens = 5
@@ -227,3 +253,9 @@ def test_blocks_of_the_page_about_videos_run(monkeypatch, tmp_path, llama_proces
     for group in yaml.safe_load(block)["data"].values():
         for source in group["sources"]:
             Source.from_dict(source)
+
+
+@pytest.mark.parametrize("name", ["transformers_owl", "transformers_owl.inference", "transformers_owl.training"])
+def test_every_public_name_is_in_the_reference(name):
+    pages = "".join(page.read_text() for page in (ROOT / "docs/reference").glob("*.md"))
+    assert set(importlib.import_module(name).__all__) <= set(re.findall(r"^::: [\w.]+\.(\w+)$", pages, re.MULTILINE))

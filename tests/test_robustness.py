@@ -410,33 +410,41 @@ def tiny_model():
     return MplugOwlForConditionalGeneration(tiny_config()).eval()
 
 
-def try_many(strategy, check, processor, model, examples: int):
-    """Always the same examples, so that a failure here is a failure everywhere."""
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["same", "new"])
+def try_many(request, llama_processor):
+    """
+    Checks many examples: always the same ones, so that a failure here is a failure everywhere; or, of the slow tests,
+    ten times as many new ones in every run, whose failures Hypothesis keeps in `.hypothesis` and tries again first.
+    """
 
-    @settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=timedelta(seconds=20),
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(strategy)
-    def holds(example):
-        check(processor, model, example)
+    def trial(strategy, check, model, examples: int) -> None:
+        options = {"max_examples": 10 * examples} if request.param else {"max_examples": examples, "database": None}
 
-    ANSWERED.clear()
-    holds()
-    share = ANSWERED[True] / ANSWERED.total()
-    assert share >= 0.1, f"{share:.0%} of what was tried is answered: code that refuses everything proves nothing."
+        @settings(
+            derandomize=not request.param,
+            deadline=timedelta(seconds=20),
+            suppress_health_check=list(HealthCheck),
+            **options,
+        )
+        @given(strategy)
+        def holds(example):
+            check(llama_processor, model, example)
 
+        ANSWERED.clear()
+        holds()
+        share = ANSWERED[True] / ANSWERED.total()
+        assert share >= 0.1, f"{share:.0%} of what was tried is answered: code that refuses everything proves nothing."
 
-def test_calls_of_the_processor(llama_processor, llama_model):
-    try_many(calls, check_call, llama_processor, llama_model, 900)
-
-
-def test_chats(llama_processor, llama_model):
-    try_many(chats(), check_chat, llama_processor, llama_model, 600)
+    return trial
 
 
-def test_inputs_of_the_model(llama_processor, tiny_model):
-    try_many(model_inputs(), check_model, llama_processor, tiny_model, 500)
+def test_calls_of_the_processor(try_many, llama_model):
+    try_many(calls, check_call, llama_model, 300)
+
+
+def test_chats(try_many, llama_model):
+    try_many(chats(), check_chat, llama_model, 200)
+
+
+def test_inputs_of_the_model(try_many, tiny_model):
+    try_many(model_inputs(), check_model, tiny_model, 200)

@@ -3,7 +3,6 @@
 import base64
 import json
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 from clips import frame, number_of, rotate_clip, spoil_clip, write_clip
+from fresh_interpreter import HIDDEN, in_fresh_interpreter
 from hub import Hub
 from transformers import AutoProcessor
 
@@ -311,15 +311,13 @@ def test_folders_bring_their_video_processor(llama, llama_processor, tmp_path, c
 def test_a_saved_folder_needs_neither_this_package_nor_torchvision(llama_processor, tmp_path, clip):
     llama_processor.save_pretrained(tmp_path)
     code = f"""
-import sys
-sys.modules["torchvision"] = sys.modules["transformers_owl"] = None
 from transformers import AutoProcessor
 processor = AutoProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
 inputs = processor(text="<|video|>", videos=[{clip!r}], num_frames=5, return_tensors="pt")
 print(tuple(inputs["pixel_values_videos"].shape))
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ran.stdout == "(1, 5, 3, 56, 56)\n", ran.stderr[-2000:]
+    hidden = HIDDEN + '; sys.modules["torchvision"] = None'
+    assert in_fresh_interpreter(hidden, code) == "(1, 5, 3, 56, 56)\n"
 
 
 def test_a_missing_decoder_is_named(clip, processor, monkeypatch):

@@ -165,6 +165,7 @@ def test_the_blank_picture_is_what_gives_every_process_its_gradients(folder, lla
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(launched, alone):
     """
     Float32 sums in another order differ by some units of 2 ** -24. Under plain SGD nothing amplifies that, so losses
@@ -180,6 +181,7 @@ def test_two_processes_train_as_one(launched, alone):
     assert largest_difference(one, two) < 1e-4 * moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows", "shards-divisible", "shards-shared"])
 def test_every_sample_comes_once_with_its_own_pictures(launched, name):
     """In one epoch, over two processes with two workers each; a caption says the colours of its pictures."""
@@ -191,6 +193,7 @@ def test_every_sample_comes_once_with_its_own_pictures(launched, name):
     assert sorted(captions) == sorted(caption(*numbers) for numbers in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_process_ends_with_the_best_checkpoint(launched, rank):
     found = json.loads((launched / f"best-{rank}.json").read_text())
@@ -199,6 +202,7 @@ def test_every_process_ends_with_the_best_checkpoint(launched, rank):
     assert state["best_model_checkpoint"] == str(launched / "best/checkpoint-2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage, gradients", [("everything", 108), ("pretrain", 87), ("instruct", 56)])
 def test_fsdp2_shards_every_parameter_and_changes_nothing(launched, stage, gradients):
     """
