@@ -35,9 +35,9 @@ test-serving: $(VLLM_VENV)/installed
 	$(VLLM_VENV)/bin/python -m pytest tests/test_serving_plugin.py -m slow
 
 bench: $(VENV)/installed
-	$(VENV)/bin/python benchmarks/run.py --full
-	$(VENV)/bin/python benchmarks/import_time.py
-	$(VENV)/bin/python benchmarks/memory.py
+	$(VENV)/bin/python research/benchmarks/run.py --full
+	$(VENV)/bin/python research/benchmarks/import_time.py
+	$(VENV)/bin/python research/benchmarks/memory.py
 
 docs: $(VENV)/installed
 	$(VENV)/bin/pip install -q --group docs

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks/gpu.py"
+SCRIPT = Path(__file__).parent.parent / "research/benchmarks/gpu.py"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from transformers_owl import MplugOwlForConditionalGeneration
 from transformers_owl.training import prepare_stage
 
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "research/benchmarks"))
 import memory
 
 

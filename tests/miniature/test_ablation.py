@@ -2,12 +2,12 @@
 
 import json
 
-import ablation
 import numpy as np
 import pytest
-from ablation import ABILITIES, PARADIGMS, TABLE, by_ability, report, run
-from score import ABILITIES as COUNTED
 
+from research.miniature import ablation
+from research.miniature.ablation import ABILITIES, PARADIGMS, TABLE, by_ability, report, run
+from research.miniature.score import ABILITIES as COUNTED
 from transformers_owl.evaluation.paper import NEEDED, TABLE_2
 from transformers_owl.training import STAGES
 

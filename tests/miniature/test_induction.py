@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from induction import begin_with_induction_heads
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from research.miniature.induction import begin_with_induction_heads
 
 
 PAIRS, ROWS, COMMA, MARK = 8, 64, 3, 4

@@ -1,6 +1,7 @@
 """The command that makes the miniature goes from packages to a repository, and on where it stopped; so its ablation."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,16 +9,19 @@ from pathlib import Path
 import pytest
 from transformers import AutoModel, AutoProcessor
 
+from research.miniature.make import made
 
-MAKE = Path(__file__).parents[2] / "miniature/make.py"
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
 def test_packages_become_a_repository_step_by_step(tmp_path):
     pytest.importorskip("resvg_py")
 
-    def make(script: Path = MAKE, *options: str):
-        subprocess.run([sys.executable, script, "--scale", "0.002", *options], cwd=tmp_path, check=True)
+    def make(name: str = "make", *options: str):
+        command = [sys.executable, "-m", f"research.miniature.{name}", "--scale", "0.002", *options]
+        subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
     make()
     folder = tmp_path / "build/miniature"
@@ -37,8 +41,25 @@ def test_packages_become_a_repository_step_by_step(tmp_path):
     make()
     assert (made / "model.safetensors").exists()
     assert (folder / "pretrain/model.safetensors").stat().st_mtime_ns == written
-    make(MAKE.with_name("ablation.py"), "--seeds", "1")
+    make("ablation", "--seeds", "1")
     cells = json.loads((folder / "ablation/results.json").read_text())
     assert len(cells) == 5 + 3 and all(len(cell["right"]) == 14 for cell in cells)
     assert (folder / "ablation/tables.txt").read_text().count("the paper") == 6
     assert (folder / "ablation/ablation.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ablation", "looking", "make", "samples", "score", "ship", "smollm2"])
+def test_every_command_has_a_help_text(name):
+    command = [sys.executable, "-m", f"research.miniature.{name}", "--help"]
+    assert "Usage: python -m research.miniature" in subprocess.check_output(command, text=True, cwd=ROOT)
+
+
+def test_a_missing_part_is_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        SystemExit, match=r"build/miniature/vision is missing: run `python -m research"
+    ):
+        made("vision")
+    (tmp_path / "build/miniature/vision").mkdir(parents=True)
+    assert made("vision").is_dir()

@@ -9,15 +9,17 @@ import re
 import tarfile
 from pathlib import Path
 
-import drawings
 import numpy as np
-import packages
 import PIL.Image
 import pytest
 import torch
-from drawings import STYLES, Drawings, load, things
-from events import JUMPS, MOMENTS, WAYS, clip, mp4
-from parts import (
+from torch.utils.data import DataLoader, default_collate
+from transformers import AutoModelForImageTextToText, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel
+
+from research.miniature import drawings, packages
+from research.miniature.drawings import STYLES, Drawings, load, things
+from research.miniature.events import JUMPS, MOMENTS, WAYS, clip, mp4
+from research.miniature.parts import (
     IGNORED,
     LESSONS,
     OF_PATCH,
@@ -30,8 +32,8 @@ from parts import (
     numbers,
     words_of_patch,
 )
-from scenes import DYES, GROUNDS, HELD_OUT_FONT, SIZE, Scene, World, draw, world
-from talk import (
+from research.miniature.scenes import DYES, GROUNDS, HELD_OUT_FONT, SIZE, Scene, World, draw, world
+from research.miniature.talk import (
     about,
     about_clip,
     about_pair,
@@ -44,18 +46,15 @@ from talk import (
     text_only,
     verse,
 )
-from text import checked, documents, placed, retold
-from torch.utils.data import DataLoader, default_collate
-from transformers import AutoModelForImageTextToText, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel
-from watching import LESSONS as CLIP_LESSONS
-from watching import OF_PATCH_OVER_TIME, TURN, ClipWords, Watched
-
+from research.miniature.text import checked, documents, placed, retold
+from research.miniature.watching import LESSONS as CLIP_LESSONS
+from research.miniature.watching import OF_PATCH_OVER_TIME, TURN, ClipWords, Watched
 from transformers_owl import MINIATURE, MplugOwlImageProcessor
 from transformers_owl.mplug_owl.video_processing_mplug_owl import read_frames
 from transformers_owl.training.arguments import parse_recipe
 
 
-RECIPES = Path(__file__).parents[2] / "miniature"
+RECIPES = Path(__file__).parents[2] / "research/miniature"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from .library import inductor_settings
 
 
-# Eight pictures at once took longer (benchmarks/tried.py).
+# Eight pictures at once took longer (research/benchmarks/tried.py).
 AT_ONCE = 4
 # Weights are laid out for the products that they are in, and what is compiled is called from C++.
 SETTINGS = {"freezing": True, "cpp_wrapper": True}
