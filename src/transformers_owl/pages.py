@@ -92,7 +92,7 @@ class Gate:
     def check_file(self, path: str) -> None:
         # Of an address no part is a folder: it is not absolute.
         if "\0" in path or not Path(os.path.normpath(path)).is_relative_to(self.folder):
-            raise RefusedError(403, "Only uploaded pictures are read, no addresses and no other files.")
+            raise RefusedError(403, "Only uploaded images are read, no addresses and no other files.")
 
     async def read_call(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
         """A call with its files checked."""

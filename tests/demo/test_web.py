@@ -264,7 +264,7 @@ def test_too_many_pictures_are_refused_and_the_chat_goes_on(browser, site):
     view = enter(browser, site)
     set_length(view, 16)
     ask(view, "What are these?", *[CAT] * 17)
-    view.get_by_text("The conversation has 17 pictures, 16 at most").wait_for()
+    view.get_by_text("The conversation has 17 images, 16 at most").wait_for()
 
 
 def test_a_port_in_use_is_told_before_the_model_is_loaded():
@@ -380,7 +380,7 @@ def test_no_address_is_fetched_for_a_request(site, bait, monkeypatch):
             for file in (evil, local):
                 values = [{"text": "What?", "files": [file]} if kind == "multimodaltextbox" else file for kind in types]
                 said = submit(site, event.get("id", index), values)
-                assert "Only uploaded pictures" in said or '"success":false' in said, said[:300]
+                assert "Only uploaded images" in said or '"success":false' in said, said[:300]
                 tried += 1
     assert tried >= 4
     assert asked == []

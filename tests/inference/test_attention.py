@@ -210,7 +210,7 @@ def test_the_drawing_is_brightest_where_the_map_is(pictures):
 
 
 def test_mistakes_are_named(model, processor, pictures):
-    with pytest.raises(ValueError, match="no picture to look at"):
+    with pytest.raises(ValueError, match="no image to look at"):
         picture_attention(model, processor, chat([]))
     with pytest.raises(ValueError, match="does not end with an answer"):
         picture_attention(model, processor, chat(pictures[:1])[:1])

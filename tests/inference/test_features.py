@@ -17,7 +17,7 @@ def test_features_are_the_originals(llama, llama_model, llama_processor, picture
 
 
 def test_mistakes_are_named(llama_model, llama_processor):
-    with pytest.raises(ValueError, match="No pictures"):
+    with pytest.raises(ValueError, match="No images"):
         extract_features(llama_model, llama_processor, [])
     with pytest.raises(ValueError, match=r"nowhere.png"):
         extract_features(llama_model, llama_processor, ["nowhere.png"])

@@ -57,9 +57,7 @@ def test_every_command_has_a_help_text(name):
 
 def test_a_missing_part_is_named(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        SystemExit, match=r"build/miniature/vision is missing: run `python -m research"
-    ):
+    with pytest.raises(SystemExit, match=r"build/miniature/vision is missing: run `python -m research"):
         made("vision")
     (tmp_path / "build/miniature/vision").mkdir(parents=True)
     assert made("vision").is_dir()

@@ -104,7 +104,7 @@ def test_the_server_gets_the_path_and_the_host_as_written(server, url, allowed):
     ],
 )
 def test_what_cannot_be_read_says_why(url, allowed, path, reason):
-    with pytest.raises(ValueError, match=rf"^The picture '{url}/\S+' cannot be read: .*{reason}"):
+    with pytest.raises(ValueError, match=rf"^The image '{url}/\S+' cannot be read: .*{reason}"):
         MplugOwlImageProcessor()(f"{url}/{path}")
 
 

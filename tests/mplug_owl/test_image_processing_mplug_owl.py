@@ -162,7 +162,7 @@ def test_settings_that_would_have_no_effect_are_refused(setting):
 
 def test_a_damaged_open_picture_is_named(tmp_path):
     (tmp_path / "bad.png").write_bytes(PNG[:2000])
-    with pytest.raises(ValueError, match="A picture is damaged: image file is truncated"):
+    with pytest.raises(ValueError, match="An image is damaged: image file is truncated"):
         MplugOwlImageProcessor()(PIL.Image.open(tmp_path / "bad.png"))
 
 

@@ -225,8 +225,8 @@ def test_chats_with_several_pictures(describe, answers, pictures):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "No picture was given"),
-        ({"prompt": "What?"}, "No picture was given"),
+        ({}, "No image was given"),
+        ({"prompt": "What?"}, "No image was given"),
         ({"images": "no-such.png"}, "'no-such.png' cannot be read"),
         ({"images": ["a.png", "b.png"], "prompt": ["What?"]}, "1 prompts were given for 2 pictures"),
         ({"images": "a.png", "prompt": ["What?"]}, "1 prompts were given for str"),

@@ -149,7 +149,7 @@ def test_raw_text_takes_every_placeholder_for_a_picture(llama_processor):
             {"text": ["<image>", "<image><image>"], "images": [[RED, RED], [RED]]},
             r"there are \[1, 2\] and \[2, 1\]",
         ),
-        ({"text": ["a"], "images": []}, "An empty list of pictures"),
+        ({"text": ["a"], "images": []}, "An empty list of images"),
         ({"text": ["<image>"], "images": [None]}, "NoneType was given"),
         ({"text": []}, r"`text` is \[\]"),
         ({"text": ["a", None]}, r"`text` is \['a', None\]"),

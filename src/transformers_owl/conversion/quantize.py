@@ -43,7 +43,7 @@ def quantize(checkpoint: str, method: str, output: Path, max_shard_size: str = "
         max_shard_size (`str`, defaults to `"5GB"`): Largest file of weights.
 
     Returns:
-        `float`: The error of the logits on a fixed prompt and picture, relative to the largest.
+        `float`: The error of the logits on a fixed prompt and image, relative to the largest.
 
     Raises:
         ValueError: for an unknown method, and an `output` that exists.

@@ -12,7 +12,7 @@ from ..mplug_owl.vision_mplug_owl import image_side
 from .checkpoints import Checkpoint, Piece, open_owl
 
 
-TEXT_IDS = 24  # of the fixed prompt, besides the picture's positions
+TEXT_IDS = 24  # of the fixed prompt, besides the image's positions
 
 
 def parts(path: str) -> dict[str, list[Piece]]:
@@ -43,7 +43,7 @@ def differences(first: list[Piece], second: list[Piece]) -> dict[str, float]:
 
 @torch.no_grad()
 def fixed_logits(model: MplugOwlForConditionalGeneration) -> torch.Tensor:
-    """Logits (positions, vocabulary) of a fixed prompt about a fixed picture, in float32."""
+    """Logits (positions, vocabulary) of a fixed prompt about a fixed image, in float32."""
     config: Any = model.config
     ids = torch.linspace(3, min(config.text_config.vocab_size, config.image_token_id) - 1, TEXT_IDS).long()
     picture = torch.full((config.num_query_tokens + 1,), config.image_token_id)

@@ -12,7 +12,7 @@ def answer_questions(
     model: ChatModel, questions: dict[int, Question], output: Path, batch_size: int = 8
 ) -> Iterator[tuple[Question, str]]:
     """
-    Yields questions with their answers and writes them to `output`, in the questions' order. A question about a picture
+    Yields questions with their answers and writes them to `output`, in the questions' order. A question about an image
     that was asked about before comes with the earlier questions and the model's own answers. An interrupted run leaves
     `NAME.partial`, and the next one goes on from there.
 
@@ -56,7 +56,7 @@ def _resume(journal: Journal, questions: dict[int, Question], model_id: str) -> 
 
 
 def earlier_turns(question: Question, questions: dict[int, Question]) -> list[Question]:
-    """The questions about the same picture that come before."""
+    """The questions about the same image that come before."""
     if question.picture is None:
         return []
     same = [other for other in questions.values() if other.picture == question.picture]

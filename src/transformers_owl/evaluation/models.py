@@ -32,7 +32,7 @@ class ChatModel(Protocol):
 
 class LocalModel:
     """
-    A model of the library, with its own processor and chat template: one that sees pictures, or one of text alone.
+    A model of the library, with its own processor and chat template: one that sees images, or one of text alone.
 
     Args:
         name (`str`): A folder or a repository on the Hub.
@@ -78,7 +78,7 @@ class LocalModel:
                 raise ValueError(f"'{name}' is no mPLUG-Owl, whose chat template alone can be chosen: leave it out.")
             choose_template(self.processor, chat_template)
         self.tokenizer = self.processor.tokenizer if self.sees else self.processor
-        # Behind the text of an encoder padding changes nothing; before it, BLIP-2's picture would move away from it.
+        # Behind the text of an encoder padding changes nothing; before it, BLIP-2's image would move away from it.
         encodes = self.model.config.get_text_config().is_encoder_decoder
         self.tokenizer.padding_side = "right" if encodes else "left"
         if self.tokenizer.pad_token is None:
@@ -90,7 +90,7 @@ class LocalModel:
         Answers all chats in one batch, each as it would be alone; `options` go to `generate`.
 
         Raises:
-            ValueError: for pictures, where the model takes none.
+            ValueError: for images, where the model takes none.
         """
         import torch
 
@@ -194,7 +194,7 @@ class Endpoint:
 
 
 def user(text: str, picture=None) -> dict[str, Any]:
-    """What a person says, about the picture file `picture` if there is one."""
+    """What a person says, about the image file `picture` if there is one."""
     seen = [] if picture is None else [{"type": "image", "path": str(picture)}]
     return {"role": "user", "content": [*seen, {"type": "text", "text": text}]}
 
@@ -205,7 +205,7 @@ def assistant(text: str) -> dict[str, Any]:
 
 def _as_text(name: str, message: dict) -> dict:
     if any(part["type"] != "text" for part in message["content"]):
-        raise ValueError(f"'{name}' is a model of text alone, but the questions are about pictures.")
+        raise ValueError(f"'{name}' is a model of text alone, but the questions are about images.")
     return {"role": message["role"], "content": "".join(part["text"] for part in message["content"])}
 
 

@@ -22,7 +22,7 @@ class Question:
     Args:
         question_id (`int`): What joins questions, answers and ratings.
         text (`str`): Exactly as in the file.
-        picture (`Path`, *optional*): What it is about; questions about one picture are the turns of one dialogue.
+        image (`Path`, *optional*): What it is about; questions about one image are the turns of one dialogue.
         abilities (`tuple[str, ...]`): Which of Table 1's abilities an answer needs.
         groups (`tuple[str, ...]`): "single_turn", "multi_turn" or both.
     """
@@ -49,10 +49,10 @@ class Answers:
 
 def read_owleval(folder: Path) -> dict[int, Question]:
     """
-    Reads `questions.jsonl` of OwlEval's folder; the pictures lie in `cases/`.
+    Reads `questions.jsonl` of OwlEval's folder; the images lie in `cases/`.
 
     Raises:
-        ValueError: for a folder of another form, a missing picture, an id that comes twice, an unknown ability.
+        ValueError: for a folder of another form, a missing image, an id that comes twice, an unknown ability.
     """
     path = folder / "questions.jsonl"
     if not path.is_file():
@@ -88,10 +88,10 @@ def read_vicuna(path: Path) -> dict[int, Question]:
 def read_answers(path: Path, questions: dict[int, Question]) -> Answers:
     """
     Reads one system's answers, joined to the questions by `question_id` alone: the published files differ from
-    `questions.jsonl` in the questions' texts and in the pictures' suffixes. Vicuna's files name the answer `text`.
+    `questions.jsonl` in the questions' texts and in the images' suffixes. Vicuna's files name the answer `text`.
 
     Raises:
-        ValueError: for an unknown id, another picture, several systems in one file, or questions without an answer.
+        ValueError: for an unknown id, another image, several systems in one file, or questions without an answer.
     """
     partial = partial_of(path)
     if not path.is_file() and partial.is_file():
@@ -130,7 +130,7 @@ def read_systems(paths: list[Path], questions: dict[int, Question]) -> dict[str,
 
 
 def answer_row(question: Question, model_id: str, text: str) -> dict:
-    """An answer in the form of OwlEval's files, or of Vicuna's for a question without a picture."""
+    """An answer in the form of OwlEval's files, or of Vicuna's for a question without an image."""
     if question.picture is None:
         return {"question_id": question.question_id, "text": text, "model_id": model_id}
     return {

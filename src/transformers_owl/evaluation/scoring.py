@@ -64,7 +64,7 @@ def interval(parts: Sequence[tuple[object, float]], scale: float) -> Value:
 
     Args:
         parts (`Sequence[tuple[object, float]]`): Numbers, each with what it belongs to. What belongs together (the
-            questions about one picture) is drawn together.
+            questions about one image) is drawn together.
         scale (`float`): Such as 100 for per cent.
     """
     if not parts:

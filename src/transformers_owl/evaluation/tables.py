@@ -1,4 +1,4 @@
-"""Tables as text, CSV and pictures."""
+"""Tables as text, CSV and images."""
 
 import csv
 import io

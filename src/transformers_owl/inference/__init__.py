@@ -1,4 +1,4 @@
-"""Beyond one `generate`: chats, scores of given answers, features of pictures, attention to them, faster CPUs."""
+"""Beyond one `generate`: chats, scores of given answers, features of images, attention to them, faster CPUs."""
 
 from .assistant import text_assistant
 from .attention import PictureAttention, draw_attention, picture_attention

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 def text_assistant(language_model: PreTrainedModel) -> PreTrainedModel:
     """
-    Makes a causal language model fit for `generate(assistant_model=...)`: at the positions of pictures, whose ids may
+    Makes a causal language model fit for `generate(assistant_model=...)`: at the positions of images, whose ids may
     lie outside its vocabulary, it reads token 0. The answer stays the greedy one; a good draft makes it come faster.
 
     Args:

@@ -1,4 +1,4 @@
-"""Where a model looked in the pictures while it wrote an answer."""
+"""Where a model looked in the images while it wrote an answer."""
 
 import itertools
 import math
@@ -21,14 +21,14 @@ from .library import attention_implementations
 @dataclass(frozen=True)
 class PictureAttention:
     """
-    Where a model looked in one picture, on the CPU.
+    Where a model looked in one image, on the CPU.
 
     Args:
         patches (`torch.Tensor` (rows, columns)): Shares of the patches, which sum to 1; of all cells put together, if
-            the picture was cut into cells.
-        positions (`torch.Tensor` (views * (Q + 1),)): The language model's attention to the picture's positions, mean
+            the image was cut into cells.
+        positions (`torch.Tensor` (views * (Q + 1),)): The language model's attention to the image's positions, mean
             over layers, heads and written tokens. Of the whole attention (1) the rest went to the text and other
-            pictures.
+            images.
     """
 
     patches: torch.Tensor
@@ -38,28 +38,28 @@ class PictureAttention:
 @torch.no_grad()
 def picture_attention(model, processor, messages: Sequence[dict], word: str | None = None) -> list[PictureAttention]:
     """
-    Where the model looks in each picture when it writes the last answer of a chat, or one word of it.
+    Where the model looks in each image when it writes the last answer of a chat, or one word of it.
 
-    Each of a picture's positions counts by the language model's attention to it, mean over layers and heads, at the
+    Each of an image's positions counts by the language model's attention to it, mean over layers and heads, at the
     steps that write the tokens in question; it spreads over the patches as the abstractor's query of that position
     attends to them, mean over layers and heads. The last position (`vit_eos`) has seen no patch.
 
-    Of a picture that was cut into cells the map has the patches of all cells, each where its cell lay; what fell on a
+    Of an image that was cut into cells the map has the patches of all cells, each where its cell lay; what fell on a
     patch of the view of the whole is added, in equal parts, to the patches that show the same area.
 
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model, loaded with any implementation of attention.
         processor ([`MplugOwlProcessor`]): Its processor.
-        messages (`Sequence[dict]`): A chat with pictures, and perhaps videos, that ends with
+        messages (`Sequence[dict]`): A chat with images, and perhaps videos, that ends with
             the assistant's answer.
         word (`str`, *optional*): A word or phrase as it stands in the answer; its first occurrence counts. By default
             the whole answer.
 
     Returns:
-        `list[PictureAttention]`: One for each picture of the chat, in order.
+        `list[PictureAttention]`: One for each image of the chat, in order.
 
     Raises:
-        ValueError: without a picture or an answer, and for a word that the answer does not have.
+        ValueError: without an image or an answer, and for a word that the answer does not have.
     """
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("The chat does not end with an answer: its last message must be of role assistant.")
@@ -67,7 +67,7 @@ def picture_attention(model, processor, messages: Sequence[dict], word: str | No
         list(messages[:-1]), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     ).to(model.device)
     if "pixel_values" not in inputs:
-        raise ValueError("The chat has no picture to look at: give at least one.")
+        raise ValueError("The chat has no image to look at: give at least one.")
     prompt = inputs["input_ids"]
     answer, steps = _answer(processor, messages[-1]["content"], word)
     ids = torch.cat([prompt, answer.to(prompt.device)], dim=1)
@@ -140,7 +140,7 @@ def _patches_of_queries(attentions: Sequence[torch.Tensor], num_queries: int, nu
 
 
 def _put_together(seen: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Shares of the patches of one picture, from what fell on those of its views (views, rows, columns)."""
+    """Shares of the patches of one image, from what fell on those of its views (views, rows, columns)."""
     rows, columns = places.amax(0).clamp(min=1).tolist()
     whole = seen[0].repeat_interleave(rows, 0).repeat_interleave(columns, 1) / (rows * columns)
     if len(seen) > 1:
@@ -151,10 +151,10 @@ def _put_together(seen: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 def draw_attention(picture: PIL.Image.Image, patches: torch.Tensor) -> PIL.Image.Image:
     """
-    A heat map over a picture, in the picture's size: the brighter and warmer, the more attention.
+    A heat map over an image, in the image's size: the brighter and warmer, the more attention.
 
     Args:
-        picture (`PIL.Image.Image`): The picture that the model saw.
+        image (`PIL.Image.Image`): The image that the model saw.
         patches (`torch.Tensor` (rows, columns)): Shares of [`PictureAttention`].
     """
     levels = (patches / patches.max() * 255).round().to(torch.uint8).numpy()

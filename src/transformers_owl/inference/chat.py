@@ -17,8 +17,8 @@ KINDS = {"pixel_values": "image", "crop_positions": "image", "pixel_values_video
 
 class Chat:
     """
-    A conversation with a model. Each turn adds its own tokens, pictures and videos to the cache of those before:
-    nothing is computed twice, and no picture or video is looked at again.
+    A conversation with a model. Each turn adds its own tokens, images and videos to the cache of those before:
+    nothing is computed twice, and no image or video is looked at again.
 
     The model reads on behind the answer that it wrote, end-of-sequence token included, as in training. A history that
     is rendered and tokenized anew is another text, so its answers can differ.
@@ -49,14 +49,14 @@ class Chat:
 
         Args:
             text (`str`): What to ask; a typed `<image>` stays text.
-            images (`Sequence`): New pictures and videos, which come before the question: PIL images, arrays, lists of
-                pictures, paths or URLs.
+            images (`Sequence`): New images and videos, which come before the question: PIL images, arrays, lists of
+                images, paths or URLs.
             options: For `generate`, such as `max_new_tokens`, `do_sample` or `streamer`. Beams (`num_beams`) read the
                 whole conversation anew: one running cache cannot hold them.
 
         Raises:
             ValueError: for several answers, for a conversation longer than the language model's context, and for
-                pictures or videos that cannot be read.
+                images or videos that cannot be read.
         """
         if options.get("num_return_sequences", 1) != 1:
             raise ValueError("A chat keeps one line of conversation: num_return_sequences must be 1.")

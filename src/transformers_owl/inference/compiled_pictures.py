@@ -1,4 +1,4 @@
-"""Compiled code for what looks at pictures on a CPU."""
+"""Compiled code for what looks at images on a CPU."""
 
 from types import MethodType
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from .library import inductor_settings
 
 
-# Eight pictures at once took longer (research/benchmarks/tried.py).
+# Eight images at once took longer (research/benchmarks/tried.py).
 AT_ONCE = 4
 # Weights are laid out for the products that they are in, and what is compiled is called from C++.
 SETTINGS = {"freezing": True, "cpp_wrapper": True}
@@ -16,7 +16,7 @@ SETTINGS = {"freezing": True, "cpp_wrapper": True}
 
 def compile_pictures(model: Any) -> Any:
     """
-    Compiles a model's vision model and abstractor for inference on a CPU. Pictures are then looked at four at a time,
+    Compiles a model's vision model and abstractor for inference on a CPU. Images are then looked at four at a time,
     and those left over one by one: two shapes, each of which takes a minute or two to compile when it first comes, and
     the memory of these weights once more. Of videos, as many are looked at together as have four frames, or one. The
     weights are those of that moment.
@@ -32,7 +32,7 @@ def compile_pictures(model: Any) -> Any:
 
 
 def _look(self, pixel_values: torch.Tensor, crop_positions: torch.Tensor | None = None, **kwargs):
-    """What the class of the model has under this name, for some pictures or videos at a time."""
+    """What the class of the model has under this name, for some images or videos at a time."""
     together = AT_ONCE if pixel_values.ndim == 4 else max(1, AT_ONCE // max(1, pixel_values.shape[1]))
     groups, left = divmod(len(pixel_values), together)
     sizes = [together] * groups + [1] * left or [0]

@@ -1,4 +1,4 @@
-"""Features of pictures and videos, for retrieval, probing and the like."""
+"""Features of images and videos, for retrieval, probing and the like."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from ..mplug_owl.video_processing_mplug_owl import visual_part
 @dataclass(frozen=True)
 class VisualFeatures:
     """
-    Features of N pictures or videos, on the CPU; with crops N is the number of views of all pictures.
+    Features of N images or videos, on the CPU; with crops N is the number of views of all images.
 
     Args:
         patches (`torch.Tensor` (N, P, D), videos (N, frames, P, D)): Output of the vision model: the class token, if it
             has one, then the patches row by row.
         positions (`torch.Tensor` (N, Q + 1, H)): The abstractor's summary: what the language model sees.
-        crop_positions (`torch.Tensor` (N, 2)): 0, 0 for a whole picture, with which its views begin; row and column,
+        crop_positions (`torch.Tensor` (N, 2)): 0, 0 for a whole image, with which its views begin; row and column,
             from 1, for each of its cells, which follow.
     """
 
@@ -29,22 +29,22 @@ class VisualFeatures:
 @torch.no_grad()
 def extract_features(model, processor, pictures: Sequence, batch_size: int = 8) -> VisualFeatures:
     """
-    What the vision model and the visual abstractor make of pictures, or of videos.
+    What the vision model and the visual abstractor make of images, or of videos.
 
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model.
         processor ([`MplugOwlProcessor`]): Its processor.
-        pictures (`Sequence`): PIL images, arrays, paths or URLs, at least one; or videos alone.
-        batch_size (`int`): Pictures or videos computed together, with crops all views of so many pictures.
+        images (`Sequence`): PIL images, arrays, paths or URLs, at least one; or videos alone.
+        batch_size (`int`): Images or videos computed together, with crops all views of so many images.
 
     Raises:
-        ValueError: for no picture, for pictures beside videos, and for what cannot be read.
+        ValueError: for no image, for images beside videos, and for what cannot be read.
     """
     if len(pictures) == 0:
-        raise ValueError("No pictures were given: give at least one.")
+        raise ValueError("No images were given: give at least one.")
     kinds = {visual_part(picture, model.config.sees_videos)["type"] for picture in pictures}
     if len(kinds) > 1:
-        raise ValueError("Pictures and videos were given together, but their features differ in shape: give one kind.")
+        raise ValueError("Images and videos were given together, but their features differ in shape: give one kind.")
     patches, positions, places = [], [], []
     for start in range(0, len(pictures), batch_size):
         batch = list(pictures[start : start + batch_size])

@@ -30,7 +30,7 @@ def score_answers(
     model, processor, chats: Sequence[list[dict]], answers: Sequence[Sequence[str]], batch_size: int = 8
 ) -> list[list[AnswerScore]]:
     """
-    Scores given answers to questions, as for multiple choice. Every chat's pictures and videos are looked at once.
+    Scores given answers to questions, as for multiple choice. Every chat's images and videos are looked at once.
 
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model.
@@ -59,7 +59,7 @@ def score_answers(
 class _Row:
     prompt: torch.Tensor  # ids (L,)
     answer: torch.Tensor  # ids (L,)
-    visual: dict[str, torch.Tensor]  # of "image" and "video", each (pictures or videos, positions, width)
+    visual: dict[str, torch.Tensor]  # of "image" and "video", each (images or videos, positions, width)
 
 
 def _rows(model, processor, chat: list[dict], texts: Sequence[str]) -> list[_Row]:

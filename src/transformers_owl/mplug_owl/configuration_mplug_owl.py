@@ -27,7 +27,7 @@ class MplugOwlVisionConfig(PreTrainedConfig):
         num_hidden_layers (`int`, defaults to 24): Number of layers.
         num_attention_heads (`int`, defaults to 16): Attention heads a layer; must divide `hidden_size`.
         num_channels (`int`, defaults to 3): Colour channels.
-        image_size (`int`, defaults to 224): Side of the square picture, pixels.
+        image_size (`int`, defaults to 224): Side of the square image, pixels.
         patch_size (`int`, defaults to 14): Side of a patch, pixels.
         hidden_act (`str`, defaults to `"quick_gelu"`): Activation of the feed-forward layers.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of the layer norms.
@@ -134,8 +134,8 @@ class MplugOwlConfig(PreTrainedConfig):
         visual_abstractor_config (`MplugOwlVisualAbstractorConfig` or `dict`, *optional*): The visual abstractor.
         text_config (`PreTrainedConfig` or `dict`, *optional*): The language model, LLaMA-7B by default; a `dict`
             names its `model_type`.
-        num_query_tokens (`int`, defaults to 64): Queries of the abstractor. A picture takes one position more.
-        image_token_id (`int`, *optional*): Id that stands at the positions of pictures. Defaults to the first id
+        num_query_tokens (`int`, defaults to 64): Queries of the abstractor. An image takes one position more.
+        image_token_id (`int`, *optional*): Id that stands at the positions of images. Defaults to the first id
             outside the language model's vocabulary.
         video_token_id (`int`, *optional*): The same for videos. Defaults to the id after that.
         initializer_range (`float`, defaults to 0.02): Standard deviation of fresh weights.

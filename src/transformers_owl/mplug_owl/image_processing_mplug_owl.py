@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures to pixels, as the original prepared them: RGB, straight to a square by PIL's bicubic filter, CLIP's mean and
+"""Images to pixels, as the original prepared them: RGB, straight to a square by PIL's bicubic filter, CLIP's mean and
 standard deviation. Always PIL, also where torchvision is installed: its resize gives other pixels.
 """
 
@@ -25,7 +25,7 @@ from .download_mplug_owl import download
 from .library_mplug_owl import PilBackend
 
 
-# What Pillow raises for files that are damaged, cut off, too large to decode, or no pictures: each format its own.
+# What Pillow raises for files that are damaged, cut off, too large to decode, or no images: each format its own.
 UNREADABLE = (
     OSError, SyntaxError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RuntimeError,
     MemoryError, struct.error, zlib.error, PIL.Image.DecompressionBombError,
@@ -43,10 +43,10 @@ Views = dict[tuple[int, int], PIL.Image.Image]
 
 class MplugOwlImageProcessor(PilBackend):
     r"""
-    Prepares pictures for mPLUG-Owl. The aspect ratio is not kept, and no part of a picture is left out.
+    Prepares images for mPLUG-Owl. The aspect ratio is not kept, and no part of an image is left out.
 
     Args:
-        size (`dict`, defaults to `{"height": 224, "width": 224}`): Pixels of the prepared pictures.
+        size (`dict`, defaults to `{"height": 224, "width": 224}`): Pixels of the prepared images.
         resample (`int`, defaults to bicubic): PIL's filter.
         image_mean, image_std (`list[float]`): Of the colours; CLIP's by default.
         max_pixels (`int`, defaults to 67,108,864): Largest image file, and a sixth of what one call takes. A JPEG
@@ -55,8 +55,8 @@ class MplugOwlImageProcessor(PilBackend):
         max_crops (`int`, defaults to 1): Most cells that an image larger than `size` is also cut into, see
             [`choose_grid`]; that of the model's abstractor, or less.
 
-    Calling it with pictures (PIL images, arrays of height x width x 3 or 3 x height x width, paths, URLs, base64, or
-    lists of them) gives `pixel_values` (pictures, 3, height, width). A picture is taken as a viewer shows it: rotated
+    Calling it with images (PIL images, arrays of height x width x 3 or 3 x height x width, paths, URLs, base64, or
+    lists of them) gives `pixel_values` (images, 3, height, width). An image is taken as a viewer shows it: rotated
     by its EXIF data, transparency on white, the first frame of an animation.
 
     Where `max_crops` is above 1, `pixel_values` (views, 3, height, width) holds for each image a view of the whole and
@@ -64,7 +64,7 @@ class MplugOwlImageProcessor(PilBackend):
     else the cell's row and column, counted from 1.
 
     Raises:
-        ValueError: for pictures that cannot be read, are too large, are no pictures, or are missing (`None`, empty
+        ValueError: for images that cannot be read, are too large, are no images, or are missing (`None`, empty
             lists).
     """
 
@@ -160,7 +160,7 @@ class MplugOwlImageProcessor(PilBackend):
         """The images of a call, nothing opened yet; lists keep their form."""
         if isinstance(images, (list, tuple)):
             if all(isinstance(entry, (list, tuple)) and not entry for entry in images):
-                raise ValueError("An empty list of pictures was given: give at least one, or leave `images` out.")
+                raise ValueError("An empty list of images was given: give at least one, or leave `images` out.")
             return [
                 [] if isinstance(entry, (list, tuple)) and not entry else self.list_images(entry) for entry in images
             ]
@@ -219,7 +219,7 @@ def open_image(image, budget: Budget) -> PIL.Image.Image:
     if isinstance(image, (np.ndarray, torch.Tensor)):
         return from_array(image)
     raise ValueError(
-        f"A picture was expected, but {type(image).__name__} was given: pass a PIL image, an array, a path, a "
+        f"An image was expected, but {type(image).__name__} was given: pass a PIL image, an array, a path, a "
         "URL, or a list of them."
     )
 
@@ -343,7 +343,7 @@ def readable(source: str | os.PathLike, kind: str) -> str | io.BytesIO:
 
 def open_picture(source: str | os.PathLike | bytes, budget: Budget | None = None) -> PIL.Image.Image:
     """
-    An RGB picture from a path, an http(s) URL, a `data:` URL, base64 text or the bytes of a file. URLs must lead to the
+    An RGB image from a path, an http(s) URL, a `data:` URL, base64 text or the bytes of a file. URLs must lead to the
     public internet unless the environment has `TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS=1`; [`download`] says what else
     they must. `budget` counts the pixels of several; by default an image may have `MAX_PIXELS`.
 
@@ -359,12 +359,12 @@ def open_picture(source: str | os.PathLike | bytes, budget: Budget | None = None
             return as_shown(image)
     except UNREADABLE as error:
         name = f"of {len(source)} bytes" if isinstance(source, bytes) else repr(short_name(source))
-        raise ValueError(f"The picture {name} cannot be read: {error or type(error).__name__}") from error
+        raise ValueError(f"The image {name} cannot be read: {error or type(error).__name__}") from error
 
 
 def from_array(array: np.ndarray | torch.Tensor) -> PIL.Image.Image:
     """
-    An RGB picture from values of 0 to 255, or of 0.0 to 1.0, of shape (height, width), (height, width, channels) or
+    An RGB image from values of 0 to 255, or of 0.0 to 1.0, of shape (height, width), (height, width, channels) or
     (channels, height, width) with 1, 3 or 4 channels.
 
     Raises:
@@ -420,10 +420,10 @@ def to_levels(array: np.ndarray | torch.Tensor) -> np.ndarray:
 
 def as_shown(image: PIL.Image.Image) -> PIL.Image.Image:
     """
-    An RGB picture (8 bits) as a viewer shows it: EXIF rotation applied, transparent parts white, 16 bits scaled to 8.
+    An RGB image (8 bits) as a viewer shows it: EXIF rotation applied, transparent parts white, 16 bits scaled to 8.
 
     Raises:
-        ValueError: if the file behind the picture is damaged.
+        ValueError: if the file behind the image is damaged.
     """
     try:
         image.load()
@@ -435,7 +435,7 @@ def as_shown(image: PIL.Image.Image) -> PIL.Image.Image:
             image = _by_strips(image, _on_white, "RGB")
         return image if image.mode == "RGB" else image.convert("RGB")
     except UNREADABLE as error:
-        raise ValueError(f"A picture is damaged: {error or type(error).__name__}") from error
+        raise ValueError(f"An image is damaged: {error or type(error).__name__}") from error
 
 
 def _strips(image: PIL.Image.Image) -> list[tuple[int, int, int, int]]:

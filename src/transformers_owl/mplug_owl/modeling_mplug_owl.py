@@ -76,7 +76,7 @@ class MplugOwlVisualFeatures(BaseModelOutputWithPooling):
 
     Args:
         last_hidden_state (`torch.Tensor` (N, P, D), videos (N, T, P, D)): Output of the vision model.
-        pooler_output (`torch.Tensor` (N, Q + 1, H)): What the language model sees of each picture or video.
+        pooler_output (`torch.Tensor` (N, Q + 1, H)): What the language model sees of each image or video.
         hidden_states, attentions (*optional*): Of the vision model's layers, if asked for.
         abstractor_hidden_states (*optional*): Input and output of the abstractor's layers, each (N, Q, D).
         abstractor_attentions (*optional*): A tensor (N, heads, Q, Q + T * P) a layer: what each query looks at. The
@@ -355,7 +355,7 @@ class MplugOwlPreTrainedModel(PreTrainedModel):
 
 
 class MplugOwlVisionModel(MplugOwlPreTrainedModel):
-    """The vision model f_V: a ViT over pictures, or over all frames of videos at once (paper, section 3.1)."""
+    """The vision model f_V: a ViT over images, or over all frames of videos at once (paper, section 3.1)."""
 
     config: MplugOwlVisionConfig
     base_model_prefix = "vision_model"
@@ -397,7 +397,7 @@ class MplugOwlVisionModel(MplugOwlPreTrainedModel):
 
 
 class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
-    """The visual abstractor f_K: Q learned queries summarise the patches of a picture or video (paper, section 3.1)."""
+    """The visual abstractor f_K: Q learned queries summarise the patches of an image or video (paper, section 3.1)."""
 
     config: MplugOwlVisualAbstractorConfig
     base_model_prefix = "abstractor"
@@ -614,7 +614,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MplugOwlVisualFeatures:
         """
-        What the language model sees of pictures.
+        What the language model sees of images.
 
         Args:
             pixel_values (`torch.Tensor` (N, 3, S, S)): Normalised pixels, S is `vision_config.image_size`.
@@ -702,8 +702,8 @@ class MplugOwlModel(MplugOwlFromOriginal):
         """
         Args:
             input_ids (`torch.LongTensor` (B, L)): Token ids. `config.image_token_id` stands at the Q + 1 positions of
-                each picture, `config.video_token_id` at those of each video.
-            pixel_values (`torch.Tensor` (N, 3, S, S), *optional*): The pictures of all rows, in their order.
+                each image, `config.video_token_id` at those of each video.
+            pixel_values (`torch.Tensor` (N, 3, S, S), *optional*): The images of all rows, in their order.
             pixel_values_videos (`torch.Tensor` (N, T, 3, S, S), *optional*): The videos of all rows, in their order.
             attention_mask (`torch.Tensor` (B, L), *optional*): 0 at padding.
             position_ids, inputs_embeds: As for the language model; its cache too, under the library's name for it.
@@ -711,7 +711,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
             crop_positions (`torch.Tensor` (N, 2), *optional*): As of `get_image_features`, beside `pixel_values`.
 
         Raises:
-            ValueError: if placeholders and pictures do not match in number, and for shapes that do not fit.
+            ValueError: if placeholders and images do not match in number, and for shapes that do not fit.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
@@ -814,7 +814,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         vocab_size = self.config.text_config.vocab_size
         if token_id >= vocab_size:
             raise ValueError(
-                f"Pictures and videos cannot be placed by inputs_embeds alone: their id {token_id} is outside the "
+                f"Images and videos cannot be placed by inputs_embeds alone: their id {token_id} is outside the "
                 f"language model's vocabulary of {vocab_size} and has no embedding. Pass input_ids, or choose "
                 "image_token_id and video_token_id inside the vocabulary."
             )
@@ -824,7 +824,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
 
 class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGeneration, GenerationMixin):
     """
-    mPLUG-Owl with its language modelling head: answers about pictures and videos.
+    mPLUG-Owl with its language modelling head: answers about images and videos.
 
     Example:
 
@@ -954,7 +954,7 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
 
         Args:
             labels (`torch.LongTensor` (B, L), *optional*): The ids to predict, -100 where there is no loss. Positions
-                of pictures and videos never carry loss, whatever stands there; a `num_items_in_batch` that counted them
+                of images and videos never carry loss, whatever stands there; a `num_items_in_batch` that counted them
                 is lowered by their share of these labels, which is exact where a step is one batch.
             logits_to_keep (`int` or `torch.Tensor`, defaults to 0): Compute the last so many positions only; 0: all.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task "image-to-text": a question about each picture or video, the same one unless told otherwise."""
+"""The task "image-to-text": a question about each image or video, the same one unless told otherwise."""
 
 import os
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ ONE_PICTURE = (str, os.PathLike, PIL.Image.Image, np.ndarray, torch.Tensor)
 
 class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
     """
-    Answers about pictures and videos.
+    Answers about images and videos.
 
     Example:
 
@@ -39,29 +39,29 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
     def __call__(self, images=None, prompt=None, text=None, **kwargs):
         """
         Args:
-            images: A picture (PIL image, array, path, URL or base64), a video (a path or URL by its suffix, or an array
+            images: An image (PIL image, array, path, URL or base64), a video (a path or URL by its suffix, or an array
                 of four dimensions), a row `{"image": picture, "text": prompt}` or `{"video": ...}` whose text may be
                 left out, a chat with its own question, or a list, dataset or other iterable of these.
-            prompt (`str` or `list[str]`, *optional*): What to ask about every picture, or about each picture of a
+            prompt (`str` or `list[str]`, *optional*): What to ask about every image, or about each image of a
                 list. One with the placeholder `<image>` or `<|video|>` is the model's whole input, as it is.
             text (*optional*): The library's name for `prompt`; chats may be given here too.
-            batch_size (`int`, defaults to 1): Pictures answered together.
+            batch_size (`int`, defaults to 1): Images answered together.
             num_frames (`int`, *optional*): Frames of a video.
             kwargs: Options of `generate`, such as `max_new_tokens`, `num_beams` or `streamer`.
 
         Returns:
             `list[dict]`: `{"generated_text": answer}`, one for each answer asked for (`num_return_sequences`). For a
-            list of pictures a list of these, for datasets and other iterables an iterator that answers as it goes.
+            list of images a list of these, for datasets and other iterables an iterator that answers as it goes.
 
         Raises:
-            ValueError: without a picture, for prompts that do not match the pictures in number, and for pictures that
+            ValueError: without an image, for prompts that do not match the images in number, and for images that
                 cannot be read.
         """
         prompt = text if prompt is None else prompt
         if images is None and not isinstance(prompt, str):
             images, prompt = prompt, None
         if images is None:
-            raise ValueError("No picture was given: pass a picture, a list of pictures or a chat.")
+            raise ValueError("No image was given: pass an image, a list of images or a chat.")
         if isinstance(prompt, (list, tuple)):
             images, prompt = pair(images, prompt, self.model.config.sees_videos), None
         elif isinstance(images, tuple):
@@ -91,7 +91,7 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
             row = inputs if isinstance(inputs, dict) else as_row(inputs, self.model.config.sees_videos)
             kind = next((kind for kind in PROMPTS if kind in row), None)
             if kind is None:
-                raise ValueError(f"A row holds its picture or video under 'image', but one with {list(row)} was given.")
+                raise ValueError(f"A row holds its image or video under 'image', but one with {list(row)} was given.")
             prompt = row.get("text", prompt or PROMPTS[kind])
             token = {"image": self.processor.image_token, "video": self.processor.video_token}[kind]
             if token in prompt:
@@ -117,17 +117,17 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
 
 
 def pair(images, prompts, sees_videos: bool) -> list[dict]:
-    """Rows of pictures or videos and their prompts."""
+    """Rows of images or videos and their prompts."""
     if not isinstance(images, (list, tuple)) or len(images) != len(prompts):
-        given = f"{len(images)} pictures" if isinstance(images, (list, tuple)) else type(images).__name__
+        given = f"{len(images)} images" if isinstance(images, (list, tuple)) else type(images).__name__
         raise ValueError(
-            f"{len(prompts)} prompts were given for {given}: give a list of as many pictures, or one prompt."
+            f"{len(prompts)} prompts were given for {given}: give a list of as many images, or one prompt."
         )
     return [as_row(image, sees_videos) | {"text": prompt} for image, prompt in zip(images, prompts, strict=True)]
 
 
 def as_row(source, sees_videos: bool) -> dict[str, Any]:
-    """A row that shows a picture or a video, whichever it is."""
+    """A row that shows an image or a video, whichever it is."""
     part = visual_part(source, sees_videos)
     return {part["type"]: source}
 

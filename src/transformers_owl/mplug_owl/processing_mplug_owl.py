@@ -134,29 +134,29 @@ TEMPLATE_ARGUMENTS = CALL_ARGUMENTS.union(inspect.signature(ProcessorMixin.apply
 
 class MplugOwlProcessor(ProcessorMixin):
     r"""
-    Turns prompts, pictures and videos into the inputs of [`MplugOwlForConditionalGeneration`].
+    Turns prompts, images and videos into the inputs of [`MplugOwlForConditionalGeneration`].
 
-    In `text=` every `<image>` stands for one picture and every `<|video|>` for one video, in order; a chat goes through
+    In `text=` every `<image>` stands for one image and every `<|video|>` for one video, in order; a chat goes through
     `apply_chat_template`, where a typed placeholder stays text. Rows are padded on the left.
 
     Args:
-        image_processor ([`MplugOwlImageProcessor`]): Prepares the pictures.
+        image_processor ([`MplugOwlImageProcessor`]): Prepares the images.
         tokenizer (`TokenizersBackend`): Of the language model; it is prepared as [`prepare_tokenizer`] says.
-        video_processor ([`MplugOwlVideoProcessor`], *optional*): Prepares the videos; by default as the pictures.
+        video_processor ([`MplugOwlVideoProcessor`], *optional*): Prepares the videos; by default as the images.
         chat_template (`str`, *optional*): A Jinja template in place of the original's prompts.
         num_query_tokens (`int`, defaults to 64): Queries of the model's abstractor; a video, or a view of an image,
             takes one position more.
         special_tokens_in_chats (`bool`, defaults to `False`): Whether the language model's special tokens that somebody
             types in a chat, such as `</s>`, become these tokens, as in the original; by default they stay text.
 
-    Calling it gives `input_ids` and `attention_mask` (rows, positions), `pixel_values` (pictures, 3, height, width)
-    with the pictures of all rows one after the other, and `pixel_values_videos` (videos, frames, 3, height, width).
+    Calling it gives `input_ids` and `attention_mask` (rows, positions), `pixel_values` (images, 3, height, width)
+    with the images of all rows one after the other, and `pixel_values_videos` (videos, frames, 3, height, width).
     With an image processor that cuts images into cells there are more views than images, and `crop_positions`.
     `num_frames`, `fps` or `timestamps` choose the frames: see [`MplugOwlVideoProcessor`].
 
     Raises:
-        ValueError: for pictures or videos that do not match the placeholders in number, for unknown arguments, and for
-            anything that is no text, picture or video.
+        ValueError: for images or videos that do not match the placeholders in number, for unknown arguments, and for
+            anything that is no text, image or video.
     """
 
     valid_processor_kwargs = MplugOwlProcessorKwargs
@@ -227,7 +227,7 @@ class MplugOwlProcessor(ProcessorMixin):
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         if audio is not None:
-            raise ValueError("`audio` was given, but this processor prepares pictures, videos and text.")
+            raise ValueError("`audio` was given, but this processor prepares images, videos and text.")
         groups = [(name, kwargs[name]) for name in ARGUMENT_GROUPS if name in kwargs]
         for name, group in groups:
             if not isinstance(group, dict):
@@ -240,7 +240,7 @@ class MplugOwlProcessor(ProcessorMixin):
         if text is None:
             super().validate_inputs(images=images, videos=videos)
             return
-        for kind, token, given in (("pictures", self.image_token, images), ("videos", self.video_token, videos)):
+        for kind, token, given in (("images", self.image_token, images), ("videos", self.video_token, videos)):
             check_counts(kind, token, text, given if isinstance(given, list) else [] if given is None else [given])
 
     @functools.wraps(ProcessorMixin.apply_chat_template)
@@ -409,7 +409,7 @@ class MplugOwlProcessor(ProcessorMixin):
 
 
 def check_counts(kind: str, token: str, text: list[str], visuals: list) -> None:
-    """Every placeholder has its picture or video: in all rows together, and row by row where they come row by row."""
+    """Every placeholder has its image or video: in all rows together, and row by row where they come row by row."""
     found = [row.count(token) for row in text]
     given = [len(row) if isinstance(row, list) else 1 for row in visuals]
     if not any(isinstance(row, list) for row in visuals):

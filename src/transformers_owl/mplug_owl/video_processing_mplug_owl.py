@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos to pixels: some frames of each, prepared as pictures are. Files are decoded by PyAV, which brings FFmpeg
+"""Videos to pixels: some frames of each, prepared as images are. Files are decoded by PyAV, which brings FFmpeg
 along; torchvision is not needed.
 """
 
@@ -49,7 +49,7 @@ class MplugOwlVideosKwargs(VideosKwargs, total=False):
 
 class MplugOwlVideoProcessor(MplugOwlImageProcessor, VideoProcessorMixin):
     r"""
-    Prepares videos for mPLUG-Owl. Frames become pixels as pictures do: straight to a square by PIL's bicubic filter.
+    Prepares videos for mPLUG-Owl. Frames become pixels as images do: straight to a square by PIL's bicubic filter.
 
     Args:
         num_frames (`int`, defaults to 4): Frames of a video, spread over it as the original did. A video with fewer
@@ -59,13 +59,13 @@ class MplugOwlVideoProcessor(MplugOwlImageProcessor, VideoProcessorMixin):
 
     Calling it with videos gives `pixel_values_videos` (videos, frames, 3, height, width). A video is a file (mp4, webm,
     avi, gif and others, by path, URL or base64), an array (frames, height, width, 3) or (frames, 3, height, width), or
-    a list of pictures. Frames are chosen by one of
+    a list of images. Frames are chosen by one of
 
         num_frames (`int`): that many, spread over the video;
         fps (`float`): one every 1 / fps seconds, from the beginning;
         timestamps (`list[float]`, or one such list a video): what is shown at these seconds after the first frame.
 
-    Seconds are those of the file, also where its frame rate varies; an array or a list of pictures needs
+    Seconds are those of the file, also where its frame rate varies; an array or a list of images needs
     `video_metadata={"fps": ...}` for them. All videos of a call must give equally many frames.
 
     Raises:
@@ -143,10 +143,10 @@ def read_frames(
     video_fps: float | None = None, max_pixels: int = MAX_PIXELS, prepare: Callable | None = None,
 ) -> tuple[list[PIL.Image.Image], VideoMetadata]:  # fmt: skip
     """
-    Frames of one video as RGB pictures, and where they stand.
+    Frames of one video as RGB images, and where they stand.
 
     Args:
-        video: A path, URL, base64 text or a file's bytes; an array of four dimensions, or a list of pictures.
+        video: A path, URL, base64 text or a file's bytes; an array of four dimensions, or a list of images.
         num_frames, fps, timestamps: As in [`MplugOwlVideoProcessor`]; at most one of them. Without any, all frames. An
             array or a list of just `num_frames` is taken as it is.
         video_fps (`float`, *optional*): Frames a second of an array or a list.
@@ -199,7 +199,7 @@ def choose_frames(
     if fps is not None or timestamps is not None:
         if times is None or duration is None:
             raise ValueError(
-                "The frame rate of an array or a list of pictures is not known: give `video_metadata={'fps': ...}`, or "
+                "The frame rate of an array or a list of images is not known: give `video_metadata={'fps': ...}`, or "
                 "choose its frames by `num_frames`."
             )
         moments = _moments(duration, fps, timestamps)
@@ -233,7 +233,7 @@ class VideoFile:
 
     Args:
         source (`str`, path or `bytes`): Path, http(s) URL, `data:` URL or base64 text, or what such a file holds. URLs
-            as for pictures: [`download`].
+            as for images: [`download`].
 
     Raises:
         ValueError: says which file could not be read, and why.
@@ -271,7 +271,7 @@ class VideoFile:
     def frames(
         self, numbers: Sequence[int], prepare: Callable = lambda frame: frame, budget: Budget | None = None
     ) -> list[PIL.Image.Image]:
-        """The frames of these numbers as RGB pictures, rotated as a viewer shows them, each through `prepare`."""
+        """The frames of these numbers as RGB images, rotated as a viewer shows them, each through `prepare`."""
         with self._errors():
             wanted = sorted(set(numbers))
             if budget is not None:
@@ -336,7 +336,7 @@ def _import_av():
 
 
 def _shown(frame) -> PIL.Image.Image:
-    """A decoded frame as a picture: rotated by the file's metadata, transparent parts white."""
+    """A decoded frame as an image: rotated by the file's metadata, transparent parts white."""
     is_transparent = any(component.is_alpha for component in frame.format.components)
     levels = frame.to_ndarray(format="rgba" if is_transparent else "rgb24")
     return as_shown(PIL.Image.fromarray(np.ascontiguousarray(np.rot90(levels, frame.rotation // 90))))
@@ -344,7 +344,7 @@ def _shown(frame) -> PIL.Image.Image:
 
 def videos_by_row(videos) -> list:
     """
-    The videos of a call as a list, one with a list for each row if they are given so. Lists of pictures become tuples.
+    The videos of a call as a list, one with a list for each row if they are given so. Lists of images become tuples.
 
     Raises:
         ValueError: for anything that is no video.
@@ -372,7 +372,7 @@ def _flat(videos) -> list:
     what = f"an array of shape {tuple(videos.shape)}" if is_array else type(videos).__name__
     raise ValueError(
         f"A video was expected, but {what} was given: pass a path, a URL, an array (frames, height, width, 3), a list "
-        "of pictures, or a list of these."
+        "of images, or a list of these."
     )
 
 
@@ -381,7 +381,7 @@ def _is_frames(values) -> bool:
 
 
 def _is_picture(value) -> bool:
-    """Whether it is one frame: a picture, an array of one, or the name of a picture file."""
+    """Whether it is one frame: an image, an array of one, or the name of an image file."""
     if isinstance(value, (str, os.PathLike)):
         kind = media_type(value)
         return kind.startswith("image/") and kind not in ANIMATIONS
@@ -407,8 +407,8 @@ def media_type(source) -> str:
 
 def visual_part(source, sees_videos: bool = False) -> dict[str, Any]:
     """
-    The part of a chat message that shows a picture or a video, whichever it is: a file or URL by its name, an array by
-    its dimensions; a list of pictures is a video. A GIF that moves is a video for models that see videos, and its first
+    The part of a chat message that shows an image or a video, whichever it is: a file or URL by its name, an array by
+    its dimensions; a list of images is a video. A GIF that moves is a video for models that see videos, and its first
     frame for the others.
     """
     kind = media_type(source)
