@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))
 from research.miniature.scenes import world  # noqa: E402
-from research.miniature.score import ABILITIES, SPLITS, Answerer, marks, questions  # noqa: E402
+from research.miniature.score import ASKED, SPLITS, Answerer, marks, questions  # noqa: E402
 from transformers_owl import MINIATURE  # noqa: E402
 from transformers_owl.conversion.quantize import METHODS  # noqa: E402
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     here = world(*SPLITS["seen styles"])
-    asked = {ability: list(questions(here, ability, arguments.questions)) for ability in ABILITIES}
+    asked = {ability: list(questions(here, ability, arguments.questions)) for ability in ASKED}
     whole = answers(arguments.model, asked)
     rows, script = [], ROOT / "conversion/quantize.py"
     print(f"{'':20}{'MB':>8}{'right':>8}{'lost':>8}{'won':>8}", flush=True)

@@ -42,7 +42,7 @@ PRETRAIN_STEPS, INSTRUCT_STEPS = 400, 160
 QUESTIONS = 120  # on each ability
 BOTH, TEXT, PICTURES = ("multimodal", "text"), ("text",), ("multimodal",)
 # The paper's abilities, in what the miniature can be asked.
-ABILITIES = {
+GROUPS = {
     "IU": ("format",), "VU": ("name", "colour", "background", "count", "left/right"), "OCR": ("digits", "words"),
     "KTA": ("kind", "facts", "languages"), "RA": ("yes/no", "two pictures"), "MDA": ("second turn",),
 }  # fmt: skip
@@ -126,7 +126,7 @@ def run(cell: Cell, seed: int, scale: float) -> dict[str, float]:
 def answer(answerer: Answerer, count: int) -> dict[str, float]:
     """The share of right answers by ability, on new scenes in the styles of training."""
     here = world(*SPLITS["seen styles"])
-    asked = {ability: list(questions(here, ability, count)) for group in ABILITIES.values() for ability in group}
+    asked = {ability: list(questions(here, ability, count)) for group in GROUPS.values() for ability in group}
     return {ability: float(marks(answerer, of_it).mean()) for ability, of_it in asked.items()}
 
 
@@ -154,7 +154,7 @@ def load(base: Path, tuned: Path) -> Answerer:
 
 def by_ability(found: dict[str, float]) -> list[float]:
     """Per cent in the paper's six abilities."""
-    return [100 * float(np.mean([found[ability] for ability in group])) for group in ABILITIES.values()]
+    return [100 * float(np.mean([found[ability] for ability in group])) for group in GROUPS.values()]
 
 
 def report(title: str, rows: dict[str, np.ndarray]) -> str:

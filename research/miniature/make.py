@@ -31,11 +31,11 @@ from transformers_owl import MplugOwlImageProcessor, MplugOwlProcessor, MplugOwl
 from transformers_owl.training import build_owl
 from transformers_owl.training.train import train
 
+from .clips import train_on_clips
 from .data import write_captions, write_clips, write_conversations
 from .events import MOMENTS
 from .parts import of_machine, train_language_model, train_tokenizer, train_vision
 from .scenes import world
-from .watching import train_on_clips
 
 
 HERE = Path(__file__).parent

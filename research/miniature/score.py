@@ -46,7 +46,7 @@ SINGLE = (
     "format", "languages", "verse", "second turn",
 )  # fmt: skip
 CLIP = {"movement": "move", "coming and going": "appear", "change": "change", "jumps": "jump", "clip caption": None}
-ABILITIES = (*SINGLE, "two pictures", "text only", *CLIP)
+ASKED = (*SINGLE, "two pictures", "text only", *CLIP)
 
 
 @dataclass
@@ -99,7 +99,7 @@ def questions(here: World, ability: str, count: int, seed: int = SEED) -> Iterat
     """Questions on an ability, each about a scene of its own."""
     number = found = 0
     while found < count:
-        random = np.random.default_rng([seed, ABILITIES.index(ability), number])
+        random = np.random.default_rng([seed, ASKED.index(ability), number])
         number += 1
         for question in ask(here, ability, random):
             yield question
@@ -184,7 +184,7 @@ def table(split: str, results: dict[str, dict]) -> Table:
 def main(
     model: Annotated[str, typer.Argument(help="Folder of a model.")],
     split: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SPLITS)}; by default all.")] = None,
-    ability: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ABILITIES)}; by default all.")] = None,
+    ability: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ASKED)}; by default all.")] = None,
     count: Annotated[int, typer.Option("--questions", min=1, help="For each ability.")] = 500,
     output: Annotated[Path | None, typer.Option(help="JSON file to write, after each split.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
@@ -193,7 +193,7 @@ def main(
     answerer = Answerer(model, device)
     command, results = shlex.join(["python", *sys.argv]), {}
     for name in split or SPLITS:
-        results[name] = score(answerer, name, tuple(ability or ABILITIES), count)
+        results[name] = score(answerer, name, tuple(ability or ASKED), count)
         Console().print(table(name, results[name]))
         if output is not None:
             partial = output.with_name(f"{output.name}.partial")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from research.miniature import ablation
-from research.miniature.ablation import ABILITIES, PARADIGMS, TABLE, by_ability, report, run
-from research.miniature.score import ABILITIES as COUNTED
+from research.miniature.ablation import GROUPS, PARADIGMS, TABLE, by_ability, report, run
+from research.miniature.score import ASKED
 from transformers_owl.evaluation.paper import NEEDED, TABLE_2
 from transformers_owl.training import STAGES
 
@@ -19,9 +19,9 @@ def test_every_row_is_one_of_the_papers_and_trains_by_stages_of_the_package():
 
 
 def test_the_papers_abilities_are_means_of_those_that_the_score_counts():
-    assert list(ABILITIES) == list(NEEDED)
-    members = [ability for group in ABILITIES.values() for ability in group]
-    assert len(set(members)) == len(members) and set(members) <= set(COUNTED)
+    assert list(GROUPS) == list(NEEDED)
+    members = [ability for group in GROUPS.values() for ability in group]
+    assert len(set(members)) == len(members) and set(members) <= set(ASKED)
     right = dict.fromkeys(members, 0.0) | {"digits": 0.5, "words": 0.25, "format": 1.0}
     assert by_ability(right) == [100, 0, 37.5, 0, 0, 0]
 

@@ -49,7 +49,7 @@ def test_packages_become_a_repository_step_by_step(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ablation", "looking", "make", "samples", "score", "ship", "smollm2"])
+@pytest.mark.parametrize("name", ["ablation", "attends", "make", "samples", "score", "ship", "smollm2"])
 def test_every_command_has_a_help_text(name):
     command = [sys.executable, "-m", f"research.miniature.{name}", "--help"]
     assert "Usage: python -m research.miniature" in subprocess.check_output(command, text=True, cwd=ROOT)

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, default_collate
 from transformers import AutoModelForImageTextToText, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel
 
 from research.miniature import drawings, packages
+from research.miniature.clips import LESSONS as CLIP_LESSONS
+from research.miniature.clips import OF_PATCH_OVER_TIME, TURN, ClipWords, Watched
 from research.miniature.drawings import STYLES, Drawings, load, things
 from research.miniature.events import JUMPS, MOMENTS, WAYS, clip, mp4
 from research.miniature.parts import (
@@ -47,8 +49,6 @@ from research.miniature.talk import (
     verse,
 )
 from research.miniature.text import checked, documents, placed, retold
-from research.miniature.watching import LESSONS as CLIP_LESSONS
-from research.miniature.watching import OF_PATCH_OVER_TIME, TURN, ClipWords, Watched
 from transformers_owl import MINIATURE, MplugOwlImageProcessor
 from transformers_owl.mplug_owl.video_processing_mplug_owl import read_frames
 from transformers_owl.training.arguments import parse_recipe

@@ -228,7 +228,7 @@ def test_chats_with_several_pictures(describe, answers, pictures):
         ({}, "No image was given"),
         ({"prompt": "What?"}, "No image was given"),
         ({"images": "no-such.png"}, "'no-such.png' cannot be read"),
-        ({"images": ["a.png", "b.png"], "prompt": ["What?"]}, "1 prompts were given for 2 pictures"),
+        ({"images": ["a.png", "b.png"], "prompt": ["What?"]}, "1 prompts were given for 2 images"),
         ({"images": "a.png", "prompt": ["What?"]}, "1 prompts were given for str"),
         ({"images": {"picture": "a.png"}}, "under 'image', but one with \\['picture'\\]"),
         ({"images": 7}, "int was given"),

@@ -9,7 +9,7 @@ from ..journal import partial_of, read_rows
 
 
 # The files' letters. The release does not say what they stand for; their counts are the denominators of Table 2.
-ABILITIES = {"a": "IU", "b": "VU", "c": "OCR", "d": "KTA", "e": "RA", "f": "MDA"}
+LETTERS = {"a": "IU", "b": "VU", "c": "OCR", "d": "KTA", "e": "RA", "f": "MDA"}
 # What the published files say where a system gave no answer: "cannot be traced", "gave up", "refused".
 NO_ANSWER = ("无法回溯", "模型放弃回答", "模型拒绝回答")
 
@@ -61,14 +61,14 @@ def read_owleval(folder: Path) -> dict[int, Question]:
     for where, row in read_rows(path):
         _require(where, row, "image", "question_id", "question", "ability", "category")
         letters = row["ability"].split(",")
-        if unknown := [letter for letter in letters if letter not in ABILITIES]:
-            raise ValueError(f"{where} needs the ability {unknown[0]!r}, but only {', '.join(ABILITIES)} are known.")
+        if unknown := [letter for letter in letters if letter not in LETTERS]:
+            raise ValueError(f"{where} needs the ability {unknown[0]!r}, but only {', '.join(LETTERS)} are known.")
         picture = folder / "cases" / row["image"]
         if not os.path.realpath(picture).startswith(os.path.join(os.path.realpath(folder / "cases"), "")):
             raise ValueError(f"{where} is about '{picture}', which lies elsewhere: all images must be in cases/.")
         if not picture.is_file():
             raise ValueError(f"{where} is about '{picture}', which is missing: all images must be in cases/.")
-        abilities = tuple(ABILITIES[letter] for letter in letters)
+        abilities = tuple(LETTERS[letter] for letter in letters)
         question = Question(row["question_id"], row["question"], picture, abilities, tuple(row["category"]))
         _add(questions, where, row["question_id"], question)
     return questions

@@ -1,6 +1,6 @@
 """Whether a model looks at the thing that it is asked about, of two that lie side by side.
 
-python -m research.miniature.looking
+python -m research.miniature.attends
 """
 
 from typing import Annotated
