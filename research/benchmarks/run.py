@@ -46,11 +46,18 @@ def plot(rows: list[dict], file: Path) -> None:
     """The ratios: left of the line we are faster."""
     figure = Figure((9, 1 + 0.24 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    labels = ["{name}, batch {batch}, {pictures} pictures, {dtype} / {beside}".format(**row) for row in rows]
+    labels = ["{name}, batch {batch}, {pictures} images, {dtype} / {beside}".format(**row) for row in rows]
     places = range(len(rows))
-    axes.barh(places, [row["ratio"] for row in rows], color=["C0" if row["ratio"] <= 1 else "C1" for row in rows])
+    axes.barh(
+        places, [row["ratio"] for row in rows], color=["#0072B2" if row["ratio"] <= 1 else "#E69F00" for row in rows]
+    )
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(yticks=places, yticklabels=labels, xlabel="time, ours / other", ylim=(len(rows) - 0.5, -0.5))
+    axes.set(
+        yticks=places,
+        yticklabels=labels,
+        xlabel="time, ours / other (below 1: ours is faster)",
+        ylim=(len(rows) - 0.5, -0.5),
+    )
     axes.tick_params(axis="y", labelsize="x-small")
     figure.savefig(file, dpi=120)
 

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from transformers_owl.evaluation.paper import NEEDED, TABLE_2
+from transformers_owl.evaluation.rubric import ABILITIES
 from transformers_owl.training.train import train
 
 from .make import FOLDER, HERE, build_fresh, make
@@ -40,6 +41,7 @@ HOME = FOLDER / "ablation"
 ROWS = 32  # of a step
 PRETRAIN_STEPS, INSTRUCT_STEPS = 400, 160
 QUESTIONS = 120  # on each ability
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#F0E442", "#CC79A7")  # of Okabe and Ito, for every colour vision
 BOTH, TEXT, PICTURES = ("multimodal", "text"), ("text",), ("multimodal",)
 # The paper's abilities, in what the miniature can be asked.
 GROUPS = {
@@ -173,21 +175,26 @@ def report(title: str, rows: dict[str, np.ndarray]) -> str:
 
 
 def plot(rows: dict[str, np.ndarray], file: Path) -> None:
-    """Bars of every row's abilities, the paper's as marks."""
+    """Bars of each row's abilities with the deviation over seeds, the paper's figures as marks, as PNG and SVG."""
     from matplotlib.figure import Figure
 
     figure = Figure((9, 4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(rows)
-    for number, (name, values) in enumerate(rows.items()):
+    for number, ((name, values), colour) in enumerate(zip(rows.items(), COLOURS, strict=True)):
         places = np.arange(len(NEEDED)) + (number - (len(rows) - 1) / 2) * width
-        axes.bar(places, values.mean(0), width, yerr=values.std(0), label=name, error_kw={"linewidth": 0.8})
+        axes.bar(
+            places, values.mean(0), width, yerr=values.std(0), label=name, color=colour, error_kw={"linewidth": 0.8}
+        )
         if name in TABLE_2:
             label = "the paper" if number == 0 else None
             axes.plot(places, TABLE_2[name], "k_", markersize=9, label=label)
-    axes.set(xticks=range(len(NEEDED)), xticklabels=list(NEEDED), ylabel="right answers in per cent", ylim=(0, 105))
+    names = [f"{name}\n{ABILITIES[name][0]}" for name in NEEDED]
+    axes.set(xticks=range(len(NEEDED)), ylabel="right answers (%)", ylim=(0, 105))
+    axes.set_xticks(range(len(NEEDED)), names, fontsize=8)
     figure.legend(loc="outside upper center", fontsize="small", ncols=len(rows) // 2 + 1)
-    figure.savefig(file, dpi=120)
+    for suffix in ("png", "svg"):
+        figure.savefig(file.with_suffix(f".{suffix}"), dpi=120)
 
 
 def main(

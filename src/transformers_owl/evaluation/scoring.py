@@ -188,9 +188,8 @@ def _ability_table(ratings: Ratings) -> Table:
     if counts == paper.NEEDED:
         rows += [Row(system, [Value(share) for share in shares], "paper") for system, shares in paper.TABLE_2.items()]
     columns = [f"{ability} ({count})" for ability, count in counts.items()]
-    return Table(
-        "table-2", "Table 2: answers that show an ability, per cent of the questions that need it", columns, rows
-    )
+    title = "Table 2: answers that show an ability, per cent of the questions that need it"
+    return Table("table-2", title, columns, rows, unit="per cent of the questions")
 
 
 def pair_table(systems: Mapping[str, Answers], reference: Answers, sheets: Sequence[Sheet]) -> Table:

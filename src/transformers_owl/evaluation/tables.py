@@ -3,11 +3,15 @@
 import csv
 import io
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .rubric import LEVELS
 
+
+WIDTH = 170  # characters of a table where there is no terminal
 # From best to worst, told apart without colour vision; then what is no level.
 COLOURS = {
     "A": "#1b4f8a",
@@ -49,14 +53,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's figures or tables, as numbers."""
+    """One of the paper's figures or tables, as numbers; `unit` is that of all columns, if they have one."""
 
     name: str
     title: str
     columns: list[str]
     rows: list[Row]
+    unit: str = ""
 
-    def as_text(self, width: int = 170) -> str:
+    def as_text(self, width: int = WIDTH) -> str:
         from rich import box
         from rich.console import Console
         from rich.table import Column
@@ -81,8 +86,13 @@ class Table:
             writer.writerow([row.system, row.source, *(cell for three in cells for cell in three)])
         return file.getvalue()
 
-    def as_png(self) -> bytes:
-        """Counts as stacked bars, other tables as points with their intervals; the paper's are hollow."""
+    def as_image(self, suffix: str) -> bytes:
+        """
+        Counts as stacked bars, other tables as points with their intervals; the paper's are hollow.
+
+        Args:
+            suffix (`str`): "png" or "svg".
+        """
         from matplotlib.figure import Figure
 
         height = 1.4 + 0.42 * len(self.rows)
@@ -91,10 +101,10 @@ class Table:
             self._bars(figure.subplots())
         else:
             figure = Figure(figsize=(2.6 + 2 * len(self.columns), height), layout="constrained")
-            self._points(figure.subplots(1, len(self.columns), sharey=True, squeeze=False)[0])
+            self._points(figure.subplots(1, len(self.columns), sharex=bool(self.unit), sharey=True, squeeze=False)[0])
         figure.suptitle(self.title, x=0.01, ha="left", fontsize=11)
         file = io.BytesIO()
-        figure.savefig(file, dpi=150, format="png")
+        figure.savefig(file, dpi=150, format=suffix)
         return file.getvalue()
 
     def _bars(self, axes) -> None:
@@ -108,17 +118,20 @@ class Table:
                 continue
             left = 0.0
             for name, colour in COLOURS.items():
-                axes.barh(place, counts[name], left=left, color=colour, height=0.7, label=name if place == 0 else None)
+                meaning = f"{name}: {LEVELS[name].rstrip('.')}" if name in LEVELS else name
+                label = meaning if place == 0 else None
+                axes.barh(place, counts[name], left=left, color=colour, height=0.7, label=label)
                 if counts[name] >= 2:
                     ink = "white" if name in "AD" else "black"
                     axes.text(left + counts[name] / 2, place, _short(counts[name]), ha="center", va="center", color=ink)
                 left += counts[name]
             axes.set_xlim(0, left)
         axes.set_yticks(range(len(self.rows)), [row.label for row in self.rows])
+        axes.set_xlabel("answers")
         axes.invert_yaxis()
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        axes.figure.legend(loc="outside lower center", ncols=len(COLOURS), frameon=False)
+        axes.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
     def _points(self, panels) -> None:
         for index, (axes, column) in enumerate(zip(panels, self.columns, strict=True)):
@@ -133,23 +146,38 @@ class Table:
                 at = (value.value, place)
                 axes.annotate(_short(value.value), at, (0, 6), textcoords="offset points", ha="center", fontsize=8)
             axes.set_title(column, fontsize=9)
-            axes.tick_params(axis="y", length=0)
             axes.margins(x=0.25)
+            axes.tick_params(axis="y", length=0)
             axes.grid(axis="y", color="#eeeeee")
             axes.spines[["top", "right", "left"]].set_visible(False)
         panels[0].set_yticks(range(len(self.rows)), [row.label for row in self.rows])
         panels[0].set_ylim(len(self.rows) - 0.5, -0.7)
+        panels[len(panels) // 2].set_xlabel(self.unit)
+        dots = {"measured": COLOURS["A"], "paper": "white"}
+        handles = [
+            panels[0].plot([], [], "o", markerfacecolor=face, markeredgecolor=COLOURS["A"], label=source)[0]
+            for source, face in dots.items()
+        ]
+        (interval,) = panels[0].plot([], [], color=COLOURS["B"], linewidth=3, label="95 % interval")
+        panels[0].figure.legend(handles=[*handles, interval], loc="outside lower center", ncols=3, frameon=False)
 
 
 def write_tables(tables: list[Table], notes: list[str], folder: Path) -> str:
-    """Writes each table as CSV and PNG and all of them with the notes as `scores.txt`, whose text it returns."""
+    """
+    Writes each table as CSV, PNG and SVG, and all of them with the notes as `scores.txt`. Returns that text as wide as
+    the terminal.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
         _replace(folder / f"{table.name}.csv", table.as_csv().encode())
-        _replace(folder / f"{table.name}.png", table.as_png())
-    text = "\n".join([*(table.as_text() for table in tables), *notes]) + "\n"
-    _replace(folder / "scores.txt", text.encode())
-    return text
+        for suffix in ("png", "svg"):
+            _replace(folder / f"{table.name}.{suffix}", table.as_image(suffix))
+    wide, narrow = (
+        "\n".join([*(table.as_text(width) for table in tables), *notes]) + "\n"
+        for width in (WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns)
+    )
+    _replace(folder / "scores.txt", wide.encode())
+    return narrow
 
 
 def _short(number: float) -> str:

@@ -18,7 +18,6 @@ from transformers import (
 from ..loading import choose_template
 from .arguments import OwlArguments, parse_recipe
 from .checkpoints import set_aside
-from .clips import FixedPictures, LossCurves, print_table
 from .collator import ConversationCollator
 from .compiling import compile_layers
 from .library import get_last_checkpoint, kept_in_float32
@@ -28,6 +27,7 @@ from .sources import BadSampleError
 from .stages import blank_visual, prepare_stage, trained_parts
 from .throughput import peak_tflops
 from .trainer import OwlTrainer
+from .watching import FixedPictures, LossCurves, print_table
 
 
 def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:

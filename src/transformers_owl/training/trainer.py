@@ -17,7 +17,6 @@ from transformers import ProgressCallback, TrainerState
 from ..journal import Journal
 from .arguments import OwlArguments
 from .checkpoints import check_files, read_json, shorten
-from .clips import ANSWERS_FILE, Progress
 from .epochs import Epochs, check_strategies, is_end
 from .library import UNFINISHED, WholeCheckpoints, get_last_checkpoint
 from .metrics import METRICS, check_metrics, write_answers
@@ -26,6 +25,7 @@ from .record import RECORD_FILE, check_same_run, record
 from .sources import BROKEN_SHARD
 from .stages import LAYERED, rated_part
 from .throughput import TrainingFlops, gradient_norms
+from .watching import ANSWERS_FILE, Progress
 
 
 # Settings of the library that would have another effect than their name says, or none: what they may be, and why.
