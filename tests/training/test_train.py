@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import relative_error, tiny_config
+from huggingface_hub import ModelCard
 from rich.console import Console
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -83,6 +84,11 @@ def test_the_tiny_recipes_train_and_load_back(tmp_path, monkeypatch):
         ]  # fmt: skip
         assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
         assert list(output.rglob("events.out.tfevents.*"))
+        card = (output / "README.md").read_text()
+        assert f"Trained from `original_checkpoint` by `transformers-owl train`, stage `{stage}`" in card
+        assert "20 optimizer steps of 4 rows" in card and "![The loss over the optimizer steps](loss.png)" in card
+        assert f"| loss, training | {float(losses[-1]):.4g} |" in card and "| loss, evaluation |" in card
+        assert str(tmp_path) not in card and ModelCard(card).data.library_name == "transformers"
         model = AutoModelForImageTextToText.from_pretrained(output)
         processor = AutoProcessor.from_pretrained(output)
         messages = [

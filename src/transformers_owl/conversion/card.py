@@ -31,7 +31,7 @@ def render(model: str, repository: str, made: str = "", base_model: list[str] | 
         repository (`str`): What `from_pretrained` is given in the card.
         made (`str`, *optional*): How the files were made, in a sentence.
         base_model (`list[str]`, *optional*): Repositories that it was made from, in place of those in the data.
-        more (`str`): `results` and `credits`, as Markdown.
+        more (`str`): `results`, `credits` or what stands in place of the data's, as Markdown.
     """
     data = read(model if (CARDS / f"{model}.yaml").exists() else "own-model")
     metadata = {**METADATA, **data.pop("metadata"), **({"base_model": base_model} if base_model else {})}
@@ -44,7 +44,6 @@ def render(model: str, repository: str, made: str = "", base_model: list[str] | 
             version=__version__,
             made=made,
             paper=read("paper"),
-            **data,
-            **more,
+            **{**data, **more},
         )
     )

@@ -27,6 +27,7 @@ def print_table(model, console, learning_rate: float, learning_rates: dict[str, 
 
 
 ANSWERS_FILE = "answers.jsonl"
+CURVE = "loss.png"
 
 
 class Progress(ProgressCallback):
@@ -47,11 +48,11 @@ class Progress(ProgressCallback):
 
 
 class LossCurves(TrainerCallback):
-    """Draws `loss.png` into the output folder whenever a checkpoint is written, and at the end."""
+    """Draws `CURVE` into the output folder whenever a checkpoint is written, and at the end."""
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            draw_losses(state.log_history, Path(args.output_dir) / "loss.png")
+            draw_losses(state.log_history, Path(args.output_dir) / CURVE)
 
     on_train_end = on_save
 
