@@ -24,6 +24,10 @@ INSTEAD = {
     r"\bequally many\b": "the same number of",
     r"\bin the mean\b": "on average",
     r"\bare a ValueError\b": "raise a ValueError",
+    r"\bbehind (?:`max_length`|the placeholders|its end|the end|the last|it\b|them\b)": "after",
+    r"\bof (?:the )?registries\b": "public packages",
+    r"\bgoes? on (?:from|at|by)\b": "resumes, continues",
+    r"\bgive(?:s)? a hint\b": "logs a warning",
     r"\bstands? in (?:its|a|the) (?:own )?(?:line|page|table)\b": "is on, is in",
 }
 

@@ -99,8 +99,8 @@ def fresh_config(
     Configuration of an Owl from those of its parts, the abstractor as in the release.
 
     Args:
-        vision (`PreTrainedConfig`): Of the vision model.
-        text (`PreTrainedConfig`): Of the language model.
+        vision (`PreTrainedConfig`): Configuration of the vision model.
+        text (`PreTrainedConfig`): Configuration of the language model.
         visual_abstractor_config (`dict`, *optional*): Fields with values of one's own.
         use_temporal, image_size, max_crops: As of [`build_owl`].
         fields: Further fields of [`MplugOwlConfig`].
@@ -165,7 +165,7 @@ def resize_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[int, 
     Embeddings of positions for another grid of patches, by bicubic interpolation as for ViT at other resolutions.
 
     Args:
-        table (`torch.Tensor` (..., tokens, width)): Of the tokens that come first, if any, and of the patches.
+        table (`torch.Tensor` (..., tokens, width)): Position embeddings of the leading tokens, if any, and of the patches.
         old, new (`tuple[int, int]`): Rows and columns.
     """
     first, patches = table.split([table.shape[-2] - math.prod(old), math.prod(old)], dim=-2)

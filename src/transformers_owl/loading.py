@@ -49,7 +49,7 @@ def load(
     Args:
         model (`str`): A folder or a repository on the Hub, an adapter's too.
         device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
-        dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
+        dtype (`str`, defaults to `"auto"`): Type of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
         chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
 
     Raises:

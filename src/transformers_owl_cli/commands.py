@@ -359,7 +359,7 @@ def train(
     ] = False,
 ) -> None:
     """
-    Train after a recipe: pretrain, or tune on conversations. An interrupted run goes on from its last checkpoint.
+    Train after a recipe: pretrain, or tune on conversations. An interrupted run resumes from its last checkpoint.
 
     Every name of a recipe is an option too, and so is every name of transformers.TrainingArguments:
     --model FOLDER --learning_rate 1e-4 --max_steps 1000 --output_dir build/run. docs/training.md lists ours.

@@ -99,7 +99,7 @@ def build(
     dtype: Annotated[Dtype, Option(help="Type of the weights.")] = Dtype.BFLOAT16,
     num_query_tokens: Annotated[int, Option(min=1, help="Queries of the abstractor.")] = 64,
     num_abstractor_layers: Annotated[int, Option(min=1, help="Layers of the abstractor.")] = 6,
-    seed: Annotated[int, Option(help="Of the abstractor's weights.")] = 0,
+    seed: Annotated[int, Option(help="Seed of the abstractor's weights.")] = 0,
     max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
     chat_template: Annotated[str, Option(help="original, language_model (its own), or a Jinja file.")] = "original",
     image_size: Annotated[int | None, Option(help="Side of the images, pixels; by default as trained.")] = None,

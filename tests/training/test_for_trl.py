@@ -83,7 +83,7 @@ def test_an_answer_behind_the_end_is_refused(llama_processor, where):
     start = len(llama_processor.encode_chat([*EARLIER, answer("a")]).ids) - 2
     DPOCollator(llama_processor, max_length=start + 1)([row])
     longer = {**row, "prompt": [*EARLIER, answer("No."), user("Why?")]}
-    with pytest.raises(ValueError, match=f"The chosen answer lies behind max_length={start}"):
+    with pytest.raises(ValueError, match=f"The chosen answer begins after max_length={start}"):
         DPOCollator(llama_processor, max_length=start)([row, longer])
 
 

@@ -135,10 +135,10 @@ def build(
             SigLIP, DINOv2 and others that give the patches of an image.
         language (`str`): The same of a causal language model, or a `.gguf` file.
         output (`Path`): Folder to make.
-        dtype (`torch.dtype`, defaults to `torch.bfloat16`): Of the weights.
+        dtype (`torch.dtype`, defaults to `torch.bfloat16`): Type of the weights.
         num_query_tokens (`int`, defaults to 64): Queries of the abstractor.
         num_abstractor_layers (`int`, defaults to 6): Layers of the abstractor.
-        seed (`int`, defaults to 0): Of the abstractor's weights.
+        seed (`int`, defaults to 0): Seed of the abstractor's weights.
         max_shard_size (`str`, defaults to `"5GB"`): Largest file of weights.
         chat_template (`str`, defaults to `"original"`): That, "language_model" for the language model's own, or a
             Jinja file.

@@ -207,7 +207,7 @@ def convert(model: PreTrainedModel, tensors: dict[str, Piece], reverse: bool = F
 
     Args:
         model (`PreTrainedModel`): On the meta device.
-        tensors (`dict[str, Piece]`): Of the checkpoint; with `reverse` of the model.
+        tensors (`dict[str, Piece]`): Tensors of the checkpoint; with `reverse`, of the model.
         reverse (`bool`, defaults to `False`): From the model's names to the checkpoint's.
     """
     transforms = get_model_conversion_mapping(model, add_legacy=not reverse)

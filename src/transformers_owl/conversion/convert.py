@@ -28,7 +28,7 @@ def convert(
         checkpoint (`str`): Folder, FILE, REPO or REPO@REVISION of a release, or of a fine-tune as the original's
             Trainer or `torch.save(model.state_dict(), FILE)` saved it.
         output (`Path`): Folder to make.
-        dtype (`torch.dtype`, *optional*): Of the weights; as they are by default.
+        dtype (`torch.dtype`, *optional*): Type of the weights; unchanged by default.
         max_shard_size (`str`, defaults to `"5GB"`): Largest file of weights.
         base (`str`, *optional*): What a fine-tune was trained from: its configuration and processor are taken, and
             the weights that the fine-tune does not hold.

@@ -37,7 +37,7 @@ class Captioner:
     Args:
         model (`str`): A folder or a repository on the Hub.
         device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
-        dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
+        dtype (`str`, defaults to `"auto"`): Type of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
         num_frames (`int`, *optional*): Frames of a video; by default as many as the checkpoint's settings say.
         chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
     """

@@ -64,7 +64,7 @@ def check(
         owleval (`Path`, *optional*): OwlEval's folder with its published answers. Without it no questions are asked.
         questions (`int`, defaults to 10): The first so many are asked.
         device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
-        dtype (`str`, defaults to `"auto"`): Of the weights, but for the known numbers, which are of float32.
+        dtype (`str`, defaults to `"auto"`): Type of the weights, except for the known numbers, which need float32.
 
     Returns:
         `bool`: Whether the known numbers came out, or none are known.
@@ -229,7 +229,7 @@ def streamed_logits(config, pieces: list[Piece], ids: list[int], device: str = "
     Logits (1, len(ids), vocabulary) of a text in float32, in memory for one layer.
 
     Args:
-        config (`MplugOwlConfig`): Of the model.
+        config (`MplugOwlConfig`): Configuration of the model.
         pieces (`list[Piece]`): Its weights.
         ids (`list[int]`): The text.
         device (`str`, defaults to `"cpu"`): Where to compute.

@@ -34,7 +34,7 @@ class HarnessModel(lmms):
         pretrained (`str`): A folder or a repository on the Hub.
         batch_size (`int`): Questions, or given answers, computed together.
         device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
-        dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16".
+        dtype (`str`, defaults to `"auto"`): Type of the weights, such as "bfloat16".
         chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
     """
 

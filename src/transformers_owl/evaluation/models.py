@@ -37,10 +37,10 @@ class LocalModel:
     Args:
         name (`str`): A folder or a repository on the Hub.
         device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
-        dtype (`str`, defaults to `"auto"`): Of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
+        dtype (`str`, defaults to `"auto"`): Type of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
         max_new_tokens (`int`, defaults to 512): Longest answer. Answers are greedy.
         trust_remote_code (`bool`, defaults to `False`): Whether to run the code that the folder brings.
-        chat_template (`str`, *optional*): Of an mPLUG-Owl "original" or "language_model", or a Jinja file; by default
+        chat_template (`str`, *optional*): For an mPLUG-Owl, "original" or "language_model", or a Jinja file; by default
             the checkpoint's.
     """
 

@@ -20,14 +20,14 @@ class Chat:
     A conversation with a model. Each turn adds its own tokens, images and videos to the cache of those before:
     nothing is computed twice, and no image or video is looked at again.
 
-    The model reads on behind the answer that it wrote, end-of-sequence token included, as in training. A history that
+    The model reads on after the answer that it wrote, end-of-sequence token included, as in training. A history that
     is rendered and tokenized anew is another text, so its answers can differ.
 
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model.
         processor ([`MplugOwlProcessor`]): Its processor.
         system (`str`, *optional*): A system sentence in place of the original's.
-        history (`Sequence[dict]`): Messages of earlier turns, to go on behind them; they are read with the first turn.
+        history (`Sequence[dict]`): Messages of earlier turns, to continue; they are read with the first turn.
         cache (`Cache`, *optional*): An empty cache to fill, such as a `StaticCache` for compiled decoding; by default
             one that grows.
     """

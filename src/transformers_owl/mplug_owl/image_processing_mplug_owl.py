@@ -48,7 +48,7 @@ class MplugOwlImageProcessor(PilBackend):
     Args:
         size (`dict`, defaults to `{"height": 224, "width": 224}`): Pixels of the prepared images.
         resample (`int`, defaults to bicubic): PIL's filter.
-        image_mean, image_std (`list[float]`): Of the colours; CLIP's by default.
+        image_mean, image_std (`list[float]`): Mean and standard deviation per channel; CLIP's by default.
         max_pixels (`int`, defaults to 67,108,864): Largest image file, and a sixth of what one call takes. A JPEG
             with more is decoded at a half, quarter or eighth of its sides; other files are refused before they are
             decoded.

@@ -77,7 +77,7 @@ class MplugOwlVisualFeatures(BaseModelOutputWithPooling):
     Args:
         last_hidden_state (`torch.Tensor` (N, P, D), videos (N, T, P, D)): Output of the vision model.
         pooler_output (`torch.Tensor` (N, Q + 1, H)): What the language model sees of each image or video.
-        hidden_states, attentions (*optional*): Of the vision model's layers, if asked for.
+        hidden_states, attentions (*optional*): Outputs of the vision model's layers, if asked for.
         abstractor_hidden_states (*optional*): Input and output of the abstractor's layers, each (N, Q, D).
         abstractor_attentions (*optional*): A tensor (N, heads, Q, Q + T * P) a layer: what each query looks at. The
             first Q keys are the queries themselves, then come the class token and the patches of each frame.
@@ -590,7 +590,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         self.context_length = math.inf if is_scaled else text.get(field, math.inf)
         self.embedding_norm = nn.Identity()
         if config.text_config.model_type == "bloom":
-            # Bloom's norm is for the embeddings of text alone: visual features join behind it.
+            # Bloom's norm is for the embeddings of text alone: visual features join after it.
             self.embedding_norm = self.language_model.word_embeddings_layernorm
             self.language_model.word_embeddings_layernorm = nn.Identity()
         self.post_init()
@@ -618,7 +618,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
 
         Args:
             pixel_values (`torch.Tensor` (N, 3, S, S)): Normalised pixels, S is `vision_config.image_size`.
-            crop_positions (`torch.Tensor` (N, 2), *optional*): Of a model with crops, and of no other: row and column
+            crop_positions (`torch.Tensor` (N, 2), *optional*): For a model with crops, and of no other: row and column
                 of each cell, 0, 0 for a whole image.
             output_attentions, output_hidden_states (`bool`, *optional*): Also those of both models' layers.
 

@@ -141,7 +141,7 @@ class MplugOwlProcessor(ProcessorMixin):
 
     Args:
         image_processor ([`MplugOwlImageProcessor`]): Prepares the images.
-        tokenizer (`TokenizersBackend`): Of the language model; it is prepared as [`prepare_tokenizer`] says.
+        tokenizer (`TokenizersBackend`): Tokenizer of the language model; it is prepared as [`prepare_tokenizer`] says.
         video_processor ([`MplugOwlVideoProcessor`], *optional*): Prepares the videos; by default as the images.
         chat_template (`str`, *optional*): A Jinja template in place of the original's prompts.
         num_query_tokens (`int`, defaults to 64): Queries of the model's abstractor; a video, or a view of an image,

@@ -44,7 +44,7 @@ class MplugOwlTokenizer(TokenizersBackend):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *inputs, **kwargs):
         """
-        As in the library. Special tokens that are given get ids behind the placeholders.
+        As in the library. Special tokens that are given get ids after the placeholders.
 
         Raises:
             OSError: if a file is missing without which the ids would be others.

@@ -228,7 +228,7 @@ def original_fields(names, width: int) -> dict:
     Fields of the configuration that the weights of a release tell.
 
     Args:
-        names (`Iterable[str]`): Of the weights.
+        names (`Iterable[str]`): Names of the weights.
         width (`int`): Rows of the weight `WIDTH`.
     """
     use_temporal = bool(temporal_weights(names))

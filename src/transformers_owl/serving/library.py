@@ -100,7 +100,7 @@ def serve(arguments: Sequence[str], default: str, chat_template: str | None, all
     Serves until it is interrupted.
 
     Args:
-        arguments (`Sequence[str]`): Of `transformers serve`.
+        arguments (`Sequence[str]`): Options of `transformers serve`.
         default (`str`): The model, if they name none.
         chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
         allowed (`dict`): For [`Allowed`].

@@ -16,7 +16,7 @@ def write_card(owl: OwlArguments, args: TrainingArguments, state: TrainerState) 
 
     Args:
         owl, args: The recipe.
-        state (`TrainerState`): Of the Trainer, when the run is over.
+        state (`TrainerState`): State of the Trainer at the end of the run.
     """
     folder = Path(str(args.output_dir))
     curve = f"\n\n![The loss over the optimizer steps]({CURVE})" if (folder / CURVE).exists() else ""

@@ -26,9 +26,9 @@ class ConversationCollator:
     `max_length` is cut, never within a picture or video; a cut answer gets no EOS.
 
     Args:
-        processor ([`MplugOwlProcessor`]): Of the model.
+        processor ([`MplugOwlProcessor`]): Processor of the model.
         max_length (`int`, *optional*): Positions of a row, those of pictures and videos included.
-        always (`str`, *optional*): "image" or "video": a batch without any gets a blank one behind the end of its
+        always (`str`, *optional*): "image" or "video": a batch without any gets a blank one after the end of its
             shortest row. It changes neither loss nor gradients, but lets every process of a distributed run pass the
             visual modules, without which collective operations would wait for ever.
         num_frames (`int`, *optional*): Frames of a video; by default as many as the processor takes.
@@ -122,7 +122,7 @@ class ConversationCollator:
         return batch
 
     def _with_blank(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row with a white picture or video behind its end, where nothing looks back at it and nothing is learned."""
+        """A row with a white picture or video after its end, where nothing looks back at it and nothing is learned."""
         assert self.always is not None
         positions = self.processor.num_positions()
         size = self.processor.image_processor.size

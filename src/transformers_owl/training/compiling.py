@@ -15,7 +15,7 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> nn.Module:
 
     Args:
         model: An Owl, or a `PeftModel` around one; its parameters keep their names.
-        backend (`str`): Of `torch.compile`.
+        backend (`str`): Backend of `torch.compile`.
     """
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):

@@ -35,7 +35,7 @@ class DPOCollator(ConversationCollator):
     in [`ConversationCollator`].
 
     Raises:
-        ValueError: for messages that the chat template refuses, and for an answer behind `max_length`.
+        ValueError: for messages that the chat template refuses, and for an answer after `max_length`.
     """
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -49,7 +49,7 @@ class DPOCollator(ConversationCollator):
         row = self.encode(chat)
         start = 1 + int((~self.read(chat)[0].is_answer).nonzero()[0][-1])
         if start >= len(row["labels"]):
-            raise ValueError(f"The {which} answer lies behind max_length={self.max_length}: {chat!s:.200}")
+            raise ValueError(f"The {which} answer begins after max_length={self.max_length}: {chat!s:.200}")
         row["labels"][:start] = IGNORED
         return row
 

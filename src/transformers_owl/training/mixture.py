@@ -34,7 +34,7 @@ FEW_SAMPLES, FEW_SHARDS = 100, 20  # a share of fewer says little
 
 
 class NoAnswerLeftError(BadSampleError):
-    """A sample whose answers all lie behind `max_length`."""
+    """A sample whose answers all begin after `max_length`."""
 
 
 class Draw(NamedTuple):
@@ -213,13 +213,13 @@ class Mixture(IterableDataset):
         groups (`dict[str, Group]`): By name. If the sum of the reduced weights divides the rows of an optimizer step,
             every step holds the groups in exactly their ratio, else within one row, and exactly in the long run; so
             does what each worker of each rank draws.
-        collator ([`ConversationCollator`]): Of the model.
+        collator ([`ConversationCollator`]): Collator of the model.
         batch_size (`int`): Rows of a micro-batch.
         accumulation (`int`): Micro-batches of a rank in an optimizer step.
-        seed (`int`): Of order and augmentation.
-        augmentation ([`Augmentation`], *optional*): Of the pictures, drawn from (seed, epoch, sample).
+        seed (`int`): Seed of order and augmentation.
+        augmentation ([`Augmentation`], *optional*): Augmentation of the images, drawn from (seed, epoch, sample).
         policy ([`Policy`]): For samples that cannot be used; the group's next sample takes the place.
-        rank, world_size (`int`): Of the processes.
+        rank, world_size (`int`): Rank of this process and number of processes.
     """
 
     def __init__(

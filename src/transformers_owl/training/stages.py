@@ -242,7 +242,7 @@ def lora_targets(model, parts: Iterable[str] = ("language_model",)) -> str:
 
 
 def _queries_and_values(model, part: str) -> str:
-    # Of the vision model the layers alone: no patch depends on a pooling head behind them.
+    # Of the vision model the layers alone: no patch depends on a pooling head after them.
     path = r"model\.language_model" if part == "language_model" else re.escape(_layer_list(model, part)[0])
     linear = {name for name, layer in model.named_modules() if re.match(path, name) and isinstance(layer, nn.Linear)}
     names = [name for name, _ in model.named_modules()]

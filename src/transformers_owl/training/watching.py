@@ -83,7 +83,7 @@ class FixedPictures(TrainerCallback):
     Answers about the same pictures at every evaluation, printed and appended to `answers.jsonl` in the output folder.
 
     Args:
-        processor ([`MplugOwlProcessor`]): Of the model.
+        processor ([`MplugOwlProcessor`]): Processor of the model.
         pictures (`list[str]`): Paths or URLs, of videos too.
         prompt (`str`, *optional*): What is asked; by default nothing, as before a caption.
         max_new_tokens (`int`, defaults to 40): Longest answer.
