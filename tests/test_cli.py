@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import skimage.data
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from transformers_owl import MplugOwlForConditionalGeneration
@@ -84,7 +85,7 @@ def test_a_failed_run_leaves_no_output(caption, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["no-such.png"], 1, "no-such.png' cannot be read"),
+        (["no-such.png"], 1, "No such file: no-such.png"),
         ([CAT, "--promt", "x"], 2, "--prompt"),
         ([CAT, "--batch-size", "0"], 2, "batch-size"),
     ],
@@ -188,3 +189,36 @@ def test_an_endpoint_has_its_own_chat_template(tmp_path):
         app, ["answer", *options, "--endpoint", "http://localhost:1/v1", "--chat-template", "x"]
     )
     assert result.exit_code == 1 and "not for --endpoint's: leave it out" in result.stderr
+
+
+MISTAKES = {
+    "caption CAT --dtype float17": "There is no type of weights 'float17': choose one of auto, bfloat16, float16",
+    "caption CAT --device cuda:99": "There is no device 'cuda:99' for PyTorch",
+    "caption CAT --device gpu": "There is no device 'gpu' for PyTorch",
+    "caption CAT --model ./gone": "There is no folder ./gone. Check its name; a model on the Hub is OWNER/NAME.",
+    "chat --model build/gone": "There is no folder build/gone.",
+    "look CAT --model gone --output x.png": "There is no folder gone.",
+    "caption gone.jpg CAT also-gone.mp4": "No such file: gone.jpg, also-gone.mp4",
+    "chat gone.jpg": "No such file: gone.jpg",
+    "look CAT --output gone/x.png": "There is no folder gone to write x.png into.",
+    "look CAT --output x.txt": "x.txt is not the name of an image: end it with .png, .jpg or .webp.",
+    "web --port 80000": "65535",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_named_before_a_model_is_loaded(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("build").mkdir()
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: pytest.fail("it is loaded"))
+    result = CliRunner().invoke(app, [str(CAT) if word == "CAT" else word for word in words.split()])
+    assert result.exit_code in (1, 2)
+    assert MISTAKES[words] in " ".join(result.output.replace("\u2502", " ").split())
+
+
+@pytest.mark.parametrize(("name", "format"), [("x.png", "PNG"), ("x.JPG", "JPEG"), ("x.webp", "WEBP")])
+def test_look_writes_the_format_of_the_suffix(name, format, tmp_path):
+    result = CliRunner().invoke(app, ["look", str(CAT), "--output", str(tmp_path / name), "--max-new-tokens", "2"])
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / name) as image:
+        assert image.format == format

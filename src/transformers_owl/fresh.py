@@ -165,7 +165,7 @@ def resize_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[int, 
     Embeddings of positions for another grid of patches, by bicubic interpolation as for ViT at other resolutions.
 
     Args:
-        table (`torch.Tensor` (..., tokens, width)): Position embeddings of the leading tokens, if any, and of the patches.
+        table (`torch.Tensor` (..., tokens, width)): Positions of leading tokens, if any, and of patches.
         old, new (`tuple[int, int]`): Rows and columns.
     """
     first, patches = table.split([table.shape[-2] - math.prod(old), math.prod(old)], dim=-2)

@@ -14,9 +14,38 @@ from .mplug_owl.configuration_mplug_owl import MplugOwlConfig
 from .mplug_owl.processing_mplug_owl import read_template
 
 
-def best_device() -> str:
-    """The name of the best device there is: "cuda", "mps" or "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+def choose_device(name: str | None = None) -> str:
+    """
+    The name of a device that this PyTorch can use: "cuda", "cuda:1", "mps", "cpu"; by default the best there is.
+
+    Raises:
+        ValueError: for another one, with those there are.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kinds = ["cpu"] if accelerator is None else [accelerator.type, "cpu"]
+    devices = {kind: 1 if kind == "cpu" else torch.accelerator.device_count() for kind in kinds}
+    kind, _, number = (name or kinds[0]).partition(":")
+    if kind not in devices or not (number == "" or (number.isdecimal() and int(number) < devices[kind])):
+        found = ", ".join(f"{kind} ({count})" for kind, count in devices.items())
+        raise ValueError(f"There is no device {name!r} for PyTorch {torch.__version__}, which finds: {found}.")
+    return name or kinds[0]
+
+
+def check_dtype(name: str) -> None:
+    """Raises a ValueError for a name that is not in `DTYPES`."""
+    if name not in DTYPES:
+        raise ValueError(f"There is no type of weights {name!r}: choose one of {', '.join(DTYPES)}.")
+
+
+def check_folder(model: str) -> None:
+    """Raises a ValueError for what can only be a local folder and is missing, before the Hub is asked for it."""
+    parts = Path(model).parts
+    is_local = len(parts) != 2 or parts[0] in ("/", "~", "..") or model.startswith(".") or Path(parts[0]).is_dir()
+    if is_local and not Path(model).exists():
+        raise ValueError(f"There is no folder {model}. Check its name; a model on the Hub is OWNER/NAME.")
 
 
 def read_config(model: str, **kwargs) -> PreTrainedConfig:
@@ -28,8 +57,9 @@ def read_config(model: str, **kwargs) -> PreTrainedConfig:
         kwargs: For `AutoConfig.from_pretrained`.
 
     Raises:
-        ValueError: for an adapter whose base is a folder that is gone.
+        ValueError: for a folder that is missing, and for an adapter whose base is one.
     """
+    check_folder(model)
     settings = find_adapter_config_file(model)
     base = model if settings is None else json.loads(Path(settings).read_text("utf-8"))["base_model_name_or_path"]
     if settings is not None and Path(base).is_absolute() and not Path(base).is_dir():
@@ -53,10 +83,12 @@ def load(
         chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
 
     Raises:
-        ValueError: for a model of another kind.
+        ValueError: for a model of another kind, a missing folder, and a device or a type that does not exist.
         MemoryError: if it does not fit.
     """
-    config, device = read_config(model), device or best_device()
+    check_dtype(dtype)
+    device = choose_device(device)
+    config = read_config(model)
     if not isinstance(config, MplugOwlConfig):
         raise ValueError(
             f"{model} is a model of type {config.model_type!r}, but an mPLUG-Owl was expected: give one of its "

@@ -43,7 +43,8 @@ Template = Annotated[
     str | None,
     typer.Option(help="original, language_model (its tokenizer's own) or a Jinja file (default: the checkpoint's)."),
 ]
-Dtype = Annotated[str, typer.Option(help="Type of the weights, such as bfloat16.")]
+Dtype = Annotated[str, typer.Option(help="Type of the weights: auto (the checkpoint's), bfloat16, float16, float32.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to serve at.")]
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that the model's folder brings.")]
 
 
@@ -94,10 +95,11 @@ def caption(
     from rich.progress import Progress
 
     from transformers_owl import MINIATURE
-    from transformers_owl.demo.caption import Captioner, samples
+    from transformers_owl.demo.caption import Captioner, check_files, samples
     from transformers_owl.demo.caption import caption as answers
 
     pictures = pictures or samples()
+    check_files(pictures)
     captioner = Captioner(model or MINIATURE, device, dtype, num_frames, chat_template)
     with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task("answering", total=len(set(pictures)))
@@ -121,9 +123,11 @@ def chat(
 ) -> None:
     """Chat about images in the terminal. Ctrl-C stops an answer."""
     from transformers_owl import MINIATURE
+    from transformers_owl.demo.caption import check_files
     from transformers_owl.demo.terminal import TerminalChat
     from transformers_owl.loading import generation_options, load
 
+    check_files(pictures or [])
     owl, processor = load(model or MINIATURE, device, dtype, chat_template)
     TerminalChat(owl, processor, generation_options(max_new_tokens, temperature, top_p), system).run(pictures or [])
 
@@ -133,7 +137,7 @@ def chat(
 def web(
     model: Owl = None,
     host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to serve at.")] = 7860,
+    port: Port = 7860,
     device: Device = None,
     dtype: Dtype = "auto",
     chat_template: Template = None,
@@ -156,7 +160,12 @@ def web(
 @errors()
 def look(
     pictures: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files or URLs.")],
-    output: Annotated[Path, typer.Option(help="PNG file to write; for several images NAME-1.png, NAME-2.png, ...")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="Image file to write (.png, .jpg, .webp, ...); for several images NAME-1.png, NAME-2.png, ..."
+        ),
+    ],
     model: Owl = None,
     prompt: Annotated[str, typer.Option(help="What to ask about the images.")] = "Describe the picture.",
     word: Annotated[str | None, typer.Option(help="A word of the answer (default: the whole answer).")] = None,
@@ -208,7 +217,7 @@ def rate(
     owleval: Annotated[Path, typer.Option("--owleval", help="OwlEval's folder: questions.jsonl and cases/.")],
     ratings: Annotated[Path, typer.Option(help="Where ratings are kept; goes on with what is there.")],
     host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to serve at.")] = 7860,
+    port: Port = 7861,
 ) -> None:
     """Rate answers on a page in the browser: blind, in random order, several raters."""
     from transformers_owl.evaluation.rating_desk import RatingDesk

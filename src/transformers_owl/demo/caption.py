@@ -1,6 +1,6 @@
 """Answers about picture and video files, many at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -28,6 +28,16 @@ def samples() -> list[str]:
             f"{', '.join(missing)}: missing, though part of transformers_owl. Install it again, or name other pictures."
         )
     return [str(path) for path in SAMPLES]
+
+
+def check_files(names: Sequence[str]) -> None:
+    """
+    Raises:
+        FileNotFoundError: for names that are neither URLs nor files, all of them.
+    """
+    missing = [name for name in names if "://" not in name and not name.startswith("data:") and not Path(name).exists()]
+    if missing:
+        raise FileNotFoundError(f"No such file: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
 
 
 class Captioner:

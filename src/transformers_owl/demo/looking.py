@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import PIL.Image
+
 from ..inference import Chat, draw_attention, picture_attention
 from ..loading import load, memory_advice
 from ..mplug_owl.image_processing_mplug_owl import open_picture
@@ -26,16 +28,23 @@ def look(
     Answers about pictures, and writes for each a heat map over it.
 
     Args:
-        output (`Path`): The PNG file; of several pictures, `NAME-1.png`, `NAME-2.png` and so on.
+        output (`Path`): The image file, in the format of its suffix; for several images, `NAME-1.png`, `NAME-2.png`
+            and so on.
         word (`str`, *optional*): A word of the answer; by default the whole of it.
 
     Returns:
         `tuple[str, list[Path]]`: The answer, and the files written.
 
     Raises:
-        ValueError: for a picture that cannot be read, and a word that the answer does not have.
+        ValueError: for an image that cannot be read, an unknown suffix, a folder that is missing, and a word that the
+            answer does not have.
         MemoryError: if model or answer do not fit.
     """
+    writes = PIL.Image.registered_extensions().get(output.suffix.lower())
+    if writes not in PIL.Image.SAVE:
+        raise ValueError(f"{output} is not the name of an image: end it with .png, .jpg or .webp.")
+    if not output.parent.is_dir():
+        raise ValueError(f"There is no folder {output.parent} to write {output.name} into.")
     opened = [open_picture(picture) for picture in pictures]
     owl, processor = load(model, device, dtype, chat_template)
     chat = Chat(owl, processor)
@@ -46,7 +55,7 @@ def look(
     paths = [output] if len(opened) == 1 else [numbered(output, at + 1) for at in range(len(opened))]
     for path, picture, attention in zip(paths, opened, found, strict=True):
         partial = path.with_name(path.name + ".partial")
-        draw_attention(picture, attention.patches).save(partial, format="PNG")
+        draw_attention(picture, attention.patches).save(partial, format=writes)
         partial.replace(path)
     return answer, paths
 

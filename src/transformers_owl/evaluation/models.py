@@ -61,17 +61,19 @@ class LocalModel:
             AutoTokenizer,
         )
 
-        from ..loading import best_device, choose_template, read_config
+        from ..loading import check_dtype, choose_device, choose_template, read_config
         from ..mplug_owl.configuration_mplug_owl import MplugOwlConfig
 
         self.name = name
         self.max_new_tokens = max_new_tokens
         trust = {"trust_remote_code": trust_remote_code}
+        check_dtype(dtype)
+        device = choose_device(device)
         config = read_config(name, **trust)
         named = config.to_dict().get("auto_map", {})
         self.sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in named
         auto: Any = AutoModelForImageTextToText if self.sees else AutoModelForCausalLM
-        self.model = auto.from_pretrained(name, dtype=dtype, device_map=device or best_device(), **trust)
+        self.model = auto.from_pretrained(name, dtype=dtype, device_map=device, **trust)
         self.processor: Any = (AutoProcessor if self.sees else AutoTokenizer).from_pretrained(name, **trust)
         if chat_template is not None:
             if config.model_type != MplugOwlConfig.model_type:

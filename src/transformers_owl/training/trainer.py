@@ -55,8 +55,8 @@ class OwlTrainer(WholeCheckpoints):
     Args:
         mixture ([`Mixture`]): The training data; batch size and accumulation are those of `args`.
         peak_tflops (`float`, *optional*): What one device can do at most, for MFU; without it there is none.
-        learning_rates (`dict[str, float]`, *optional*): Rates of "vision", "abstractor" and "language_model", LoRA included,
-            where they differ from `args.learning_rate`.
+        learning_rates (`dict[str, float]`, *optional*): Rates of "vision", "abstractor" and "language_model", LoRA
+            included, where they differ from `args.learning_rate`.
         metrics (`Sequence[str]`, *optional*): Names of `METRICS`. At every evaluation the model writes the last answer
             of each sample, and the metrics compare these with the samples' own.
         recipe ([`OwlArguments`], *optional*): What model, data and stage were chosen by. Checkpoints keep it, and a run
