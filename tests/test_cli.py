@@ -12,9 +12,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
-from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl import MINIATURE, MplugOwlForConditionalGeneration
 from transformers_owl.cli import app
 from transformers_owl.demo import caption as captions
+from transformers_owl.loading import load
 
 
 PICTURES = Path(__file__).parent.parent / "examples/pictures"
@@ -222,3 +223,13 @@ def test_look_writes_the_format_of_the_suffix(name, format, tmp_path):
     assert result.exit_code == 0, result.output
     with Image.open(tmp_path / name) as image:
         assert image.format == format
+
+
+def test_the_language_model_is_loaded_in_4_bits():
+    pytest.importorskip("bitsandbytes")
+    owl, _ = load(MINIATURE, "cpu", load_in_4bit=True)
+    kinds = {type(module).__name__ for module in owl.model.language_model.modules()}
+    assert "Linear4bit" in kinds
+    assert "Linear4bit" not in {type(module).__name__ for module in owl.model.vision_model.modules()}
+    result = CliRunner().invoke(app, ["caption", CAT, "--load-in-4bit", "--max-new-tokens", "3"])
+    assert result.exit_code == 0 and f"{CAT}: " in result.output

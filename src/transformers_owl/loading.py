@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedConfig
 
 from .library import find_adapter_config_file
 from .mplug_owl.configuration_mplug_owl import MplugOwlConfig
@@ -71,7 +71,11 @@ def read_config(model: str, **kwargs) -> PreTrainedConfig:
 
 
 def load(
-    model: str, device: str | None = None, dtype: str = "auto", chat_template: str | None = None
+    model: str,
+    device: str | None = None,
+    dtype: str = "auto",
+    chat_template: str | None = None,
+    load_in_4bit: bool = False,
 ) -> tuple[Any, Any]:
     """
     An Owl and its processor.
@@ -81,6 +85,7 @@ def load(
         device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
         dtype (`str`, defaults to `"auto"`): Type of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
         chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
+        load_in_4bit (`bool`, defaults to `False`): Whether to quantise the language model to NF4, by bitsandbytes.
 
     Raises:
         ValueError: for a model of another kind, a missing folder, and a device or a type that does not exist.
@@ -94,8 +99,11 @@ def load(
             f"{model} is a model of type {config.model_type!r}, but an mPLUG-Owl was expected: give one of its "
             "checkpoints, or build one from a language model with `transformers-owl build`."
         )
-    with memory_advice(f"Load the weights in a smaller type (bfloat16) or quantised, or elsewhere than on {device}."):
-        loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, device_map=device)
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    with memory_advice(f"Load smaller weights (bfloat16, --load-in-4bit), or load them elsewhere than on {device}."):
+        loaded = AutoModelForImageTextToText.from_pretrained(
+            model, dtype=dtype, device_map=device, quantization_config=four_bits if load_in_4bit else None
+        )
     processor = AutoProcessor.from_pretrained(model)
     if chat_template is not None:
         choose_template(processor, chat_template)

@@ -45,6 +45,9 @@ Template = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="Type of the weights: auto (the checkpoint's), bfloat16, float16, float32.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to serve at.")]
+LoadIn4bit = Annotated[
+    bool, typer.Option("--load-in-4bit", help="Quantise the language model to 4 bits while loading.")
+]
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that the model's folder brings.")]
 
 
@@ -89,6 +92,7 @@ def caption(
     dtype: Dtype = "auto",
     num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video (default: the model's, 4).")] = None,
     chat_template: Template = None,
+    load_in_4bit: LoadIn4bit = False,
 ) -> None:
     """Ask one question about images or videos and print the answers."""
     from rich.console import Console
@@ -100,7 +104,7 @@ def caption(
 
     pictures = pictures or samples()
     check_files(pictures)
-    captioner = Captioner(model or MINIATURE, device, dtype, num_frames, chat_template)
+    captioner = Captioner(model or MINIATURE, device, dtype, num_frames, chat_template, load_in_4bit)
     with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task("answering", total=len(set(pictures)))
         for picture, answer in answers(captioner, pictures, prompt, output, batch_size, max_new_tokens):
@@ -120,6 +124,7 @@ def chat(
     device: Device = None,
     dtype: Dtype = "auto",
     chat_template: Template = None,
+    load_in_4bit: LoadIn4bit = False,
 ) -> None:
     """Chat about images in the terminal. Ctrl-C stops an answer."""
     from transformers_owl import MINIATURE
@@ -128,7 +133,7 @@ def chat(
     from transformers_owl.loading import generation_options, load
 
     check_files(pictures or [])
-    owl, processor = load(model or MINIATURE, device, dtype, chat_template)
+    owl, processor = load(model or MINIATURE, device, dtype, chat_template, load_in_4bit)
     TerminalChat(owl, processor, generation_options(max_new_tokens, temperature, top_p), system).run(pictures or [])
 
 
@@ -141,6 +146,7 @@ def web(
     device: Device = None,
     dtype: Dtype = "auto",
     chat_template: Template = None,
+    load_in_4bit: LoadIn4bit = False,
 ) -> None:
     """Chat about images in the browser."""
     from transformers_owl import MINIATURE
@@ -149,7 +155,7 @@ def web(
 
     model = model or MINIATURE
     check_port(host, port)
-    owl, processor = load(model, device, dtype, chat_template)
+    owl, processor = load(model, device, dtype, chat_template, load_in_4bit)
     # The page does not say where on this machine a folder lies.
     name = Path(model).resolve().name if Path(model).is_dir() else model
     with serving(owl, processor, name, host, port) as page:
@@ -173,13 +179,14 @@ def look(
     device: Device = None,
     dtype: Dtype = "auto",
     chat_template: Template = None,
+    load_in_4bit: LoadIn4bit = False,
 ) -> None:
     """Answer a question about images, and draw heat maps of where the model looked."""
     from transformers_owl import MINIATURE
     from transformers_owl.demo.looking import look as answer_and_look
 
     answer, paths = answer_and_look(
-        model or MINIATURE, pictures, prompt, output, word, max_new_tokens, device, dtype, chat_template
+        model or MINIATURE, pictures, prompt, output, word, max_new_tokens, device, dtype, chat_template, load_in_4bit
     )
     print(answer)
     print(*paths, sep="\n")

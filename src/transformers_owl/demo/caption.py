@@ -50,6 +50,7 @@ class Captioner:
         dtype (`str`, defaults to `"auto"`): Type of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
         num_frames (`int`, *optional*): Frames of a video; by default as many as the checkpoint's settings say.
         chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
+        load_in_4bit (`bool`, defaults to `False`): Whether to quantise the language model, as [`load`] does.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class Captioner:
         dtype: str = "auto",
         num_frames: int | None = None,
         chat_template: str | None = None,
+        load_in_4bit: bool = False,
     ):
         self.name = model
-        self.model, self.processor = load(model, device, dtype, chat_template)
+        self.model, self.processor = load(model, device, dtype, chat_template, load_in_4bit)
         if num_frames is not None:
             self.processor.video_processor.num_frames = num_frames
 

@@ -23,6 +23,7 @@ def look(
     device: str | None = None,
     dtype: str = "auto",
     chat_template: str | None = None,
+    load_in_4bit: bool = False,
 ) -> tuple[str, list[Path]]:
     """
     Answers about pictures, and writes for each a heat map over it.
@@ -46,7 +47,7 @@ def look(
     if not output.parent.is_dir():
         raise ValueError(f"There is no folder {output.parent} to write {output.name} into.")
     opened = [open_picture(picture) for picture in pictures]
-    owl, processor = load(model, device, dtype, chat_template)
+    owl, processor = load(model, device, dtype, chat_template, load_in_4bit)
     chat = Chat(owl, processor)
     options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     with memory_advice(ADVICE):
