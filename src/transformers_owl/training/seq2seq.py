@@ -1,4 +1,4 @@
-"""The library's Seq2SeqTrainer over conversations: the model answers anew, and metrics see the answers alone."""
+"""The library's Seq2SeqTrainer over conversations: the model writes the answers, and metrics see nothing else."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class OwlSeq2SeqTrainer(UnpaddedPredictions):
     """
     A `Seq2SeqTrainer` for batches of a [`ConversationCollator`], whose rows hold questions and answers.
 
-    With `predict_with_generate` the model writes the last answer of each row anew, after all that stands before it in
+    With `predict_with_generate` the model writes the last answer of each row itself, after all that comes before it in
     training and in `Chat`. Predictions and label ids are (rows, tokens): the written answers, and those of the rows, as
     far as they fit into the collator's `max_length`. Behind an answer stand padding and -100. The loss falls on all
     answers of a row, as in `Trainer`.
