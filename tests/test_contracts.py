@@ -12,7 +12,7 @@ import torch
 import transformers
 from test_imports import FENCES, PACKAGE, leans_on
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerState, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Seq2SeqTrainer, Trainer, TrainerState, TrainingArguments
 
 
 CONTRACTS: dict[str, Callable] = {}
@@ -240,6 +240,14 @@ def _(tmp_path):
     trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-3")
     trainer._load_best_model()
     assert trainer.model.weight.item() > best > 0
+
+
+@contract("transformers.Seq2SeqTrainer._pad_tensors_to_max_len")
+def _(entry):
+    """Nothing but padding, which what was generated goes through on its way out."""
+    assert parameters(found(entry)) == ["self", "tensor", "max_length"]
+    source = inspect.getsource(Seq2SeqTrainer.prediction_step)
+    assert "generated_tokens = self._pad_tensors_to_max_len(generated_tokens, " in source
 
 
 @contract("transformers.trainer_utils.get_last_checkpoint")

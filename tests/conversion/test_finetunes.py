@@ -181,7 +181,7 @@ STATES = {
     "LoRA of a stranger": ({LORA_A.replace("layers.0", "layers.9"): torch.zeros(8, 48)}, "one of LoRA's two weights"),
     "LoRA of another width": ({LORA_A: torch.zeros(8, 47)}, "do not fit"),
     "LoRA of embeddings": ({"base_model.model.x.lora_embedding_A": torch.zeros(8, 4)}, "LoRA of linear layers alone"),
-    "what a Trainer keeps": ({"epoch": 3}, "holds more than weights by their names"),
+    "what a Trainer keeps": ({"epoch": 3}, r"holds epoch \(int\) beside \d+ tensors, but weights by their names"),
     "the first code": ({"abstractor.x.bias_k": torch.zeros(3)}, "first code"),
 }
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from scored import SIZES, scored
 
 from transformers_owl import MplugOwlForConditionalGeneration
 from transformers_owl.training import ConversationCollator, Mixture, prepare_stage
@@ -91,6 +92,13 @@ def folder(tmp_path_factory, llama_model, llama_processor):
     rows = [conversation(0), conversation(1)]
     rows[0]["messages"][0]["content"][0]["path"] = str(folder / "0.png")
     (folder / "rows.json").write_text(json.dumps(rows))
+    asked = [conversation(number) for number in range(5)]
+    for number, row in enumerate(asked):
+        row["messages"][1]["content"] += " And more." * number
+        for part in row["messages"][0]["content"]:
+            if part["type"] == "image":
+                part["path"] = str(folder / part["path"])
+    (folder / "asked.json").write_text(json.dumps(asked))
     recipe = {
         "model": str(folder / "model"), "stage": "pretrain", "max_steps": STEPS, "save_steps": 2, "logging_steps": 1,
         "data": {"mixed": {"sources": [{"format": "messages", "path": str(folder / "mixed.jsonl")}]}},
@@ -200,6 +208,26 @@ def test_every_process_ends_with_the_best_checkpoint(launched, rank):
     assert found == {"named": "best/checkpoint-2", "has": [2]}
     state = json.loads((launched / "best/checkpoint-3/trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(launched / "best/checkpoint-2")
+
+
+@pytest.fixture(scope="module")
+def scored_alone(folder):
+    return scored(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_score_the_answers_that_one_would_write(launched, scored_alone, rank):
+    """
+    Each row once and in its order, also where their number is no multiple of the processes or of their batches, and
+    where it is smaller: in the metrics of recipes, and in what `compute_metrics` gets of OwlSeq2SeqTrainer.
+    """
+    found = json.loads((launched / f"scored-{rank}.json").read_text())
+    for (count, _), one, two in zip(SIZES, scored_alone, found, strict=True):
+        assert one == two
+        assert one["scored"] == len(one["recipe"]) == len(one["predictions"]) == count
+        assert [reference for _, reference in one["recipe"]] == [f"It is {n}.{' And more.' * n}" for n in range(count)]
+        assert all(answer for answer, _ in one["recipe"])
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from transformers_owl.training import ConversationCollator, Rows
-from transformers_owl.training.metrics import METRICS, NEEDED, check_metrics, prompts
+from transformers_owl.training.metrics import METRICS, NEEDED, check_metrics, prompts, write_answers
 from transformers_owl.training.train import train
 
 
@@ -158,6 +158,21 @@ def test_answers_are_the_models_own(recipe, llama, llama_processor, files, monke
             ids = model.generate(**inputs, max_new_tokens=40, do_sample=False)[:, inputs["input_ids"].shape[1] :]
         whole = llama_processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
         assert answer and whole.startswith(answer)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_answers_do_not_depend_on_the_batch(llama_model, llama_processor, pictures, tmp_path, size):
+    """Nor do those that the model goes on and on with: all are cut off at one length."""
+    samples = [{"messages": chat(parts, pictures)} for parts in CHATS.values()]
+    collator = ConversationCollator(llama_processor)
+    alone, together = (
+        write_answers(
+            llama_model, samples, collator, TrainingArguments(tmp_path, per_device_eval_batch_size=rows, use_cpu=True)
+        )
+        for rows in (1, size)
+    )
+    assert alone == together
+    assert len({answer for answer, _ in alone}) == len(samples)
 
 
 def test_a_model_that_has_learned_its_data_scores_one(recipe, files):

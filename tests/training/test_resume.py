@@ -1,6 +1,7 @@
 """A run that was killed at any moment ends with the weights of a run that was not, to the last bit."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -68,9 +69,13 @@ def recipe(files, llama, tmp_path):
 
 
 def in_a_child(recipe: Path, output: Path, deadly=contextlib.nullcontext) -> int:
-    """Trains in a process of its own; gives the signal that ended it, or 0."""
+    """
+    Trains in a process of its own; gives the signal that ended it, or 0. A data worker whose parent is killed before it
+    has noted the parent's id would wait for ever, and with it all who read what this process prints.
+    """
     child = os.fork()
     if child == 0:
+        os.setsid()
         # The lock of progress bars is shared with the children, and one that is killed within never gives it back.
         tqdm.set_lock(threading.RLock())
         try:
@@ -81,6 +86,8 @@ def in_a_child(recipe: Path, output: Path, deadly=contextlib.nullcontext) -> int
             traceback.print_exc()
             os._exit(1)
     _, status = os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
     assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
@@ -111,7 +118,11 @@ def at_step(step: int, moment: str):
 def in_a_save(step: int, method: str):
     """Dies within the save of a step, before `method` does its part."""
     original = getattr(OwlTrainer, method)
-    setattr(OwlTrainer, method, lambda self, *a: die() if self.state.global_step == step else original(self, *a))
+
+    def deadly(self, *args, **kwargs):
+        return die() if self.state.global_step == step else original(self, *args, **kwargs)
+
+    setattr(OwlTrainer, method, deadly)
     yield
 
 
@@ -169,6 +180,56 @@ def test_runs_killed_at_random_times_end_with_the_same_weights(recipe, tmp_path)
     assert in_a_child(path, tmp_path / "killed") == 0
     expected, actual = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(actual[key], expected[key]) for key in expected)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+
+
+STRATEGIES = {
+    "epoch": {"save_strategy": "epoch", "eval_strategy": "epoch", "logging_strategy": "epoch"},
+    "steps": {"save_steps": 4, "eval_strategy": "steps", "eval_steps": 4},
+}
+SAVES = {"epoch": (3, 5, 8), "steps": (4, 8)}  # two and a half steps are an epoch
+# What a run with a best model may die of at a save, each a little later than the one before.
+DEATHS_OF_A_SAVE = [
+    lambda step: at_step(step, "step_end"),
+    lambda step: at_step(step, "evaluate"),
+    lambda step: in_a_save(step, "_save_rng_state"),
+    lambda step: in_a_save(step, "_place"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_greater", [True, False], ids=["first is best", "last is best"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_killed_runs_end_with_the_same_best_model(recipe, files, tmp_path, strategy, is_greater):
+    """Killed before, in and after their saves, and while they put the best weights into their folder."""
+    path = recipe("instruct")
+    content = yaml.safe_load(path.read_text())
+    content["data"] = {"rows": {"sources": [files.captions(range(100, 106)), files.text(range(4))]}}
+    content["eval_data"] = {"rows": {"sources": [files.text(range(4))]}}
+    content |= {**STRATEGIES[strategy], "load_best_model_at_end": True, "save_total_limit": 2}
+    content |= {"metric_for_best_model": "loss", "greater_is_better": is_greater}
+    path.write_text(yaml.safe_dump(content))
+    assert in_a_child(path, tmp_path / "whole") == 0
+    turns = itertools.cycle((DEATHS_OF_A_SAVE[:2], DEATHS_OF_A_SAVE[2:]))
+    deaths = [death(step) for step, turn in zip(SAVES[strategy], turns, strict=False) for death in turn]
+    deaths += [in_a_save(STEPS, name) for name in ("_load_best_model", "_load_best_model", "save_model")]
+    for deadly in deaths:
+        assert in_a_child(path, tmp_path / "killed", lambda deadly=deadly: deadly) == signal.SIGKILL
+    assert in_a_child(path, tmp_path / "killed") == 0
+    folders = [sorted(folder.name for folder in (tmp_path / run).glob("checkpoint-*")) for run in ("whole", "killed")]
+    assert folders[0] == folders[1]
+    for name in (".", *folders[0]):
+        expected, actual = weights(tmp_path / "whole" / name), weights(tmp_path / "killed" / name)
+        assert expected.keys() == actual.keys()
+        assert all(torch.equal(actual[key], expected[key]) for key in expected)
+    states = [json.loads((tmp_path / run / "trainer_state.json").read_text()) for run in ("whole", "killed")]
+    best = [(state["best_metric"], Path(state["best_model_checkpoint"]).name) for state in states]
+    assert best[0] == best[1] == (best[0][0], f"checkpoint-{SAVES[strategy][0 if is_greater else -1]}")
+    logged = [
+        [(entry["step"], entry["epoch"], entry["eval_loss"]) for entry in state["log_history"] if "eval_loss" in entry]
+        for state in states
+    ]
+    assert logged[0] == logged[1] and len(logged[0]) == len(SAVES[strategy])
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from scored import scored
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
@@ -176,4 +177,5 @@ if __name__ == "__main__":
         count_samples(folder, settings["model"], settings["sources"])
         keep_the_best(folder, settings["model"], settings["sources"]["rows"]["source"])
         check_shards(folder, settings["model"])
+        (folder / f"scored-{RANK}.json").write_text(json.dumps(scored(folder, RANK, 2)))
     torch.distributed.destroy_process_group()

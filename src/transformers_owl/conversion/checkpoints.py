@@ -43,6 +43,10 @@ from .library import (
 DTYPE_NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
 PLAN = "plan.json"
 READERS = 2  # tensors read while one is written
+# Where trainers put the weights in what they save: PyTorch Lightning, plain loops, DeepSpeed, LAVIS.
+NESTS = ("state_dict", "model_state_dict", "model", "module")
+MOST_NESTS = 3
+MOST_SHOWN = 8  # of what a file holds in place of weights
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,10 @@ class Checkpoint:
             raise ValueError(f"{self.path} is a checkpoint of the first code (v0): {V0}")
         return tensors
 
+    def is_nested(self) -> bool:
+        """Whether a trainer saved the weights among other things, where the library finds none."""
+        return any(read_file(file)[1] for file in self.files())
+
     def fingerprint(self) -> list:
         """Tells files apart without reading them."""
         files = [self.path] if self.path.endswith(".gguf") else self.files()
@@ -146,14 +154,49 @@ HINTS = {
 
 
 def open_file(file: str) -> dict[str, Piece]:
+    return {name: piece for piece in held(read_file(file)[0]) for name in piece.tensors}
+
+
+def read_file(file: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """
+    The weights of a file by name, mapped into memory, and under which keys a trainer put them beside other things.
+
+    Raises:
+        ValueError: says what the file holds, if that is no weights, or if it is not clear which of it they are.
+    """
     with named_damage(file):
-        tensors = load_state_dict(file)
-    if not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise ValueError(
-            f"{file} holds more than weights by their names ({', '.join(map(str, list(tensors)[:3]))}): save what "
-            "`model.state_dict()` gives, and give that file."
-        )
-    return {name: piece for piece in held(tensors) for name in piece.tensors}
+        found: Any = load_state_dict(file)
+    keys: list[str] = []
+    while not is_weights(found):
+        inner = [key for key in NESTS if isinstance(found, dict) and isinstance(found.get(key), dict)]
+        if len(inner) != 1 or len(keys) == MOST_NESTS:
+            where = f" under {'.'.join(keys)}" if keys else ""
+            raise ValueError(
+                f"{file} holds{where} {described(found)}, but weights by their names were expected, as they are or "
+                f"under one of {', '.join(NESTS)}: save what `model.state_dict()` gives, and give that file."
+            )
+        found, keys = found[inner[0]], [*keys, inner[0]]
+    return found, keys
+
+
+def is_weights(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and len(found) > 0
+        and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items())
+    )
+
+
+def described(found: Any) -> str:
+    """What a file holds in place of weights, such as "epoch (int), model (dict)"."""
+    if not isinstance(found, dict):
+        return f"a {type(found).__name__}"
+    if not found:
+        return "nothing"
+    others = [f"{key!s:.40} ({type(value).__name__})" for key, value in found.items() if not is_weights({key: value})]
+    count = len(found) - len(others)
+    more = f" and {len(others) - MOST_SHOWN} more" if len(others) > MOST_SHOWN else ""
+    return ", ".join(others[:MOST_SHOWN]) + more + (f" beside {count} tensors" if count else "")
 
 
 def open_owl(

@@ -46,7 +46,7 @@ def convert(
     source = Checkpoint.parse(checkpoint)
     if quantize is not None:
         dtype = dtype or torch.bfloat16
-    if base is not None or Path(source.path).is_file() or is_fine_tune(source.open()):
+    if base is not None or Path(source.path).is_file() or is_fine_tune(source):
         convert_fine_tune(source, output, dtype, max_shard_size, base, lora_alpha, keep_adapter, quantize)
     elif keep_adapter or lora_alpha is not None:
         raise ValueError(f"{checkpoint} is no fine-tune with LoRA: leave out --keep-adapter and --lora-alpha.")

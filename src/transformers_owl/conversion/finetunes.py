@@ -15,7 +15,7 @@ from rich.progress import track
 from transformers import AutoConfig
 
 from .. import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor
-from ..mplug_owl.weights_mplug_owl import WIDTH, WRAPPER, original_fields, read_original
+from ..mplug_owl.weights_mplug_owl import OUR_WIDTHS, WIDTH, WRAPPER, original_fields, read_original
 from .card import render
 from .checkpoints import (
     Checkpoint,
@@ -35,6 +35,8 @@ from .packing import write_repository
 
 ALPHA = 32  # of the original's script; its files do not hold it
 LORA = re.compile(r"^(.+)\.lora_([AB])(?:\.default)?\.weight$")
+# What Lightning, torch.compile and DataParallel put before the names of a model, in any order.
+WRAPPERS = ("module.", "model.", "_orig_mod.", "_forward_module.")
 GIVE_A_BASE = "name by --base the release that it was trained from, such as MAGAer13/mplug-owl-llama-7b"
 
 
@@ -52,9 +54,22 @@ class FineTune:
     lora: dict[str, tuple[Piece, Piece]]
 
 
-def is_fine_tune(names) -> bool:
-    """Whether weights have PEFT's names."""
-    return any(name.startswith(WRAPPER) or LORA.match(name) for name in names)
+def is_fine_tune(source: Checkpoint) -> bool:
+    """Whether weights have PEFT's names, or those of a wrapper, or lie where a trainer put them."""
+    names = source.open()
+    return (
+        any(name.startswith(WRAPPER) or LORA.match(name) for name in names)
+        or wrapper(names) not in ("", "model.")  # ours begin with the latter
+        or source.is_nested()
+    )
+
+
+def wrapper(names) -> str:
+    """What stands before every name and belongs to none."""
+    prefix = ""
+    while found := [each for each in WRAPPERS if all(name.startswith(prefix + each) for name in names)]:
+        prefix += found[0]
+    return prefix
 
 
 def renamed(piece: Piece, name: str) -> Piece:
@@ -81,8 +96,10 @@ def read(source: Checkpoint) -> FineTune:
     """
     weights: dict[str, Piece] = {}
     sides: dict[str, dict[str, Piece]] = {}
-    for key, piece in source.open().items():
-        name = key.removeprefix("module.").removeprefix(WRAPPER)
+    pieces = source.open()
+    before = wrapper(pieces)
+    for key, piece in pieces.items():
+        name = key.removeprefix(before).removeprefix(WRAPPER)
         if (match := LORA.match(name)) is not None:
             sides.setdefault(f"{match[1]}.weight", {})[match[2]] = piece
         elif "lora_" in name:
@@ -125,8 +142,9 @@ def open_model(source: Checkpoint, fine_tune: FineTune, settings: Checkpoint) ->
     config = AutoConfig.from_pretrained(settings.path, revision=settings.revision)
     if not isinstance(config, MplugOwlConfig):
         raise ValueError(f"{settings.path} is a model of type {config.model_type}, but mplug-owl was expected.")
-    if WIDTH in fine_tune.weights:
-        fields = original_fields(fine_tune.weights, shape(fine_tune.weights[WIDTH])[0])
+    widths = [name for name in (WIDTH, *OUR_WIDTHS) if name in fine_tune.weights]
+    if widths:
+        fields = original_fields(fine_tune.weights, shape(fine_tune.weights[widths[0]])[0])
     else:
         fields = {} if settings == source else read_original(settings.path, revision=settings.revision)
     for part in ("vision_config", "visual_abstractor_config"):

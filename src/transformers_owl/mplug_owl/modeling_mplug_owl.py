@@ -894,8 +894,8 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
         As in the library, and never about images that are missing.
 
         Raises:
-            ValueError: for a prompt with positions of images or videos and no pixels for them, and for one that is
-                longer than the language model was made for.
+            ValueError: for labels, for a prompt with positions of images or videos and no pixels for them, and for one
+                that is longer than the language model was made for.
         """
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         if prompt is not None:
@@ -904,6 +904,11 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
 
     def _check_prompt(self, prompt: torch.LongTensor, given: dict[str, Any]) -> None:
         refuse_original_arguments(given)
+        if given.get("labels") is not None:
+            raise ValueError(
+                "`generate` was given labels, whose input_ids hold the answers already: leave both out. In place of "
+                "Seq2SeqTrainer, which passes them, take transformers_owl.training.OwlSeq2SeqTrainer."
+            )
         if (prompt < 0).any():
             raise ValueError(NEGATIVE_IDS)
         if prompt.shape[1] > self.context_length:

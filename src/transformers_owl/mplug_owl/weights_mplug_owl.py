@@ -308,6 +308,11 @@ def named_damage(file: str) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as error:
+        if (code := re.search(r"GLOBAL (\S+)", str(error))) is not None:
+            raise ValueError(
+                f"{file} holds code, which was not run: {code[1]}. Save what `model.state_dict()` gives and nothing "
+                "else, or, if others made the file, do not trust it."
+            ) from error
         raise ValueError(
             f"{file} is not a file of weights, or it holds code, which was not run. Download it again; if that does "
             f"not help, do not trust its source. ({str(error).splitlines()[0].partition('. ')[0]})"

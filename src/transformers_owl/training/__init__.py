@@ -4,6 +4,7 @@ from ..fresh import build_owl
 from .collator import ConversationCollator
 from .for_trl import DPOCollator, SFTCollator
 from .mixture import Mixture
+from .seq2seq import OwlSeq2SeqTrainer
 from .sources import BadSampleError, Rows, Shards
 from .stages import STAGES, module_table, prepare_stage
 from .trainer import OwlTrainer
@@ -15,6 +16,7 @@ __all__ = [
     "ConversationCollator",
     "DPOCollator",
     "Mixture",
+    "OwlSeq2SeqTrainer",
     "OwlTrainer",
     "Rows",
     "SFTCollator",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import Trainer
+from transformers import Seq2SeqTrainer, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
@@ -26,6 +26,7 @@ LEANS_ON = {
     "transformers.Trainer._load_optimizer_and_scheduler": "reads two files of a checkpoint; passes over missing ones",
     "transformers.Trainer._load_rng_state": "reads the random states; passes over a missing file",
     "transformers.Trainer._load_best_model": "the same, where the best ones are wanted",
+    "transformers.Seq2SeqTrainer._pad_tensors_to_max_len": "wants an id for padding, which a processor does not name",
     "transformers.trainer_utils.get_last_checkpoint": "where a run goes on",
     "transformers.trainer_utils.rotate_checkpoints": "removes older checkpoints, but the best one",
     "transformers.modeling_layers.GradientCheckpointingLayer": "what a layer is, in all models of the library",
@@ -42,6 +43,7 @@ __all__ = [
     "TRAINED_COPY",
     "WRAPPED",
     "GradientCheckpointingLayer",
+    "UnpaddedPredictions",
     "WholeCheckpoints",
     "expand_urls",
     "get_last_checkpoint",
@@ -130,6 +132,13 @@ class WholeCheckpoints(Trainer):
             self._load_best_model()
         else:
             self._load_from_checkpoint(checkpoint)
+
+
+class UnpaddedPredictions(Seq2SeqTrainer):
+    """A Seq2SeqTrainer whose predictions are as long as what was generated; -100 joins those of several batches."""
+
+    def _pad_tensors_to_max_len(self, tensor, max_length):
+        return tensor
 
 
 @contextmanager

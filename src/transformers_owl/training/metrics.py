@@ -77,17 +77,20 @@ def check_metrics(names: Sequence[str]) -> None:
             )
 
 
+def ask(chat: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """What stands before the last answer of a chat, and that answer."""
+    messages = read_chats(chat)
+    last = max(number for number, message in enumerate(messages) if message["role"] == "assistant")
+    content = messages[last]["content"]
+    return messages[:last], content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
 def prompts(chats: Sequence[list[dict[str, Any]]], collator: ConversationCollator) -> tuple[Any, list[str]]:
     """
     What `generate` needs to write the last answer of each chat, padded on the left, and these answers as the chats have
     them. The prompts are those of inference, with as many frames of a video as the collator takes.
     """
-    asked, answers = [], []
-    for messages in map(read_chats, chats):
-        last = max(number for number, message in enumerate(messages) if message["role"] == "assistant")
-        asked.append(messages[:last])
-        content = messages[last]["content"]
-        answers.append(content if isinstance(content, str) else "".join(part["text"] for part in content))
+    asked, answers = map(list, zip(*map(ask, chats), strict=True))
     options = {"padding": True, "padding_side": "left", "num_frames": collator.num_frames}
     inputs = collator.processor.apply_chat_template(
         asked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
@@ -107,19 +110,21 @@ def write_answers(
     turns = range(args.process_index, math.ceil(len(samples) / args.world_size) * args.world_size, args.world_size)
     numbers = [turn % len(samples) for turn in turns]
     decode = collator.processor.batch_decode
+    # Of all samples: whom one shares a batch with says nothing about when it is cut off.
+    answers = [ask(sample["messages"])[1] for sample in samples]
+    longest = max(len(ids) for ids in collator.processor.tokenizer(answers)["input_ids"])
     written: list[tuple[int, tuple[str, str]]] = []
     model.eval()
     for first in range(0, len(numbers), args.per_device_eval_batch_size):
         batch = numbers[first : first + args.per_device_eval_batch_size]
         inputs, references = prompts([samples[number]["messages"] for number in batch], collator)
-        longest = max(len(ids) for ids in collator.processor.tokenizer(references)["input_ids"])
         with torch.no_grad(), torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
             ids = model.generate(
                 **send_to_device(inputs, args.device),
                 max_new_tokens=longest + MORE_TOKENS,
                 do_sample=False, use_cache=True, synced_gpus=args.world_size > 1,
             )  # fmt: skip
-        answers = decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        pairs = zip(answers, references, strict=True)
+        found = decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        pairs = zip(found, references, strict=True)
         written += zip(batch, [(answer.strip(), reference.strip()) for answer, reference in pairs], strict=True)
     return list(dict(sorted(gather_object(written))).values())
