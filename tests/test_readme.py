@@ -167,7 +167,7 @@ def test_blocks_of_training_run(small, llama, monkeypatch):
     (command,) = blocks("docs/training.md", "bash")
     result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--max_steps", "2", "--eval_strategy", "no"])
     assert result.exit_code == 0, result.output
-    recipe, parts = blocks("docs/training.md", "yaml")
+    recipe, parts, rehearsal = blocks("docs/training.md", "yaml")
     Path("my-run.yaml").write_text(recipe)
     owl, training = parse_recipe("my-run.yaml", ["--use_cpu", "true"])
     assert (owl.model, training.max_steps, training.learning_rate) == (yaml.safe_load(recipe)["model"], 500, 2e-5)
@@ -175,6 +175,9 @@ def test_blocks_of_training_run(small, llama, monkeypatch):
     owl, _ = parse_recipe("parts.yaml", ["--use_cpu", "true"])
     assert (owl.trains, owl.lora_on) == (["abstractor", "vision.layers.18-23"], ["language_model"])
     assert owl.rates == {"abstractor": 1e-4, "vision": 1e-5}
+    Path("rehearsal.yaml").write_text(rehearsal)
+    owl, training = parse_recipe("rehearsal.yaml", ["--use_cpu", "true"])
+    assert {name: group["weight"] for name, group in owl.data.items()} == {"new": 9, "old": 1}
     in_fresh_interpreter(
         *(small(block) for block in blocks("docs/training.md", "python")),
         "assert trainer.state.global_step == 2",
