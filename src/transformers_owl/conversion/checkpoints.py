@@ -21,20 +21,15 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from transformers import AutoConfig, PreTrainedModel
 
 from .. import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor, __version__
-from ..mplug_owl.weights_mplug_owl import named_damage, read_index
+from ..mplug_owl.weights_mplug_owl import open_weights, weight_files
 from .library import (
-    SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
     WeightConverter,
     WeightRenaming,
     apply_converters,
     apply_renamings,
-    cached_file,
-    get_checkpoint_shard_files,
     get_model_conversion_mapping,
-    load_state_dict,
     rename_source_key,
     str_to_torch_dtype,
 )
@@ -103,13 +98,8 @@ class Checkpoint:
         """The files of the weights, fetched where needed, in the library's order of preference."""
         if Path(self.path).is_file():
             return [self.path]
-        options = {"revision": self.revision, "_raise_exceptions_for_missing_entries": False}
-        for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
-            if (file := cached_file(self.path, name, **options)) is not None:
-                if not name.endswith(".index.json"):
-                    return [file]
-                read_index(file)
-                return get_checkpoint_shard_files(self.path, file, revision=self.revision)[0]
+        if files := weight_files(self.path, revision=self.revision):
+            return files
         hints = [hint.format(self.path) for pattern, hint in HINTS.items() if list(Path(self.path).glob(pattern))]
         raise ValueError(
             f"{self.path} has no weights: {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME} was expected. {' '.join(hints)}"
@@ -146,8 +136,7 @@ HINTS = {
 
 
 def open_file(file: str) -> dict[str, Piece]:
-    with named_damage(file):
-        tensors = load_state_dict(file)
+    tensors = open_weights(file)
     if not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ValueError(
             f"{file} holds more than weights by their names ({', '.join(map(str, list(tensors)[:3]))}): save what "
