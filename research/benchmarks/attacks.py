@@ -1,15 +1,16 @@
 """Memory and processor time that files made to exhaust both take, as the table of SECURITY.md, on Linux.
 
-python benchmarks/attacks.py
+python research/benchmarks/attacks.py
 
 Each file goes through the processor, through what `transformers-owl caption` does, and through a request to
-`transformers-owl serve`, with the miniature. Memory is the peak above what the process held before the first file.
+`transformers-owl serve`, with the miniature. Memory is the peak above what the process held before.
 """
 
 import base64
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import socket
 import struct
@@ -26,6 +27,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import PIL.Image
+import torch
 
 from transformers_owl import MINIATURE, MplugOwlProcessor
 from transformers_owl.demo.caption import SAMPLES, Captioner
@@ -33,7 +35,7 @@ from transformers_owl.mplug_owl.video_processing_mplug_owl import visual_part
 
 
 MIB = 2**20
-SIDE = 8190  # just under what the processor takes
+SIDE, HALF = 8190, 5790  # just under what the processor takes, and of half as many pixels
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,13 @@ class Cost:
 
 
 def write_gif(path: Path, side: int, frames: int = 1) -> None:
-    image = struct.pack("<4HB", 0, 0, side, side, 0) + b"\2\2\x4c\1\0"
-    screen = struct.pack("<HH3B6B", side, side, 0x80, 0, 0, 0, 0, 0, 255, 255, 255)
-    path.write_bytes(b"GIF89a" + screen + (b"," + image) * frames + b";")
+    """Of a colour, and by its header alone where it is too large to be decoded."""
+    if side > SIDE or frames > 1:
+        image = struct.pack("<4HB", 0, 0, side, side, 0) + b"\2\2\x4c\1\0"
+        screen = struct.pack("<HH3B6B", side, side, 0x80, 0, 0, 0, 0, 0, 255, 255, 255)
+        path.write_bytes(b"GIF89a" + screen + (b"," + image) * frames + b";")
+    else:
+        PIL.Image.new("P", (side, side)).save(path)
 
 
 def write_grey_png(path: Path, side: int) -> None:
@@ -69,8 +75,16 @@ def write_grey_png(path: Path, side: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
 
 
-def write_image(path: Path, mode: str, **options) -> None:
-    PIL.Image.new(mode, (SIDE, SIDE), "brown").save(path, **options)
+def write_image(path: Path, mode: str, side: int = SIDE, **options) -> None:
+    PIL.Image.new(mode, (side, side), "brown").save(path, **options)
+
+
+def write_icon(path: Path) -> None:
+    """It says that it has 256 x 256 pixels, and holds a PNG of more."""
+    file = io.BytesIO()
+    PIL.Image.new("RGBA", (13300, 13300)).save(file, "PNG")
+    content = file.getvalue()
+    path.write_bytes(struct.pack("<3H4B2H2I", 0, 1, 1, 0, 0, 0, 0, 1, 32, len(content), 22) + content)
 
 
 def write_many_scans(path: Path, scans: int) -> None:
@@ -105,8 +119,11 @@ ATTACKS: dict[str, tuple[str, Callable[[Path], None], int]] = {
     "moving GIF of 8000 x 8000": ("c.gif", lambda path: write_gif(path, 8000, frames=20), 1),
     "grey PNG of 16000 x 16000": ("d.png", lambda path: write_grey_png(path, 16000), 1),
     "transparent PNG of 8190 x 8190": ("e.png", lambda path: write_image(path, "RGBA"), 1),
-    "WebP of 8190 x 8190": ("f.webp", lambda path: write_image(path, "RGB", lossless=True), 1),
-    "JPEG 2000 of 8190 x 8190": ("g.jp2", lambda path: write_image(path, "RGB"), 1),
+    "WebP of 5790 x 5790": ("f.webp", lambda path: write_image(path, "RGB", HALF, lossless=True), 1),
+    "JPEG 2000 of 5790 x 5790": ("g.jp2", lambda path: write_image(path, "RGB", HALF), 1),
+    "WebP of 8190 x 8190": ("l.webp", lambda path: write_image(path, "RGB", lossless=True), 1),
+    "JPEG 2000 of 8190 x 8190": ("m.jp2", lambda path: write_image(path, "RGB"), 1),
+    "icon of 13300 x 13300": ("n.ico", write_icon, 1),
     "progressive JPEG of 8190 x 8190": ("h.jpg", lambda path: write_image(path, "RGB", progressive=True), 1),
     "the same with 20 scans": ("i.jpg", lambda path: write_many_scans(path, 20), 1),
     "the same with 100 scans": ("j.jpg", lambda path: write_many_scans(path, 100), 1),
@@ -138,25 +155,54 @@ class Process:
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-Road = Callable[[str, int], str]
+FORKS = multiprocessing.get_context("fork")
+Road = Callable[[str, int], Cost]
 
 
 @contextlib.contextmanager
-def processor() -> Iterator[tuple[int, Road]]:
-    """The number of the process, and what sends a file, given as often as said; it returns why it was refused."""
+def processor() -> Iterator[Road]:
+    """What sends a file, given as often as said, and tells what that cost."""
     prepare = MplugOwlProcessor.from_pretrained(MINIATURE)
 
-    def send(path: str, times: int) -> str:
+    def call(path: str, times: int) -> object:
         chat = [{"role": "user", "content": [visual_part(path, sees_videos=True)] * times}]
-        return said(lambda: prepare.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt"))
+        return prepare.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
 
-    yield os.getpid(), send
+    yield in_a_fork(call)
 
 
 @contextlib.contextmanager
-def caption() -> Iterator[tuple[int, Road]]:
+def caption() -> Iterator[Road]:
     captioner = Captioner(str(MINIATURE), device="cpu")
-    yield os.getpid(), lambda path, times: said(lambda: captioner.answer([path] * times, "What is it?", 4))
+    yield in_a_fork(lambda path, times: captioner.answer([path] * times, "What is it?", 4))
+
+
+def in_a_fork(call: Callable[[str, int], object]) -> Road:
+    """Each call in a process of its own, which holds the model already and nothing that earlier calls left."""
+
+    def run(pipe, path: str, times: int) -> None:
+        torch.set_num_threads(1)
+        pipe.send(cost_of(os.getpid(), lambda: said(lambda: call(path, times))))
+
+    def send(path: str, times: int) -> Cost:
+        result, pipe = FORKS.Pipe(duplex=False)
+        process = FORKS.Process(target=run, args=(pipe, path, times))
+        process.start()
+        pipe.close()
+        cost = result.recv()
+        process.join()
+        return cost
+
+    return send
+
+
+def cost_of(number: int, send: Callable[[], str]) -> Cost:
+    """What a call costs a process."""
+    process = Process(number)
+    process.forget()
+    before, start = process.resident(), process.seconds()
+    refusal = send()
+    return Cost(process.peak() - before, process.seconds() - start, refusal)
 
 
 def said(call: Callable[[], object]) -> str:
@@ -168,7 +214,7 @@ def said(call: Callable[[], object]) -> str:
 
 
 @contextlib.contextmanager
-def serve() -> Iterator[tuple[int, Road]]:
+def serve() -> Iterator[Road]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -201,7 +247,7 @@ def serve() -> Iterator[tuple[int, Road]]:
                 if server.poll() is not None:
                     raise
                 time.sleep(0.2)
-        yield server.pid, send
+        yield lambda path, times: cost_of(server.pid, lambda: send(path, times))
     finally:
         server.terminate()
         server.wait()
@@ -212,17 +258,18 @@ ROADS = {"processor": processor, "caption": caption, "serve": serve}
 
 def costs(road: str, folder: Path) -> Iterator[tuple[str, Cost]]:
     """What each attack costs, by its name."""
-    with ROADS[road]() as (number, send):
-        assert not send(str(SAMPLES[0]), 1)
-        process = Process(number)
-        before = process.resident()
-        for name, (file, write, times) in ATTACKS.items():
-            if not (folder / file).exists():
-                write(folder / file)
-            process.forget()
-            start = process.seconds()
-            refusal = send(str(folder / file), times)
-            yield name, Cost(process.peak() - before, process.seconds() - start, refusal)
+    with ROADS[road]() as send:
+        assert not send(str(SAMPLES[0]), 1).said
+        for name, (file, _, times) in ATTACKS.items():
+            yield name, send(str(folder / file), times)
+
+
+def write_all(folder: Path) -> None:
+    """The files, written by a process that keeps what that left in its memory."""
+    for file, write, _ in ATTACKS.values():
+        process = FORKS.Process(target=write, args=(folder / file,))
+        process.start()
+        process.join()
 
 
 def main() -> None:
@@ -230,6 +277,7 @@ def main() -> None:
     print("|---|---|" + "---|" * len(ROADS))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        write_all(folder)
         rows: dict[str, list[str]] = {attack: [] for attack in ATTACKS}
         for road in ROADS:
             for attack, cost in costs(road, folder):
