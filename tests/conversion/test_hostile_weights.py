@@ -249,6 +249,28 @@ def test_files(road, good, attacks, tmp_path, monkeypatch):
         refused(OF_FILES[road], file, good, file.name, ATTACKS[name][-1])
 
 
+CLAIMS = {
+    "vocabulary": {"text_config": {"vocab_size": 2**25}},
+    "width": {"text_config": {"intermediate_size": 2**25}},
+    "queries": {"num_query_tokens": 2**27},
+    "positions": {"vision_config": {"image_size": 14 * 2**12}},
+}
+
+
+@needs_proc
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("road", [road for road in ROADS if "build" not in road])
+def test_a_configuration_that_claims_more_than_the_weights(road, claim, good, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "bad"
+    shutil.copytree(good, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in CLAIMS[claim].items():
+        config[name] = {**config[name], **value} if isinstance(value, dict) else value
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(ROADS[road], folder, good, "", " ")
+
+
 ADAPTER_ROADS = {
     "from_pretrained": lambda path, good: MplugOwlForConditionalGeneration.from_pretrained(path),
     "caption and chat": lambda path, good: load(str(path), "cpu"),

@@ -37,6 +37,7 @@ from .library_mplug_owl import (
     ALL_ATTENTION_FUNCTIONS,
     CACHE_NAMES,
     HUB_NAMES,
+    BoundedSize,
     GradientCheckpointingLayer,
     PlaceholderGeneration,
     WholeAdapters,
@@ -458,7 +459,7 @@ class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
         return BaseModelOutput(last_hidden_state=torch.cat([visual, self.vit_eos.expand(len(visual), -1, -1)], dim=1))
 
 
-class MplugOwlFromOriginal(WholeAdapters, MplugOwlPreTrainedModel):
+class MplugOwlFromOriginal(WholeAdapters, BoundedSize, MplugOwlPreTrainedModel):
     """Loads folders and repositories of the original release as they are."""
 
     def load_adapter(self, peft_model_id=None, *args, **kwargs):
