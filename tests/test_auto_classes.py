@@ -2,6 +2,7 @@
 
 import ast
 import json
+from pathlib import Path
 
 import pytest
 import transformers
@@ -18,6 +19,9 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # in all versions without torchvision
 
 import transformers_owl
+
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,8 @@ def test_the_saved_folder_holds_the_hub_folder_flat(saved):
         "language_mplug_owl.py",
         "vision_mplug_owl.py",
         "library_mplug_owl.py",
+        "licence_mplug_owl.py",
+        "opening_mplug_owl.py",
         "modeling_mplug_owl.py",
         "pipeline_mplug_owl.py",
         "processing_mplug_owl.py",
@@ -181,3 +187,22 @@ loaded, info = AutoModel.from_pretrained({str(tmp_path)!r}, trust_remote_code=Tr
 print(type(loaded).__name__, any(info.values()))
 """
     assert in_fresh_interpreter(HIDDEN, program).split() == ["MplugOwlModel", "False"]
+
+
+SAVED = {
+    "configuration": lambda model, processor: model.config,
+    "model": lambda model, processor: model,
+    "base model": lambda model, processor: model.model,
+    "processor": lambda model, processor: processor,
+    "image processor": lambda model, processor: processor.image_processor,
+    "video processor": lambda model, processor: processor.video_processor,
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_the_licence_of_the_code_goes_where_the_code_goes(name, llama_model, llama_processor, tmp_path):
+    SAVED[name](llama_model, llama_processor).save_pretrained(tmp_path)
+    names: dict = {}
+    exec((tmp_path / "licence_mplug_owl.py").read_text(), names)
+    assert names["LICENCE"] == (ROOT / "LICENSE").read_text().lstrip("\n")
+    assert not [path.name for path in tmp_path.iterdir() if path.name.upper().startswith(("LICENSE", "LICENCE."))]

@@ -542,6 +542,9 @@ PARAMETERS = {
     "transformers.ImageTextToTextPipeline._forward": {"model_inputs", "generate_kwargs"},
     "transformers.ImageTextToTextPipeline._sanitize_parameters": {"generate_kwargs"},
     "transformers.PreTrainedModel._init_weights": {"module"},
+    "transformers.PreTrainedModel._load_pretrained_model": {
+        "model", "state_dict", "checkpoint_files", "load_config", "expected_keys",
+    },
     "transformers.PreTrainedModel._from_config": {"config"},
 }  # fmt: skip
 

@@ -32,7 +32,8 @@ HUB_FILES = sorted((PACKAGE / "mplug_owl").glob("*.py"))
 HUB_IMPORTS = {
     "av", "base64", "bisect", "collections", "contextlib", "copy", "dataclasses", "difflib", "functools", "http",
     "importlib", "inspect", "io", "ipaddress", "json", "math", "mimetypes", "os", "packaging", "pathlib", "pickle",
-    "re", "socket", "ssl", "string", "struct", "time", "typing", "urllib", "warnings", "zlib", "PIL",
+    "pickletools", "re", "socket", "ssl", "string", "struct", "time", "typing", "urllib", "warnings", "zipfile", "zlib",
+    "PIL",
     "huggingface_hub", "jinja2", "numpy", "safetensors", "tokenizers", "torch", "transformers",
 }  # fmt: skip
 # A room may import those below it.

@@ -80,7 +80,11 @@ def running(folder, arguments):
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(PROGRAM), *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": ":".join(str(Path(path).absolute()) for path in sys.path)},
+        env={
+            **os.environ,
+            "PYTHONPATH": ":".join(str(Path(path).absolute()) for path in sys.path),
+            "http_proxy": "http://127.0.0.1:9",  # a server asks directly
+        },
     )
     try:
         wait_for(f"http://localhost:{port}/health", process)
@@ -224,6 +228,7 @@ REFUSED = {
     "a path out": ({"messages": shown("open/../examples/pictures/cat.jpg")}, "Files of the server are read"),
     "a file URL": ({"messages": shown("file:///etc/passwd")}, "names 'file:///etc/passwd', but a URL"),
     "an internal URL": ({"messages": shown("http://127.0.0.1:1/a.png")}, "has the internal address 127.0.0.1"),
+    "a URL behind a proxy": ({"messages": shown("http://images.invalid/a.png")}, "cannot be read: .*[Nn]ame"),
     "a video": ({"messages": shown("data:video/mp4;base64,AAAA", "video_url")}, "but one of text, image_url was"),
     "a damaged image": ({"messages": shown(image_file(whole=0.7))}, "cannot be read"),
     "no image": ({"messages": shown("data:image/png;base64,AAAA")}, "cannot be read"),

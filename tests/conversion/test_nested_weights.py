@@ -98,7 +98,7 @@ REFUSED = {
         {"model": {"x": torch.ones(1)}, "callback": Callback()},
         r"holds code, which was not run: test_nested_weights\.Callback",
     ),
-    "a whole model": (torch.nn.Linear(2, 2), r"holds code, which was not run: torch\.nn\.modules\.linear\.Linear"),
+    "a whole model": (torch.nn.Linear(2, 2), "holds code, which was not run: "),
 }
 
 

@@ -1,6 +1,7 @@
 """Pictures of every kind become what a viewer shows; anything unreadable is a ValueError that says so."""
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -9,6 +10,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL.EpsImagePlugin
 import PIL.Image
 import pytest
 import torch
@@ -16,7 +18,7 @@ from transformers import AutoProcessor
 from transformers.image_processing_backends import PilBackend
 
 from transformers_owl import MplugOwlImageProcessor
-from transformers_owl.mplug_owl.image_processing_mplug_owl import resize
+from transformers_owl.mplug_owl.image_processing_mplug_owl import open_picture, resize
 
 
 def shown(image) -> np.ndarray:
@@ -136,10 +138,35 @@ def test_what_is_no_plain_file_is_not_opened(tmp_path):
             MplugOwlImageProcessor()(str(path))
 
 
-def test_programs_are_not_run(tmp_path):
-    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "picture.eps")
-    with pytest.raises(ValueError, match="EPS files are programs"):
-        MplugOwlImageProcessor()(str(tmp_path / "picture.eps"))
+def eps() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8)).save(file, "EPS")
+    return file.getvalue()
+
+
+def iptc() -> bytes:
+    """An EPS file in an envelope."""
+    fields = {(3, 60): b"\1\0", (3, 20): b"\0\0\0\10", (3, 30): b"\0\0\0\10", (3, 120): b"\5", (8, 10): eps()[:30000]}
+    parts = [struct.pack(">3BH", 0x1C, *name, len(data)) + data for name, data in fields.items()]
+    return b"".join(parts) + bytes(5)
+
+
+@pytest.mark.parametrize("content", [eps(), iptc()], ids=["EPS", "IPTC"])
+@pytest.mark.parametrize("give", ["path", "bytes", "image", "list"])
+def test_programs_are_not_run(content, give, tmp_path, monkeypatch):
+    """Pillow would give them to Ghostscript."""
+    run = []
+    monkeypatch.setattr(PIL.EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: run.append(args) or args[0])
+    path = tmp_path / "picture.eps"
+    path.write_bytes(content)
+    image = PIL.Image.open(path)
+    given = {"path": path, "bytes": content, "image": image, "list": [PIL.Image.new("RGB", (9, 9)), image]}[give]
+    with pytest.raises(ValueError, match=r"(EPS files are programs|IPTC files hold a file of any format).*PNG"):
+        open_picture(given) if give == "bytes" else MplugOwlImageProcessor()(given)
+    assert not run
+    with contextlib.suppress(Exception):
+        image.load()
+    assert run
 
 
 @pytest.mark.parametrize("size", [{"height": 9}, {"height": 0, "width": 3}, {"shortest_edge": 30}, 0, 10**6], ids=str)

@@ -4,6 +4,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL.features
 import PIL.Image
 import pytest
 from clips import write_clip
@@ -163,3 +164,18 @@ def test_a_frame_is_resized_before_the_next_is_decoded(kind, monkeypatch, tmp_pa
     (metadata,) = prepared["video_metadata"]
     if kind != "file":
         assert (metadata.width, metadata.height) == (50, 40)
+
+
+@pytest.mark.parametrize(("kind", "weight"), [("PNG", 1), ("TIFF", 1), ("WEBP", 2), ("JPEG2000", 2), ("AVIF", 2)])
+def test_formats_whose_decoders_hold_more_may_have_fewer_pixels(kind, weight, image_processor, tmp_path):
+    if kind == "AVIF" and not PIL.features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    path = tmp_path / f"image.{kind.lower()}"
+    PIL.Image.new("RGB", (50, 40)).save(path, kind)
+    image_processor.max_pixels = 2000 * weight
+    for image in (path, PIL.Image.open(path)):
+        assert image_processor(image)["pixel_values"]
+    image_processor.max_pixels -= 1
+    for image in (path, PIL.Image.open(path)):
+        with pytest.raises(ValueError, match=f"are 2,000, but at most {image_processor.max_pixels // weight:,} are"):
+            image_processor(image)

@@ -9,6 +9,7 @@ from conftest import relative_error, tiny_config
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlModel
+from transformers_owl.mplug_owl.library_mplug_owl import CACHE_NAME
 
 
 SIZES = {"vocab_size": 100, "hidden_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -398,3 +399,30 @@ def test_the_language_model_keeps_its_own_dtype_and_class():
     model = build()
     assert type(model.model.language_model).__name__ == "LlamaModel"
     assert isinstance(model.config.text_config, LlamaConfig)
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("road", ["forward", "generate"])
+@pytest.mark.parametrize("positions", [0, 1], ids=["old alone", "old and new"])
+def test_pixels_passed_again_over_a_cache_name_the_cache(kind, road, positions):
+    """And an empty cache, which `generate` brings by itself, is not blamed."""
+    model = build(vision_config={"use_temporal": True})
+    pixels = {"image": "pixel_values", "video": "pixel_values_videos"}[kind]
+    token = {"image": model.config.image_token_id, "video": model.config.video_token_id}[kind]
+    ids = torch.randint(3, 90, (1, 24), generator=torch.Generator().manual_seed(1))
+    ids[:, 3:8] = token
+    values = torch.randn(1, *((2,) if kind == "video" else ()), 3, 28, 28)
+    with torch.no_grad():
+        cache = model(input_ids=ids[:, :10], **{pixels: values}, use_cache=True)[CACHE_NAME]
+    if positions:
+        ids[:, 12:17] = token
+        values = values.repeat(2, *[1] * (values.ndim - 1))
+    again = {pixels: values, CACHE_NAME: cache}
+    message = rf"`{CACHE_NAME}` holds 10 positions that were read before, so leave out the pixels of {kind}s"
+    with pytest.raises(ValueError, match=message), torch.no_grad():
+        if road == "forward":
+            model(input_ids=ids[:, 10:], **again)
+        else:
+            model.generate(input_ids=ids, **again, max_new_tokens=2)
+    with pytest.raises(ValueError, match="prepare both with MplugOwlProcessor"):
+        getattr(model, road)(input_ids=ids[:, :6], **{pixels: values})

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import json
 
 import PIL.Image
 import pytest
@@ -319,3 +320,12 @@ def test_a_template_without_marks_must_write_answers_as_they_are(llama_processor
         )
         with pytest.raises(ValueError, match=r"mark the answers by {% generation %}"):
             processor.encode_chat([{"role": "user", "content": "Hi"}, assistant("Hello.")])
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**20, 10**12])
+def test_a_folder_cannot_ask_for_any_number_of_positions(number, llama_processor, tmp_path):
+    llama_processor.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "processor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(json.dumps({**settings, "num_query_tokens": number}))
+    with pytest.raises(ValueError, match=rf"`num_query_tokens` is {number}, but a number from 1 to 1048575"):
+        MplugOwlProcessor.from_pretrained(tmp_path)

@@ -20,6 +20,7 @@ from transformers import (
 
 from .. import MplugOwlForConditionalGeneration, MplugOwlImageProcessor, MplugOwlProcessor
 from ..fresh import fresh_config, rename_text, rename_vision
+from ..mplug_owl.opening_mplug_owl import named_damage
 from ..mplug_owl.processing_mplug_owl import read_template
 from ..mplug_owl.vision_mplug_owl import image_side, tokens_and_idle_weights
 from .card import render
@@ -81,10 +82,11 @@ def open_gguf(file: Path) -> tuple[PreTrainedModel, list[Piece]]:
     """The same from a GGUF file, each weight dequantised when it is made, in float32."""
     from gguf import GGUFReader, dequantize
 
+    with named_damage(str(file)):
+        reader = GGUFReader(file)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    reader = GGUFReader(file)
     settings = load_gguf_checkpoint(str(file))["config"]
     architecture = reader.fields["general.architecture"].contents()
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=settings)

@@ -21,20 +21,15 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from transformers import AutoConfig, PreTrainedModel
 
 from .. import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor, __version__
-from ..mplug_owl.weights_mplug_owl import named_damage, read_index
+from ..mplug_owl.weights_mplug_owl import open_weights, weight_files
 from .library import (
-    SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
     WeightConverter,
     WeightRenaming,
     apply_converters,
     apply_renamings,
-    cached_file,
-    get_checkpoint_shard_files,
     get_model_conversion_mapping,
-    load_state_dict,
     rename_source_key,
     str_to_torch_dtype,
 )
@@ -107,13 +102,8 @@ class Checkpoint:
         """The files of the weights, fetched where needed, in the library's order of preference."""
         if Path(self.path).is_file():
             return [self.path]
-        options = {"revision": self.revision, "_raise_exceptions_for_missing_entries": False}
-        for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
-            if (file := cached_file(self.path, name, **options)) is not None:
-                if not name.endswith(".index.json"):
-                    return [file]
-                read_index(file)
-                return get_checkpoint_shard_files(self.path, file, revision=self.revision)[0]
+        if files := weight_files(self.path, revision=self.revision):
+            return files
         hints = [hint.format(self.path) for pattern, hint in HINTS.items() if list(Path(self.path).glob(pattern))]
         raise ValueError(
             f"{self.path} has no weights: {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME} was expected. {' '.join(hints)}"
@@ -164,8 +154,7 @@ def read_file(file: str) -> tuple[dict[str, torch.Tensor], list[str]]:
     Raises:
         ValueError: says what the file holds, if that is no weights, or if it is not clear which of it they are.
     """
-    with named_damage(file):
-        found: Any = load_state_dict(file)
+    found: Any = open_weights(file)
     keys: list[str] = []
     while not is_weights(found):
         inner = [key for key in NESTS if isinstance(found, dict) and isinstance(found.get(key), dict)]

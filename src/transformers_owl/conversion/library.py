@@ -15,10 +15,10 @@ from transformers.modeling_gguf_pytorch_utils import (
     get_gguf_hf_weights_map,
     load_gguf_checkpoint,
 )
-from transformers.modeling_utils import load_state_dict, str_to_torch_dtype
+from transformers.modeling_utils import str_to_torch_dtype
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
 
 # What the HTTP client of huggingface_hub raises, also where no answer comes: httpx before 2.0, httpx2 since.
@@ -37,22 +37,16 @@ LEANS_ON = {
     "transformers.modeling_gguf_pytorch_utils.TensorProcessor": "the rest of them",
     "transformers.modeling_gguf_pytorch_utils.get_gguf_hf_weights_map": "GGUF names of the library's weights",
     "transformers.modeling_gguf_pytorch_utils.load_gguf_checkpoint": "the configuration in a GGUF file",
-    "transformers.modeling_utils.load_state_dict": "opens a weights file without reading it",
     "transformers.modeling_utils.str_to_torch_dtype": "types as safetensors spells them",
     "transformers.models.llama.modeling_llama.LlamaRotaryEmbedding": "a buffer that the original saved",
-    "transformers.utils.SAFE_WEIGHTS_INDEX_NAME": "a file's name",
     "transformers.utils.SAFE_WEIGHTS_NAME": "a file's name",
-    "transformers.utils.WEIGHTS_INDEX_NAME": "a file's name",
     "transformers.utils.WEIGHTS_NAME": "a file's name",
     "transformers.utils.hub.cached_file": "a file of a folder or repository",
-    "transformers.utils.hub.get_checkpoint_shard_files": "the shards of an index",
 }
 
 __all__ = [
-    "SAFE_WEIGHTS_INDEX_NAME",
     "SAFE_WEIGHTS_NAME",
     "TENSOR_PROCESSORS",
-    "WEIGHTS_INDEX_NAME",
     "WEIGHTS_NAME",
     "HTTPError",
     "LlamaRotaryEmbedding",
@@ -63,12 +57,10 @@ __all__ = [
     "apply_renamings",
     "cached_file",
     "flatten_torchao",
-    "get_checkpoint_shard_files",
     "get_gguf_hf_weights_map",
     "get_model_conversion_mapping",
     "http_get",
     "load_gguf_checkpoint",
-    "load_state_dict",
     "rename_source_key",
     "str_to_torch_dtype",
 ]

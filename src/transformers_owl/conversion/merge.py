@@ -8,6 +8,8 @@ from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from peft.utils import load_peft_weights
 
 from .. import MplugOwlForConditionalGeneration, MplugOwlProcessor
+from ..mplug_owl.opening_mplug_owl import ADAPTER_NAMES
+from ..mplug_owl.weights_mplug_owl import weight_files
 from .card import render
 from .checkpoints import Checkpoint, held, save_safetensors, unfinished, without_tied, write_rest, write_weights
 from .library import SAFE_WEIGHTS_NAME, WeightRenaming, apply_renamings, get_model_conversion_mapping
@@ -24,6 +26,7 @@ def with_adapter(base: MplugOwlForConditionalGeneration, adapter: str) -> PeftMo
         ValueError: if the adapter has weights that find no place, or lacks some, and for one that is no change of
             weights, such as prefix tuning.
     """
+    weight_files(adapter, ADAPTER_NAMES)  # what it returns is checked
     config = PeftConfig.from_pretrained(adapter)
     if config.is_prompt_learning:
         raise ValueError(

@@ -2,13 +2,16 @@
 """Configuration of mPLUG-Owl: vision model, visual abstractor, and the composite with a causal language model."""
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 from transformers.utils import logging
 
+
+if TYPE_CHECKING:  # named here, it is copied wherever a part of this folder is saved
+    from .licence_mplug_owl import LICENCE  # noqa: F401
 
 VERSION = "0.1.0"  # of the package; what it saves carries it
 MOST_CROPS = 100

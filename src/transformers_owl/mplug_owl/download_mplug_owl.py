@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files from the web, for services that take addresses from strangers: no way in to the machine's own network."""
+"""Files from the web, for programs that take addresses from strangers: no way in to the machine's own network."""
 
+import base64
 import http.client
 import io
 import ipaddress
@@ -10,6 +11,10 @@ import ssl
 import string
 import time
 import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from urllib.parse import SplitResult
 
 
 DOWNLOAD_BYTES = 32 * 2**20  # the largest file
@@ -31,10 +36,12 @@ NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 def download(url: str, kind: str = "image") -> bytes:
     """
-    What is behind an http(s) URL, an "image" or a "video". Connects directly, whatever proxies the environment names.
+    What is behind an http(s) URL, an "image" or a "video". Asks the proxies that the environment names (`HTTP_PROXY`,
+    `HTTPS_PROXY`, `NO_PROXY`), but within [`without_proxies`]. They look up names themselves, so that through one only
+    addresses in numbers are checked.
 
     Raises:
-        ValueError: for another scheme, an internal address (also after a redirect), a file larger than
+        ValueError: for another scheme, also of a proxy, an internal address (also after a redirect), a file larger than
             `DOWNLOAD_BYTES` or `VIDEO_BYTES`, and an answer other than 200.
         OSError: if no connection comes about or the server is overloaded in `DOWNLOAD_ATTEMPTS`, or `DOWNLOAD_TIMEOUT`
             is over.
@@ -52,39 +59,101 @@ def download(url: str, kind: str = "image") -> bytes:
 
 def _download(url: str, kind: str, deadline: float) -> bytes:
     for _ in range(DOWNLOAD_REDIRECTS + 1):
-        with _connect(url, deadline) as connection:
-            try:
-                response = _ask(connection, url, kind, deadline)
+        parts = _read_url(url)
+        proxy = _proxy_of(parts)
+        try:
+            with _connect(parts, proxy, deadline) as connection:
+                response = _ask(connection, parts, proxy, kind, deadline)
                 location = response.getheader("Location")
                 if response.status not in (301, 302, 303, 307, 308) or location is None:
                     return _read(response, DOWNLOAD_BYTES if kind == "image" else VIDEO_BYTES)
-            except http.client.HTTPException as error:
-                raise ValueError(f"the server's answer is no HTTP ({error!r})") from error
+        except http.client.HTTPException as error:
+            raise ValueError(f"the server's answer is no HTTP ({error!r})") from error
         url = urllib.parse.urljoin(url, location)
     raise ValueError(f"more than {DOWNLOAD_REDIRECTS} redirects")
 
 
-def _connect(url: str, deadline: float) -> socket.socket:
-    """A connection to the URL's server, at one of the addresses that were checked."""
+def _read_url(url: str) -> SplitResult:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{url!r:.200} is no http or https URL with a host")
     if parts.username is not None:
         raise ValueError("URLs with a user name are not fetched: download the file yourself")
-    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    return parts
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or {"http": 80, "https": 443}[parts.scheme]
+
+
+_takes_proxies = True
+
+
+@contextmanager
+def without_proxies() -> Iterator[None]:
+    """
+    Within it, in all threads, servers are asked directly, so that the address that was checked is the one that is read:
+    for programs whose users are strangers.
+    """
+    global _takes_proxies
+    before, _takes_proxies = _takes_proxies, False
+    try:
+        yield
+    finally:
+        _takes_proxies = before
+
+
+def _proxy_of(parts: SplitResult) -> SplitResult | None:
+    """The proxy through which the environment wants a server asked, if there is one."""
+    proxies = urllib.request.getproxies() if _takes_proxies else {}
+    named = proxies.get(parts.scheme) or proxies.get("all")
+    if not named or urllib.request.proxy_bypass(f"{parts.hostname}:{_port(parts)}"):
+        return None
+    proxy = urllib.parse.urlsplit(named if "://" in named else f"http://{named}")
+    if proxy.scheme != "http" or not proxy.hostname:
+        raise ValueError(
+            f"the environment names a proxy of kind {proxy.scheme}://, but http://HOST:PORT was expected: set "
+            f"{parts.scheme.upper()}_PROXY to one, or exempt {parts.hostname} by NO_PROXY"
+        )
+    return proxy
+
+
+def _authorization(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    known = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(known.encode()).decode()}"}
+
+
+def _connect(parts: SplitResult, proxy: SplitResult | None, deadline: float) -> socket.socket:
+    """A connection to a server, at one of the addresses that were checked, or through a proxy."""
+    host, port = parts.hostname or "", _port(parts)
+    if proxy is None:
+        connection = _first_connection(_checked_addresses(host, port), port, deadline)
+    else:
+        with suppress(socket.gaierror):  # a name, which the proxy looks up
+            _checked_addresses(host, port, socket.AI_NUMERICHOST)
+        way = http.client.HTTPConnection(proxy.hostname or "", proxy.port or 80, timeout=_time_left(deadline))
+        if parts.scheme == "https":
+            way.set_tunnel(host, port, _authorization(proxy))
+        way.connect()
+        connection = way.sock
+    if parts.scheme == "https":
+        connection.settimeout(_time_left(deadline))
+        return ssl.create_default_context().wrap_socket(connection, server_hostname=host)
+    return connection
+
+
+def _checked_addresses(host: str, port: int, flags: int = 0) -> list[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     internal = [address for address in addresses if not is_public(address)]
     if internal and os.environ.get(ALLOW_INTERNAL) != "1":
         raise ValueError(
-            f"the host {parts.hostname!r} has the internal address {internal[0]}; if it may be read, set "
-            f"{ALLOW_INTERNAL}=1 in the environment"
+            f"the host {host!r} has the internal address {internal[0]}; if it may be read, set {ALLOW_INTERNAL}=1 in "
+            "the environment"
         )
-    connection = _first_connection(addresses, port, deadline)
-    if parts.scheme == "https":
-        connection.settimeout(_time_left(deadline))
-        return ssl.create_default_context().wrap_socket(connection, server_hostname=parts.hostname)
-    return connection
+    return addresses
 
 
 def _first_connection(addresses: list[str], port: int, deadline: float) -> socket.socket:
@@ -107,17 +176,22 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not any(ip in block for block in RESERVED)
 
 
-def _ask(connection: socket.socket, url: str, kind: str, deadline: float) -> http.client.HTTPResponse:
+def _ask(
+    connection: socket.socket, parts: SplitResult, proxy: SplitResult | None, kind: str, deadline: float
+) -> http.client.HTTPResponse:
     """Sends the request; what comes back has its headers read, and its content still to read."""
-    parts = urllib.parse.urlsplit(url)
     target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
+    headers = {"User-Agent": "transformers-owl", "Accept": f"{kind}/*", "Connection": "close"}
+    if proxy is not None and parts.scheme == "http":
+        target = f"http://{parts.netloc.encode('idna').decode()}{target}"
+        headers |= _authorization(proxy)
     request = http.client.HTTPConnection(parts.netloc)
     request.sock = connection
     connection.settimeout(_time_left(deadline))
     request.request(
         "GET",
         urllib.parse.quote(target, safe=string.punctuation),
-        headers={"User-Agent": "transformers-owl", "Accept": f"{kind}/*", "Connection": "close"},
+        headers=headers,
     )
     response = http.client.HTTPResponse(_Timed(connection, deadline), method="GET")  # type: ignore[arg-type]
     response.begin()

@@ -34,6 +34,13 @@ LARGEST = 4096  # pixels of a side
 MAX_PIXELS = 2**26  # of an image file, by default
 MOST_AT_ONCE = 6  # times as many for all the images of a call
 MOST_SCANS = 20  # of a progressive JPEG with `MAX_PIXELS`, more of smaller ones
+# What other formats of Pillow do that a program must not do to a file of a stranger.
+REFUSED = {
+    "EPS": "are programs, which are not run",
+    "IPTC": "hold a file of any format",
+    "BLP": "hold a file that may be larger than they say",
+}
+HEAVY = {"WEBP": 2, "JPEG2000": 2, "AVIF": 2}  # formats whose decoders hold more copies: their pixels count so often
 STRIP = 2**20  # pixels that are converted at once
 SHORTEST = 48  # characters of an image as base64
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")  # a file's name has a dot
@@ -51,7 +58,7 @@ class MplugOwlImageProcessor(PilBackend):
         image_mean, image_std (`list[float]`): Mean and standard deviation per channel; CLIP's by default.
         max_pixels (`int`, defaults to 67,108,864): Largest image file, and a sixth of what one call takes. A JPEG
             with more is decoded at a half, quarter or eighth of its sides; other files are refused before they are
-            decoded.
+            decoded. WebP, JPEG 2000 and AVIF may have half as many, since their decoders hold more of them.
         max_crops (`int`, defaults to 1): Most cells that an image larger than `size` is also cut into, see
             [`choose_grid`]; that of the model's abstractor, or less.
 
@@ -184,12 +191,13 @@ class Budget:
         self.max_pixels = max_pixels
         self.left = self.most = max_pixels * at_once
 
-    def count(self, width: int, height: int, times: int = 1) -> None:
+    def count(self, width: int, height: int, times: int = 1, weight: int = 1) -> None:
         pixels = width * height
-        self.left -= pixels * times
-        if pixels > self.max_pixels or self.left < 0:
+        self.left -= pixels * times * weight
+        if pixels * weight > self.max_pixels or self.left < 0:
+            most = f"{self.max_pixels // weight:,} are taken, {self.most // weight:,}"
             raise ValueError(
-                f"{width} x {height} pixels are {pixels:,}, but at most {self.max_pixels:,} are taken, {self.most:,} "
+                f"{width} x {height} pixels are {pixels:,}, but at most {most} "
                 "for all images or frames of a call: give smaller or fewer ones, or set `max_pixels` of the processor"
             )
 
@@ -197,6 +205,8 @@ class Budget:
         """Counts an image, if it comes from a file and is not decoded yet."""
         if getattr(image, "fp", None) is None:
             return
+        if image.format in REFUSED:
+            raise ValueError(f"{image.format} files {REFUSED[image.format]}: convert it to PNG")
         pixels = image.width * image.height
         if image.info.get("progressive"):
             image.fp.seek(0)
@@ -206,7 +216,7 @@ class Budget:
         factor = next((factor for factor in (1, 2, 4, 8) if pixels <= self.max_pixels * factor**2), 8)
         if factor > 1:
             image.draft(image.mode, (image.width // factor, image.height // factor))  # of JPEGs alone
-        self.count(image.width, image.height)
+        self.count(image.width, image.height, weight=HEAVY.get(image.format, 1))
 
 
 def open_image(image, budget: Budget) -> PIL.Image.Image:
@@ -353,8 +363,6 @@ def open_picture(source: str | os.PathLike | bytes, budget: Budget | None = None
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else readable(source, "image")
         with PIL.Image.open(file) as image:
-            if image.format == "EPS":
-                raise ValueError("EPS files are programs, which are not run: convert it to PNG")
             (budget or Budget()).take(image)
             return as_shown(image)
     except UNREADABLE as error:

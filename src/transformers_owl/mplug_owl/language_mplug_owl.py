@@ -15,6 +15,9 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from .library_mplug_owl import CACHE_NAMES, undivided
 
 
+MOST_TOKENS = 2**24  # of a vocabulary: dozens of times the largest there is
+
+
 class Passed(tuple):
     """Output of a body that holds one tensor; whatever else a head asks for is `None`."""
 
@@ -94,6 +97,8 @@ class CausalHead:
 
     def _check_head(self, embeddings: Any) -> None:
         head, shape = self.causal.get_output_embeddings(), (self.config.vocab_size, self.config.hidden_size)
+        if shape[0] > MOST_TOKENS:
+            raise self._refusal(f"its vocabulary has {shape[0]:,} tokens, but at most {MOST_TOKENS:,} are taken")
         if type(head) is not nn.Linear or head.weight.shape != shape or embeddings.embedding_dim != shape[1]:
             raise self._refusal(f"its head and its embeddings are not linear maps of shape {shape}")
         self.has_bias = head.bias is not None

@@ -8,6 +8,7 @@ this was tried are `OLDEST` and `NEWEST`.
 import functools
 import importlib
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ if Version(INSTALLED).release[:2] > Version(NEWEST).release:
 
 # ruff: noqa: E402
 import torch
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
@@ -72,6 +74,7 @@ CACHE_NAMES = ("cache", "past_key_values")
 CACHE_NAME = next(name for name in CACHE_NAMES if name in BaseModelOutputWithPast.__dataclass_fields__)
 # Arguments of `from_pretrained` that say where a file comes from.
 HUB_NAMES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+MOST_ITEMS = 8  # of a model for each byte of its files: those of 2 bits have four
 
 
 @contextmanager
@@ -156,6 +159,25 @@ class PlaceholderGeneration:
             return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)  # type: ignore[misc]
 
 
+class BoundedSize:
+    """A model no larger than its files, comes before `PreTrainedModel` among base classes."""
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        """As in the library, unless a configuration makes the model far larger than the files of its weights."""
+        if checkpoint_files and expected_keys is None:  # these are of an adapter
+            size = sum(os.path.getsize(file) for file in checkpoint_files)
+            items = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+            if items > MOST_ITEMS * size:
+                raise ValueError(
+                    f"config.json makes a model of {items:,} weights, but their files have {size:,} bytes: one of them "
+                    "is damaged or of another model."
+                )
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, expected_keys=expected_keys
+        )
+
+
 class WholeAdapters:
     """Adapters as stage 2 and the original wrote them, comes before `PreTrainedModel` among base classes."""
 
@@ -227,6 +249,7 @@ LEANS_ON = {
     "transformers.PreTrainedModel._tied_weights_keys": "where a head is tied, by the language model's own names",
     "transformers.PreTrainedModel._tp_plan": "how tensor parallelism cuts the head",
     "transformers.PreTrainedModel._init_weights": "draws fresh queries, class tokens and positions",
+    "transformers.PreTrainedModel._load_pretrained_model": "takes memory for all weights that a configuration wants",
     "transformers.ProcessorMixin._process_images": "counts images: the library's count knows none by path or URL",
     "transformers.ProcessorMixin._process_videos": "counts clips: the library's count knows no image files as frames",
     "transformers.ProcessorMixin._get_num_multimodal_tokens": "tells an engine how many positions an image takes",
@@ -242,6 +265,7 @@ __all__ = [
     "CACHE_NAME",
     "CACHE_NAMES",
     "HUB_NAMES",
+    "BoundedSize",
     "ConversionOps",
     "GradientCheckpointingLayer",
     "PilBackend",

@@ -8,6 +8,7 @@ model, V its vocabulary.
 
 import copy
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from .library_mplug_owl import (
     ALL_ATTENTION_FUNCTIONS,
     CACHE_NAMES,
     HUB_NAMES,
+    BoundedSize,
     GradientCheckpointingLayer,
     PlaceholderGeneration,
     WholeAdapters,
@@ -49,6 +51,7 @@ from .library_mplug_owl import (
     should_convert_module,
     torch_compilable_check,
 )
+from .opening_mplug_owl import ADAPTER_NAMES
 from .vision_mplug_owl import flat_frames, is_releases_type, see
 from .weights_mplug_owl import (
     NEGATIVE_IDS,
@@ -57,6 +60,7 @@ from .weights_mplug_owl import (
     refuse_original_weights,
     refuse_random_weights,
     temporal_weights,
+    weight_files,
 )
 
 
@@ -455,8 +459,14 @@ class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
         return BaseModelOutput(last_hidden_state=torch.cat([visual, self.vit_eos.expand(len(visual), -1, -1)], dim=1))
 
 
-class MplugOwlFromOriginal(WholeAdapters, MplugOwlPreTrainedModel):
+class MplugOwlFromOriginal(WholeAdapters, BoundedSize, MplugOwlPreTrainedModel):
     """Loads folders and repositories of the original release as they are."""
+
+    def load_adapter(self, peft_model_id=None, *args, **kwargs):
+        """As in the library; the files of a folder are checked before they are opened."""
+        if peft_model_id is not None and os.path.isdir(peft_model_id):
+            weight_files(peft_model_id, ADAPTER_NAMES)
+        return super().load_adapter(peft_model_id, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -476,6 +486,10 @@ class MplugOwlFromOriginal(WholeAdapters, MplugOwlPreTrainedModel):
                 for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
                     cached_file(base, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
                 kwargs["force_download"] = hub_kwargs["force_download"] = False
+            weight_files(base, **hub_kwargs)  # what it returns is checked
+            if adapter is not None:
+                own = {name: adapter_kwargs[name] for name in HUB_NAMES if name in adapter_kwargs}
+                weight_files(adapter, ADAPTER_NAMES, **{**hub_kwargs, **own})
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = spare_visual_parts(kwargs["quantization_config"])
             if fields:
@@ -718,9 +732,9 @@ class MplugOwlModel(MplugOwlFromOriginal):
         refuse_original_arguments(kwargs)
         images = {"pixel_values": pixel_values, "crop_positions": crop_positions}
         features = self._encode(images, {"pixel_values_videos": pixel_values_videos}, mm_encoder_outputs or {})
-        inputs_embeds = self._embed(input_ids, inputs_embeds, features)
-        has_cache = any(kwargs.get(name) is not None for name in CACHE_NAMES)
-        self._check_layout(inputs_embeds, attention_mask, position_ids, has_cache)
+        caches = {name: kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None}
+        inputs_embeds = self._embed(input_ids, inputs_embeds, features, caches)
+        self._check_layout(inputs_embeds, attention_mask, position_ids, bool(caches))
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -765,7 +779,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
                 features[kind] = encode(**inputs, return_dict=True)
         return features
 
-    def _embed(self, input_ids, inputs_embeds, features) -> torch.Tensor:
+    def _embed(self, input_ids, inputs_embeds, features, caches) -> torch.Tensor:
         """Embeddings (B, L, H) with the features at their placeholders."""
         token_ids = {"image": self.config.image_token_id, "video": self.config.video_token_id}
         if input_ids is not None:
@@ -785,7 +799,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         inputs_embeds = self.embedding_norm(inputs_embeds)
         for kind, output in features.items():
             mask, visual = masks[kind], output.pooler_output
-            self._check_count(kind, mask, visual)
+            self._check_count(kind, mask, visual, caches)
             visual = visual.to(inputs_embeds.device, inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1).to(visual.device), visual)
         return inputs_embeds
@@ -799,14 +813,22 @@ class MplugOwlModel(MplugOwlFromOriginal):
         elif not torch.compiler.is_compiling() and mask.any():
             logger.warning_once(f"{message}: they are read as text.")
 
-    def _check_count(self, kind: str, mask: torch.Tensor, visual: torch.Tensor) -> None:
-        given = visual.shape[0] * visual.shape[1]
-        torch_compilable_check(
-            mask.sum() == given,
-            lambda: (
-                f"The text has {int(mask.sum())} {kind} positions, but the {kind}s given need {given} "
-                f"({self.config.num_query_tokens + 1} for each of {len(visual)}): prepare both with MplugOwlProcessor."
-            ),
+    def _check_count(self, kind: str, mask: torch.Tensor, visual: torch.Tensor, caches: dict[str, Any]) -> None:
+        positions = visual.shape[0] * visual.shape[1]
+        torch_compilable_check(mask.sum() == positions, lambda: self._say_counts(kind, mask, visual, caches))
+
+    def _say_counts(self, kind: str, mask: torch.Tensor, visual: torch.Tensor, caches: dict[str, Any]) -> str:
+        each = visual.shape[1]
+        advice = "prepare both with MplugOwlProcessor"
+        for name, cache in caches.items():
+            if (read := int(cache.get_seq_length())) > 0:
+                advice = (
+                    f"`{name}` holds {read} positions that were read before, so leave out the pixels of {kind}s in "
+                    "these, and pass those of new ones alone"
+                )
+        return (
+            f"The text has {int(mask.sum())} {kind} positions, but the {kind}s given need {each * len(visual)} "
+            f"({each} for each of {len(visual)}): {advice}."
         )
 
     def _find_embedded(self, token_id, inputs_embeds) -> torch.Tensor:

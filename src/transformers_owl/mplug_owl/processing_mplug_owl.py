@@ -166,6 +166,10 @@ class MplugOwlProcessor(ProcessorMixin):
         self, image_processor=None, tokenizer=None, video_processor=None, chat_template=None,
         num_query_tokens: int = 64, special_tokens_in_chats: bool = False,
     ):  # fmt: skip
+        if not 0 < num_query_tokens < LONGEST:
+            raise ValueError(
+                f"`num_query_tokens` is {num_query_tokens}, but a number from 1 to {LONGEST - 1} was expected."
+            )
         tokenizer = prepare_tokenizer(tokenizer)
         if video_processor is None:
             names = ("size", "resample", "image_mean", "image_std")

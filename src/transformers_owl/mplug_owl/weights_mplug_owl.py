@@ -6,13 +6,9 @@ the original's names the library reads all of them backwards, so each must tell 
 """
 
 import json
-import pickle
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-from safetensors import SafetensorError
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from .library_mplug_owl import (
@@ -24,7 +20,12 @@ from .library_mplug_owl import (
     load_state_dict,
     register_checkpoint_conversion_mapping,
 )
+from .opening_mplug_owl import check_weights, named_damage, read_index
 from .tokenization_mplug_owl import IMAGE_TOKEN, VIDEO_TOKEN, MplugOwlTokenizer
+
+
+# In the order that the library looks for them.
+NAMES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 
 
 def _tensor(collected: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
@@ -274,7 +275,7 @@ def refuse_original_weights(module, state_dict: dict, prefix: str, *_) -> None:
 
 def _weight_files(path, **hub_kwargs) -> dict[str, str]:
     """The file of every weight, by name, looked up in the library's order; no values are read."""
-    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+    for name in NAMES:
         if (file := _find(path, name, **hub_kwargs)) is not None:
             if not name.endswith(".index.json"):
                 return dict.fromkeys(_open_lazily(file), file)
@@ -297,47 +298,29 @@ def _width_of_original(names, path, **hub_kwargs) -> str | None:
         return None if "image_token_id" in json.load(config) else ours
 
 
-def _open_lazily(file) -> dict[str, torch.Tensor]:
-    with named_damage(file):  # cpu: memory-mapped
-        return load_state_dict(file, map_location="meta" if file.endswith(".safetensors") else "cpu")
+def open_weights(file: str, map_location: str = "cpu") -> dict[str, torch.Tensor]:
+    """Every tensor of a file by its name: mapped into memory, none of them read, once the file is checked."""
+    check_weights(file)
+    with named_damage(file):
+        return load_state_dict(file, map_location=map_location)
 
 
-@contextmanager
-def named_damage(file: str) -> Iterator[None]:
-    """Turns what goes wrong with opening a file of weights into a ValueError that names it."""
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        if (code := re.search(r"GLOBAL (\S+)", str(error))) is not None:
-            raise ValueError(
-                f"{file} holds code, which was not run: {code[1]}. Save what `model.state_dict()` gives and nothing "
-                "else, or, if others made the file, do not trust it."
-            ) from error
-        raise ValueError(
-            f"{file} is not a file of weights, or it holds code, which was not run. Download it again; if that does "
-            f"not help, do not trust its source. ({str(error).splitlines()[0].partition('. ')[0]})"
-        ) from error
-    except (RuntimeError, EOFError, SafetensorError) as error:
-        raise ValueError(
-            f"{file} is truncated or damaged: download it again. ({str(error).splitlines()[0]})"
-        ) from error
+def _open_lazily(file: str) -> dict[str, torch.Tensor]:
+    return open_weights(file, "meta" if file.endswith(".safetensors") else "cpu")
 
 
-def read_index(file: str) -> dict[str, str]:
-    """
-    The shard of each weight, by an index file.
-
-    Raises:
-        ValueError: if it is no index, or names a file that does not lie beside it.
-    """
-    with open(file, encoding="utf-8") as index:
-        shard_of = json.load(index).get("weight_map")
-    if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
-        raise ValueError(f"{file} is no index of weights: `weight_map` must give the file of each weight.")
-    strange = sorted({shard for shard in shard_of.values() if re.search(r"[/\\]|^\.", shard)})
-    if strange:
-        raise ValueError(f"{file} names {strange[0]!r}, but weights must lie in the folder of their index.")
-    return shard_of
+def weight_files(path, names: tuple[str, ...] = NAMES, **hub_kwargs) -> list[str]:
+    """The checked files of the weights of a folder or repository, in the library's order of preference."""
+    for name in names:
+        if (file := _find(path, name, **hub_kwargs)) is not None:
+            files = [file]
+            if name.endswith(".index.json"):
+                read_index(file)
+                files, _ = get_checkpoint_shard_files(path, file, **hub_kwargs)
+            for each in files:
+                check_weights(each)
+            return files
+    return []
 
 
 def _find(path, name, **hub_kwargs) -> str | None:

@@ -15,6 +15,7 @@ from transformers.cli.serve import Serve
 from transformers.cli.serving import model_manager, server
 
 from ..loading import choose_template
+from ..mplug_owl.download_mplug_owl import without_proxies
 from ..mplug_owl.processing_mplug_owl import MplugOwlProcessor
 from .gate import Allowed, Gate, refusal
 
@@ -97,7 +98,7 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
 
 def serve(arguments: Sequence[str], default: str, chat_template: str | None, allowed: dict[str, Any]) -> None:
     """
-    Serves until it is interrupted.
+    Serves until it is interrupted. URLs in requests are fetched directly, whatever proxies the environment names.
 
     Args:
         arguments (`Sequence[str]`): Options of `transformers serve`.
@@ -124,7 +125,8 @@ def serve(arguments: Sequence[str], default: str, chat_template: str | None, all
     # The command imports both when it starts.
     vars(model_manager)["ModelManager"], vars(server)["build_server"] = Models, build_server
     try:
-        command(list(arguments), prog_name="transformers-owl serve", standalone_mode=False)
+        with without_proxies():
+            command(list(arguments), prog_name="transformers-owl serve", standalone_mode=False)
     finally:
         vars(model_manager)["ModelManager"], vars(server)["build_server"] = Manager, build
 
