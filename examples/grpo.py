@@ -59,8 +59,7 @@ def is_there(completions: list[list[dict]], ground: list[str], **kwargs) -> list
 
 
 def fit(config: GRPOConfig, processor) -> None:
-    """What TRL must know: it pads prompts itself, and an answer holds no placeholder of an image or video."""
-    config.chat_template_kwargs = {"processor_kwargs": {"padding": False}}
+    """TRL keeps image placeholders out of answers by itself, and not those of videos."""
     config.generation_kwargs = {"suppress_tokens": [processor.image_token_id, processor.video_token_id]}
 
 

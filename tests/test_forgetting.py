@@ -64,6 +64,7 @@ def test_new_rows_show_what_training_held_back_and_old_rows_what_it_showed(data)
     assert len(answers["old"]) > 48 and not held_back & set(answers["old"])
 
 
+@pytest.mark.slow
 def test_weights_are_tuned_averaged_and_scaled(data, tmp_path, monkeypatch):
     """By two steps: the scales lie on the line from before to after, the abstractor's weights as well as LoRA's."""
     monkeypatch.setattr(forgetting, "EVERY", 1)

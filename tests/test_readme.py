@@ -60,6 +60,7 @@ PRINTED = {
 OTHERS = {
     "docs/serving.md": "needs vLLM: tests/test_serving_plugin.py",
     "docs/training.md": "test_blocks_of_training_run",
+    "docs/training-from-python.md": "test_blocks_of_training_run",
     "docs/tutorials/fine-tune.md": "test_the_tutorial_teaches_two_photographs",
     "docs/video.md": "test_blocks_of_the_page_about_videos_run",
 }
@@ -167,7 +168,8 @@ def test_blocks_of_training_run(small, llama, monkeypatch):
     (command,) = blocks("docs/training.md", "bash")
     result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--max_steps", "2", "--eval_strategy", "no"])
     assert result.exit_code == 0, result.output
-    recipe, parts, rehearsal = blocks("docs/training.md", "yaml")
+    recipe, parts = blocks("docs/training.md", "yaml")
+    (rehearsal,) = blocks("docs/training-data.md", "yaml")
     Path("my-run.yaml").write_text(recipe)
     owl, training = parse_recipe("my-run.yaml", ["--use_cpu", "true"])
     assert (owl.model, training.max_steps, training.learning_rate) == (yaml.safe_load(recipe)["model"], 500, 2e-5)
@@ -177,9 +179,10 @@ def test_blocks_of_training_run(small, llama, monkeypatch):
     assert owl.rates == {"abstractor": 1e-4, "vision": 1e-5}
     Path("rehearsal.yaml").write_text(rehearsal)
     owl, training = parse_recipe("rehearsal.yaml", ["--use_cpu", "true"])
-    assert {name: group["weight"] for name, group in owl.data.items()} == {"new": 9, "old": 1}
+    assert {name: group["weight"] for name, group in owl.data.items()} == {"new": 3, "old": 1}
+    assert training.max_steps == 2 * 500
     in_fresh_interpreter(
-        *(small(block) for block in blocks("docs/training.md", "python")),
+        *(small(block) for page in ("", "-from-python") for block in blocks(f"docs/training{page}.md", "python")),
         "assert trainer.state.global_step == 2",
         "assert not isinstance(merged, PeftModel)",
         "assert owl.model.abstractor.query_tokens.shape == (1, 64, 32)",
@@ -194,7 +197,7 @@ def test_the_tables_of_training_are_whole():
     from transformers_owl.training.arguments import OwlArguments
     from transformers_owl.training.sources import FORMATS
 
-    text = (ROOT / "docs/training.md").read_text()
+    text = "".join((ROOT / f"docs/{page}.md").read_text() for page in ("training", "training-data"))
     rows = "\n".join(
         line.split("|")[1] for line in text.splitlines() if line.startswith("| `") and "| file |" not in line
     )

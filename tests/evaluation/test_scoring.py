@@ -168,7 +168,8 @@ def test_scores_are_summed_against_the_references(tmp_path):
     assert str(table.rows[-1].values[2]) == "86.7"
 
 
-def test_the_command_writes_text_csv_and_pictures(folder, answer_files, systems, sheets, tmp_path):
+def test_the_command_writes_text_csv_and_images(folder, answer_files, systems, sheets, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "170")
     journal = Journal(tmp_path / "ratings.jsonl")
     journal.append(sheet.row(systems) for sheet in sheets)
     arguments = ["score", "--owleval", str(folder), "--ratings", str(journal.path), "--output", str(tmp_path / "out")]
@@ -179,6 +180,9 @@ def test_the_command_writes_text_csv_and_pictures(folder, answer_files, systems,
         "scores.txt", *(f"{name}.{kind}" for name in names for kind in ("csv", "png", "svg")),
     }  # fmt: skip
     assert (tmp_path / "out/scores.txt").read_text() == result.stdout
+    monkeypatch.setenv("COLUMNS", "90")
+    narrow = CliRunner().invoke(app, [*arguments, *map(str, answer_files)]).stdout
+    assert 90 >= max(map(len, narrow.partition("Rated by")[0].splitlines())) > 80
     assert "Rated by anna: 8 questions" in result.stdout
     with (tmp_path / "out/figure-3.csv").open() as file:
         rows = list(csv.DictReader(file))

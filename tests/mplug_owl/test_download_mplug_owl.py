@@ -62,7 +62,7 @@ def no_proxies(monkeypatch):
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.asked = []
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield server
         server.shutdown()

@@ -111,6 +111,26 @@ def test_masks_cover_the_answers_and_their_eos_only(llama_processor):
     assert inputs["input_ids"][0, :first].tolist() == prompt.tolist()
 
 
+def test_rows_are_padded_where_they_become_tensors(llama_processor):
+    """Others that pad lists of ids again, without the mask, would take padding for text."""
+    texts = ["Hi", "A much longer text than that"]
+    chats = [[{"role": "user", "content": text}] for text in texts]
+    ways = {
+        "text": lambda **options: llama_processor(text=texts, **options),
+        "chats": lambda **options: llama_processor.apply_chat_template(
+            chats, tokenize=True, return_dict=True, return_tensors=options.pop("return_tensors", None),
+            processor_kwargs=options,
+        ),
+    }  # fmt: skip
+    for call in ways.values():
+        rows, padded = call()["input_ids"], call(return_tensors="pt")
+        assert len(rows[0]) < len(rows[1])
+        for row, ids, mask in zip(rows, padded["input_ids"], padded["attention_mask"], strict=True):
+            assert ids[mask.bool()].tolist() == row
+        assert len({len(row) for row in call(padding=True)["input_ids"]}) == 1
+        assert [len(row) for row in call(padding="max_length", max_length=300)["input_ids"]] == [300, 300]
+
+
 def test_masks_of_a_padded_batch(llama_processor):
     chats = [[user("One?"), assistant("A long answer it is.")], [user("A longer question?"), assistant("No")]]
     inputs = tokenize(llama_processor, chats, return_assistant_tokens_mask=True)

@@ -67,7 +67,7 @@ def servers(monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), Site) as site, ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
         for server in (site, proxy):
             server.asked, server.refuses, server.tunnel_to = [], False, site.server_address
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield site, proxy
         site.shutdown()
         proxy.shutdown()

@@ -52,7 +52,7 @@ def server(files, monkeypatch):
                 super().handle()
 
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+    threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{running.server_port}/0.tar", faults, asked, whole, Handler
     running.shutdown()
     running.server_close()

@@ -153,7 +153,7 @@ DEATHS = {
 }
 
 
-@pytest.mark.parametrize("stage", DEATHS)
+@pytest.mark.parametrize("stage", ["instruct", pytest.param("pretrain", marks=pytest.mark.slow)])
 def test_killed_runs_end_with_the_same_weights(recipe, stage, tmp_path):
     path = recipe(stage)
     assert in_a_child(path, tmp_path / "whole") == 0

@@ -82,7 +82,7 @@ def server(files):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(files.folder))
     handler.log_message = None
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

@@ -137,7 +137,7 @@ class MplugOwlProcessor(ProcessorMixin):
     Turns prompts, images and videos into the inputs of [`MplugOwlForConditionalGeneration`].
 
     In `text=` every `<image>` stands for one image and every `<|video|>` for one video, in order; a chat goes through
-    `apply_chat_template`, where a typed placeholder stays text. Rows are padded on the left.
+    `apply_chat_template`, where a typed placeholder stays text. With `return_tensors`, rows are padded on the left.
 
     Args:
         image_processor ([`MplugOwlImageProcessor`]): Prepares the images.
@@ -211,6 +211,13 @@ class MplugOwlProcessor(ProcessorMixin):
         if not isinstance(argument, VideoProcessorMixin):
             raise TypeError(f"A video processor was expected, but {type(argument).__name__} was given.")
         return VideoProcessorMixin
+
+    def __call__(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """As in the library; rows are padded where they become tensors, unless `padding` says otherwise."""
+        groups = [kwargs[name] for name in ("text_kwargs", "common_kwargs") if isinstance(kwargs.get(name), dict)]
+        if not any("padding" in group or group.get("return_tensors") is not None for group in (kwargs, *groups)):
+            kwargs["padding"] = False
+        return super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text: Any = None, videos=None, **kwargs):
         rows: Any = [text] if isinstance(text, str) else text
