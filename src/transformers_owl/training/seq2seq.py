@@ -16,8 +16,8 @@ class OwlSeq2SeqTrainer(UnpaddedPredictions):
 
     With `predict_with_generate` the model writes the last answer of each row itself, after all that comes before it in
     training and in `Chat`. Predictions and label ids are (rows, tokens): the written answers, and those of the rows, as
-    far as they fit into the collator's `max_length`, followed by padding and -100. The loss covers all answers of a row,
-    as in `Trainer`.
+    far as they fit into the collator's `max_length`, followed by padding and -100. The loss covers all answers of a
+    row, as in `Trainer`.
 
     It takes the arguments of `Seq2SeqTrainer`. `max_new_tokens` of the model's `generation_config`, or of `evaluate` and
     `predict`, is the length of the longest answer.
