@@ -19,8 +19,8 @@ class OwlSeq2SeqTrainer(UnpaddedPredictions):
     far as they fit into the collator's `max_length`, followed by padding and -100. The loss covers all answers of a
     row, as in `Trainer`.
 
-    It takes the arguments of `Seq2SeqTrainer`. `max_new_tokens` of the model's `generation_config`, or of `evaluate` and
-    `predict`, is the length of the longest answer.
+    It takes the arguments of `Seq2SeqTrainer`. `max_new_tokens` of the model's `generation_config`, or of `evaluate`
+    and `predict`, is the length of the longest answer.
 
     Raises:
         ValueError: with `predict_with_generate`, for another collator, packed rows and `generation_max_length`.
