@@ -2,7 +2,7 @@
 
 python conversion/quantize.py --checkpoint build/mplug-owl-llama-7b --method bitsandbytes-8bit --output build/owl-8bit
 
-Prints the error of the logits on a fixed prompt and picture. Needs memory for the whole model, and the library
+Prints the error of the logits on a fixed prompt and image. Needs memory for the whole model, and the library
 (`pip install ".[quantize]"`).
 """
 

@@ -1,5 +1,5 @@
 """
-LoRA fine-tuning by TRL's SFTTrainer on a file of pictures and captions.
+LoRA fine-tuning by TRL's SFTTrainer on a file of images and captions.
 
     pip install ".[train,trl]"
     python examples/trl_sft.py --model MAGAer13/mplug-owl-llama-7b --data examples/data/captions.jsonl \\

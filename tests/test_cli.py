@@ -36,27 +36,27 @@ def test_caption_answers_about_photographs(caption, llama_model, llama_processor
     result = caption(ASTRONAUT, CAT, coffee, "--prompt", "What is it?", "--output", str(tmp_path / "answers.jsonl"))
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert [row["picture"] for row in rows] == [ASTRONAUT, CAT, coffee]
+    assert [row["image"] for row in rows] == [ASTRONAUT, CAT, coffee]
     prompt = llama_processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}],
         add_generation_prompt=True,
     )
     for row in rows:
-        inputs = llama_processor(text=prompt, images=row["picture"], return_tensors="pt")
+        inputs = llama_processor(text=prompt, images=row["image"], return_tensors="pt")
         written = llama_model.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
         assert row["answer"] == llama_processor.decode(written, skip_special_tokens=True)
         assert row["prompt"] == "What is it?"
-        assert f"{row['picture']}: {row['answer']}" in result.stdout
+        assert f"{row['image']}: {row['answer']}" in result.stdout
     assert len({row["answer"] for row in rows}) > 1
 
 
 def test_an_interrupted_run_goes_on(caption, tmp_path, llama):
     output = tmp_path / "answers.jsonl"
-    done = {"picture": CAT, "model": llama.checkpoint, "prompt": "Describe the picture.", "answer": "done before"}
+    done = {"image": CAT, "model": llama.checkpoint, "prompt": "Describe the picture.", "answer": "done before"}
     partial = tmp_path / "answers.jsonl.partial"
-    partial.write_text(json.dumps(done) + "\n" + '{"picture": "cut of')
+    partial.write_text(json.dumps(done) + "\n" + '{"image": "cut of')
     assert caption(CAT, ASTRONAUT, "--output", str(output)).exit_code == 0
-    rows = {row["picture"]: row["answer"] for row in map(json.loads, output.read_text().splitlines())}
+    rows = {row["image"]: row["answer"] for row in map(json.loads, output.read_text().splitlines())}
     assert rows[CAT] == "done before"
     assert rows[ASTRONAUT]
     assert not partial.exists()
@@ -64,7 +64,7 @@ def test_an_interrupted_run_goes_on(caption, tmp_path, llama):
 
 @pytest.mark.parametrize("changed", [{"prompt": "Another question"}, {"model": "another"}])
 def test_answers_to_something_else_are_kept(caption, tmp_path, llama, changed):
-    done = {"picture": CAT, "model": llama.checkpoint, "prompt": "Describe the picture.", "answer": "done before"}
+    done = {"image": CAT, "model": llama.checkpoint, "prompt": "Describe the picture.", "answer": "done before"}
     partial = tmp_path / "answers.jsonl.partial"
     partial.write_text(json.dumps(done | changed) + "\n")
     result = caption(CAT, ASTRONAUT, "--output", str(tmp_path / "answers.jsonl"))
@@ -80,7 +80,7 @@ def test_a_failed_run_leaves_no_output(caption, tmp_path):
     assert result.exit_code == 1
     assert "bad.png' cannot be read" in result.stderr
     assert not output.exists()
-    assert json.loads((tmp_path / "answers.jsonl.partial").read_text())["picture"] == CAT
+    assert json.loads((tmp_path / "answers.jsonl.partial").read_text())["image"] == CAT
 
 
 @pytest.mark.parametrize(

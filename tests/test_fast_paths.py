@@ -6,8 +6,8 @@ from conftest import GoldenCase, relative_error, tiny_config
 from transformers import CompileConfig, StaticCache, TorchAoConfig
 
 from transformers_owl import MplugOwlForConditionalGeneration
-from transformers_owl.inference import compile_pictures, use_onednn
-from transformers_owl.inference.compiled_pictures import SETTINGS
+from transformers_owl.inference import compile_vision, use_onednn
+from transformers_owl.inference.compiled_vision import SETTINGS
 
 
 CASES = ("image-llama", "image-bloom")
@@ -109,7 +109,7 @@ def test_a_cache_of_either_kind_writes_what_the_original_wrote(name, is_static, 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [load, by_onednn])
 def test_compiled_pictures_give_what_the_original_gave(name, path):
-    model = compile_pictures(path(name))
+    model = compile_vision(path(name))
     stats, graph_breaks = (torch._dynamo.utils.counters[kind] for kind in ("stats", "graph_break"))
     stats.clear()
     graph_breaks.clear()
@@ -132,7 +132,7 @@ def test_pictures_of_every_model_of_a_process_are_compiled():
     stats = torch._dynamo.utils.counters["stats"]
     stats.clear()
     for _ in range(5):
-        model = compile_pictures(MplugOwlForConditionalGeneration(tiny_config()).eval())
+        model = compile_vision(MplugOwlForConditionalGeneration(tiny_config()).eval())
         size = model.config.vision_config.image_size
         with torch.no_grad():
             model.get_image_features(torch.randn(1, 3, size, size))

@@ -80,8 +80,8 @@ def logs(path: Path) -> Iterator[str]:
 
 def key(row: dict) -> str:
     """What its user yields for a row."""
-    if "picture" in row:
-        return row["picture"]
+    if "image" in row:
+        return row["image"]
     if "step" in row:
         return str(row["step"])
     judged = "rater" in row and row["rater"] != ODD

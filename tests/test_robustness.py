@@ -357,10 +357,10 @@ def flat(values) -> list:
     return [leaf for value in values for leaf in flat(value)] if isinstance(values, (list, tuple)) else [values]
 
 
-def assert_every_picture_has_its_positions(processor, inputs, pictures_given: int):
+def assert_every_picture_has_its_positions(processor, inputs, images_given: int):
     ids = flat(inputs["input_ids"])
-    assert len(inputs.get("pixel_values", [])) == pictures_given
-    assert ids.count(processor.image_token_id) == pictures_given * POSITIONS
+    assert len(inputs.get("pixel_values", [])) == images_given
+    assert ids.count(processor.image_token_id) == images_given * POSITIONS
     assert ids.count(processor.video_token_id) == 0
 
 
@@ -383,12 +383,12 @@ def check_chat(processor, model, chat):
     chats = chat["conversation"] if isinstance(chat["conversation"][0], (list, tuple)) else [chat["conversation"]]
     contents = [message["content"] for messages in chats for message in messages]
     parts = [part for content in contents if not isinstance(content, str) for part in content]
-    pictures_given = sum(part["type"] in ("image", "image_url") for part in parts)
+    images_given = sum(part["type"] in ("image", "image_url") for part in parts)
     if chat["tokenize"] and chat["return_dict"] is True:
-        assert_every_picture_has_its_positions(processor, result, pictures_given)
+        assert_every_picture_has_its_positions(processor, result, images_given)
     elif not chat["tokenize"] and not chat.get("chat_template"):
         prompts = result if chats is chat["conversation"] else [result]
-        assert "".join(prompts).count("<image>") == pictures_given
+        assert "".join(prompts).count("<image>") == images_given
 
 
 def check_model(processor, model, inputs):

@@ -149,7 +149,7 @@ def test_caption_takes_videos(checkpoint, model, llama_processor, clips, llama, 
     output = tmp_path / "answers.jsonl"
     result = CliRunner().invoke(app, [*arguments, "--model", checkpoint, "--num-frames", "3", "--output", str(output)])
     assert result.exit_code == 0, result.output
-    written = {row["picture"]: row["answer"] for row in map(json.loads, output.read_text().splitlines())}
+    written = {row["image"]: row["answer"] for row in map(json.loads, output.read_text().splitlines())}
     for source, kind in ((clips[0], "video"), (clips[1], "video"), (picture, "image"), (gif, "video")):
         assert written[source] == answer(model, llama_processor, {"type": kind, "path": source}, "What?", num_frames=3)
     # A picture model takes the GIF's first frame, and no videos.
@@ -211,7 +211,7 @@ def test_the_chat_in_the_terminal_takes_videos(checkpoint, model, llama_processo
 def test_the_chat_in_the_terminal_says_what_is_wrong_with_a_video_and_goes_on(checkpoint, llama, clips, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing")
-    for model, file, fault in ((llama.checkpoint, clips[0], "sees pictures alone"), (checkpoint, broken, "broken.mp4")):
+    for model, file, fault in ((llama.checkpoint, clips[0], "sees images alone"), (checkpoint, broken, "broken.mp4")):
         typed = f"/image {file}\nHello?\n"
         result = CliRunner().invoke(app, ["chat", "--model", model, "--max-new-tokens", "4"], input=typed)
         assert result.exit_code == 0, result.output

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoModelForImageTextToText,
 
 from transformers_owl import MplugOwlImageProcessor, MplugOwlProcessor, MplugOwlTokenizer
 from transformers_owl.fresh import build_owl, resize_positions
-from transformers_owl.inference import Chat, extract_features, picture_attention
+from transformers_owl.inference import Chat, extract_features, image_attention
 from transformers_owl.mplug_owl.vision_mplug_owl import call_with_patches, tokens_and_idle_weights
 from transformers_owl.training import prepare_stage
 from transformers_owl.training.throughput import TrainingFlops
@@ -173,7 +173,7 @@ def chat_about(*pictures):
 
 def test_heat_maps_cover_the_patches_alone(owl, processor, pictures):
     messages = [*chat_about(*pictures[:2]), {"role": "assistant", "content": "An owl."}]
-    first, second = picture_attention(owl, processor, messages)
+    first, second = image_attention(owl, processor, messages)
     assert first.patches.shape == (4, 4) and first.patches.sum().item() == pytest.approx(1)
     assert (first.patches - second.patches).abs().max() > 1e-6
 

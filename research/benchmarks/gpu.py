@@ -5,14 +5,14 @@ python research/benchmarks/gpu.py [--only encode decode pretrain instruct] [--ti
 First come the card's limits: the rate of products of matrices, and the bandwidth of its memory. Then, as shares of
 these:
 
-- encode: 64 pictures through vision model and abstractor, as it is and with the layers compiled one by one
-- decode: a token behind a picture and 60 tokens of text. "growing cache" is the model as it is. "captured" is one step
+- encode: 64 images through vision model and abstractor, as it is and with the layers compiled one by one
+- decode: a token behind an image and 60 tokens of text. "growing cache" is the model as it is. "captured" is one step
   into a static cache, recorded as a CUDA graph and replayed; "compiled" with the layers compiled one by one, "tuned"
   with kernels that were searched for. The share is that of reading every weight of the language model once.
   `difference` is how far the logits are from those of the library's own step with its static cache, in standard
   deviations of the logits; `same` is the share of some tokens where the first choice is the same
 - pretrain, instruct: an optimizer step of the recipes by `OwlTrainer` with batches that lie in memory, all rows full,
-  one picture a row. `mfu` is counted as in training, by the data sheet, `share` is the same by the measured rate; `gib`
+  one image a row. `mfu` is counted as in training, by the data sheet, `share` is the same by the measured rate; `gib`
   is the most memory that was allocated, `computed_gib` what memory.py computes, which knows nothing of compiled layers
 
 `--tiny` tries the script on a CPU: small sizes, and calls in place of graphs.
@@ -36,7 +36,7 @@ import torch
 import transformers
 from machine import operations
 from side_by_side import TEXT_TOKENS, ready
-from training import CHECKPOINT, ReadyBatches, write_pictures
+from training import CHECKPOINT, ReadyBatches, write_images
 from transformers import PrinterCallback, StaticCache, TrainerCallback
 from transformers.initialization import no_init_weights
 
@@ -314,7 +314,7 @@ def computed_memory(bench: Bench, stage: str, rows: int, length: int, checkpoint
 
 
 def batch(bench: Bench, rows: int, length: int) -> dict[str, Any]:
-    """As the data pipeline gives it: full rows, each of one picture and text, and the report."""
+    """As the data pipeline gives it: full rows, each of one image and text, and the report."""
     queries, size = bench.config.num_query_tokens + 1, bench.config.vision_config.image_size
     ids = bench.words(rows, length)
     ids[:, 1 : 1 + queries] = bench.config.image_token_id
@@ -349,7 +349,7 @@ def train(bench: Bench, stage: str, rows: int, checkpointed: bool, compiled: boo
         if compiled:
             compile_layers(model)
         collator = ConversationCollator(MplugOwlProcessor.from_pretrained(str(CHECKPOINT)), length)
-        mixture = Mixture(write_pictures(Path(folder), 2), collator, rows)
+        mixture = Mixture(write_images(Path(folder), 2), collator, rows)
         times = StepTimes(bench)
         trainer = ReadyBatches(model, args, mixture, callbacks=[times])
         trainer.ready = [batch(bench, rows, length)]

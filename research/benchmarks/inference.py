@@ -1,20 +1,20 @@
 """Our model beside the library's LLaVA, BLIP-2 and InstructBLIP with the same vision model and language model, on CPU.
 
-python research/benchmarks/inference.py [--pairs 7] [--batch 1 8 32] [--pictures 1 4]
+python research/benchmarks/inference.py [--pairs 7] [--batch 1 8 32] [--images 1 4]
     [--beside llava blip2 instructblip] [--dtype float32 bfloat16] [--row-seconds 30] [--by onednn compiled] [--tiny]
     [--json FILE]
 
 All have a ViT-L/14 at 224 pixels and a LLaMA of 12 layers x 1024, with random weights; BLIP-2 and InstructBLIP have
 their own Q-Former of 12 layers x 768. Runs alternate; a row gives the medians in milliseconds and the median ratio of
-the pairs, of which none starts after `--row-seconds`. A prompt holds its pictures and 60 tokens of text. A picture
-takes 65 positions for us, 256 for LLaVA, 32 for the other two, which take one picture a prompt and decode by the
+the pairs, of which none starts after `--row-seconds`. A prompt holds its images and 60 tokens of text. An image
+takes 65 positions for us, 256 for LLaVA, 32 for the other two, which take one image a prompt and decode by the
 language model alone. bfloat16 is left out where the processor has no instructions for it, unless asked for.
 
 "caption" is the whole answer of 20 tokens. The lines of operations say what the arithmetic alone would give.
 
 With `--by onednn` our linear layers multiply by oneDNN, with `--by compiled` our vision model and abstractor are
 compiled, both as docs/inference.md has it; the others stay as the library has them. Compiling takes a minute or two for
-single pictures, and as much for four together.
+single images, and as much for four together.
 
 "limit" is how much of what the machine can do our side reached: for "encode" of its rate of multiplying matrices, for
 "decode" of its memory's bandwidth, with every weight of the language model read once a token. Every pair measures that
@@ -48,8 +48,8 @@ from transformers import (
 )
 
 from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration
-from transformers_owl.inference import compile_pictures, use_onednn
-from transformers_owl.inference.compiled_pictures import SETTINGS
+from transformers_owl.inference import compile_vision, use_onednn
+from transformers_owl.inference.compiled_vision import SETTINGS
 
 
 PICTURE = TEXT["vocab_size"] - 1
@@ -103,12 +103,12 @@ OF_ONE_PICTURE = ("blip2", "instructblip")
 
 BY: dict[str, Callable[[MplugOwlForConditionalGeneration], object]] = {
     "onednn": use_onednn,
-    "compiled": compile_pictures,
+    "compiled": compile_vision,
 }
 
 
 class Side:
-    """One model with its prompts: `batch` rows of `pictures` pictures and 60 tokens of text."""
+    """One model with its prompts: `batch` rows of `pictures` images and 60 tokens of text."""
 
     def __init__(self, name: str, model: Any, batch: int, pictures: int):
         self.model = model
@@ -170,7 +170,7 @@ def at_limit(side: Side, multiply: Limit, read: Limit) -> dict[str, Callable[[],
 
 @torch.no_grad()
 def chat_turns(model, pairs: int) -> dict[str, float]:
-    """First token of a second turn of 20 tokens, from the cache, against that of the first turn with its picture."""
+    """First token of a second turn of 20 tokens, from the cache, against that of the first turn with its image."""
     first = Side("owl", model, 1, 1).prompt
     turn = torch.randint(3, 31000, (1, 20))
 

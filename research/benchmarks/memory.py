@@ -2,7 +2,7 @@
 Memory of one GPU in training, as a Markdown table in GiB: `python research/benchmarks/memory.py`.
 
 Nothing is allocated: the model is built on the meta device, and hooks see which tensors the backward pass would need.
-What is counted, with bfloat16 in the computation and the recipes' micro-batches, each row full and with one picture:
+What is counted, with bfloat16 in the computation and the recipes' micro-batches, each row full and with one image:
 
 - weights: 4 bytes where they train, 2 where they are frozen, 0.52 in the layers that QLoRA packs
 - gradients: 4 bytes for each trained weight, and with DDP 4 more for its buckets
@@ -143,17 +143,17 @@ class Kept:
 
 
 def activations(model: nn.Module, rows: int, length: int) -> Kept:
-    """What a forward pass of rows with one picture each keeps; parts one by one, since checks would read values."""
+    """What a forward pass of rows with one image each keeps; parts one by one, since checks would read values."""
     owl = owl_of(model)
     config, kept = owl.config, Kept(model)
     mode = next(parameter.fake_mode for parameter in model.parameters())
     size = config.vision_config.image_size
     with mode, kept.watch(model), torch.autocast("cpu", torch.bfloat16):
         ids = torch.zeros(rows, length, dtype=torch.long)
-        is_picture = torch.zeros(rows, length, 1, dtype=torch.bool)
+        is_image = torch.zeros(rows, length, 1, dtype=torch.bool)
         features = owl.get_image_features(torch.zeros(rows, 3, size, size)).pooler_output
         embeddings = owl.get_input_embeddings()(ids)
-        embeddings = embeddings.masked_scatter(is_picture, features.to(embeddings.dtype))
+        embeddings = embeddings.masked_scatter(is_image, features.to(embeddings.dtype))
         hidden = owl.model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         owl.loss_function(logits=owl.lm_head(hidden), labels=ids, vocab_size=config.text_config.vocab_size)
     return kept

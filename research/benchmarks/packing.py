@@ -2,7 +2,7 @@
 
 python research/benchmarks/packing.py [--pairs 7] [--json FILE]
 
-The conversations have answers of 5 to 200 words, evenly spread; a quarter of them have a picture. Runs alternate; a
+The conversations have answers of 5 to 200 words, evenly spread; a quarter of them have an image. Runs alternate; a
 row gives medians and the median ratio of the pairs.
 """
 

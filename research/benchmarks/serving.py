@@ -1,10 +1,10 @@
-"""vLLM's OpenAI server under load: many clients at once, with and without pictures, all on this machine.
+"""vLLM's OpenAI server under load: many clients at once, with and without images, all on this machine.
 
 .venv-vllm/bin/python research/benchmarks/serving.py [--model FOLDER] [--clients 64] [--requests 8] [--max-tokens 32]
     [--json FILE] [-- OPTIONS OF vllm serve]
 
 Needs the environment of docs/serving.md. A client sends its requests one after the other, every second one with a
-picture: a cut of its own of a drawing of the package, so that no cache answers. Latency is the time to the whole
+image: a cut of its own of a drawing of the package, so that no cache answers. Latency is the time to the whole
 answer. Memory is what the server's processes hold together after one request of each kind, and then behind each quarter
 of the answers.
 """
@@ -43,7 +43,7 @@ PATIENCE = 900  # seconds
 
 @dataclass(frozen=True)
 class Reply:
-    kind: str  # "picture" or "text"
+    kind: str  # "image" or "text"
     seconds: float
     tokens: int
     error: str | None

@@ -3,9 +3,9 @@
 python research/benchmarks/training.py [--pairs 7] [--workers 2] [--json FILE]
 
 The loop: `OwlTrainer` and a plain loop (forward, backward, clip, AdamW, schedule) train the same model on the same
-ready batches, in stage 1 and in stage 2. The data: `Mixture` (row, picture, random crop, resize, chat template, tokens,
+ready batches, in stage 1 and in stage 2. The data: `Mixture` (row, image, random crop, resize, chat template, tokens,
 labels, padding) beside a `DataLoader` that only decodes and resizes the same files by PIL; both give bytes, which
-become floats on the device. Runs alternate; a row gives medians in milliseconds (of a step of 8 rows, of 8 pictures)
+become floats on the device. Runs alternate; a row gives medians in milliseconds (of a step of 8 rows, of 8 images)
 and the median ratio of the pairs.
 """
 
@@ -54,7 +54,7 @@ def build(stage: str):
     return prepare_stage(MplugOwlForConditionalGeneration(config), stage)
 
 
-def write_pictures(folder: Path, count: int) -> dict:
+def write_images(folder: Path, count: int) -> dict:
     """Photographs of 640 x 480 with captions."""
     rows = []
     for number in range(count):
@@ -137,7 +137,7 @@ def main() -> None:
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
         count = 80
-        groups = write_pictures(Path(folder), BATCH * (count + 20))
+        groups = write_images(Path(folder), BATCH * (count + 20))
         mixture = Mixture(groups, ConversationCollator(processor, 512), BATCH, augmentation=Augmentation())
         ready = list(itertools.islice(mixture, 4))
         plain = [mixture.collator.with_pixels(batch) for batch in ready]

@@ -18,7 +18,7 @@ from inference import POSITIONS, Side, owl
 from side_by_side import TEXT, VISION, Report, alternate, decode_seconds, ready, seconds
 from transformers import StaticCache
 
-from transformers_owl.inference import compile_pictures, compiled_pictures, use_onednn
+from transformers_owl.inference import compile_vision, compiled_vision, use_onednn
 from transformers_owl.mplug_owl.modeling_mplug_owl import MplugOwlConvOverTime
 
 
@@ -51,14 +51,14 @@ def static_cache(side: Side) -> StaticCache:
 
 
 def encodings(side: Side) -> list[Callable[[], float]]:
-    """By compiled code: all pictures at once, and as many as `compile_pictures` takes."""
-    compile_pictures(side.model)
+    """By compiled code: all images at once, and as many as `compile_vision` takes."""
+    compile_vision(side.model)
 
     def encode(at_once: int) -> float:
-        compiled_pictures.AT_ONCE = at_once
+        compiled_vision.AT_ONCE = at_once
         return side.encode()
 
-    return [lambda count=count: encode(count) for count in (len(side.pixels), compiled_pictures.AT_ONCE)]
+    return [lambda count=count: encode(count) for count in (len(side.pixels), compiled_vision.AT_ONCE)]
 
 
 def convolutions() -> tuple[Callable[[], float], Callable[[], float]]:
@@ -107,7 +107,7 @@ def main() -> None:
         encode = compiled(lambda: model.get_image_features(side.pixels, return_dict=True).pooler_output, freezing)
         add(name, lambda encode=encode: seconds(encode), side.encode)
     many = Side("owl", copy.deepcopy(model), 8, 1)
-    add("encode, compiled, all at once", *encodings(many), beside="compile_pictures", batch=8)
+    add("encode, compiled, all at once", *encodings(many), beside="compile_vision", batch=8)
     add("convolution over time", *convolutions(), pairs=21)
     if arguments.json is not None:
         report.write(arguments.json)

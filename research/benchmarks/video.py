@@ -6,7 +6,7 @@ python research/benchmarks/video.py [--pairs 7] [--batch 1 4] [--frames 4] [--dt
 Both have a ViT-L/14 at 224 pixels and a LLaMA of 12 layers x 1024, with random weights. Runs alternate; a row gives the
 medians in milliseconds and the median ratio of the pairs, of which none starts after `--row-seconds`. A prompt holds
 one video and 60 tokens of text. Video-LLaVA shows its language model every patch of every frame, 257 positions each;
-ours has 65 a video. The row "video / picture" compares the encoding of our videos with that of as many pictures.
+ours has 65 a video. The row "video / image" compares the encoding of our videos with that of as many images.
 bfloat16 is left out where the processor has no AVX-512, unless asked for. `--tiny` tries the script itself.
 """
 
@@ -49,7 +49,7 @@ def prompt(model, positions: int, videos: torch.Tensor) -> dict[str, torch.Tenso
 
 @torch.no_grad()
 def compare(models, batch: int, frames: int, pairs: int, row_seconds: float) -> dict[str, dict[str, float]]:
-    """Encoding of videos, first token of a prompt, time a token after that; and a video beside a picture."""
+    """Encoding of videos, first token of a prompt, time a token after that; and a video beside an image."""
     owl, llava = models["owl"], models["llava"]
     videos = torch.randn(batch, frames, 3, 224, 224, dtype=owl.dtype)
     patches = (VISION["image_size"] // VISION["patch_size"]) ** 2 + 1

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from transformers_owl import MINIATURE
-from transformers_owl.inference import Chat, picture_attention
+from transformers_owl.inference import Chat, image_attention
 
 from .scenes import Item, draw, world
 from .score import Answerer, interval
@@ -43,7 +43,7 @@ def main(
         side = ("left", "right")[number % 2]
         chat = Chat(answerer.model, answerer.processor)
         chat.ask(f"What is on the {side}?", [draw(scene, here.drawings)])
-        (found,) = picture_attention(answerer.model, answerer.processor, chat.messages)
+        (found,) = image_attention(answerer.model, answerer.processor, chat.messages)
         asked[number], other[number] = (seen(found.patches, item) for item in sides[side])
     more = (asked > other).astype(float)
     low, high = interval(more)

@@ -1,4 +1,4 @@
-"""The vision model of an Owl learns what happens in clips, beside what it knows of pictures."""
+"""The vision model of an Owl learns what happens in clips, beside what it knows of images."""
 
 import itertools
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from .parts import (
 from .scenes import SIZE, Scene, World, draw
 
 
-ROWS = 16  # of a step, each of `MOMENTS` pictures
+ROWS = 16  # of a step, each of `MOMENTS` images
 SIDE = SIZE // PATCH
 TURN = "turn"
 WHEN = ("before", "now", "after")
@@ -48,8 +48,8 @@ class Lesson:
 
     Args:
         name (`str`): Of its folder of checkpoints.
-        pictures (`int`): Of so many rows one has pictures in place of a clip.
-        known (`float`): Weight of the words that pictures have taught it.
+        images (`int`): Of so many rows one has images in place of a clip.
+        known (`float`): Weight of the words that images have taught it.
         share (`float`): Of all steps.
         schedule (`str`): Of the learning rate.
     """
@@ -70,7 +70,7 @@ LESSONS = (
 
 class Watched(IterableDataset):
     """
-    Clips, and among them rows of as many pictures of scenes of their own: `pictures` of shape
+    Clips, and among them rows of as many images of scenes of their own: `pictures` of shape
     `(MOMENTS, SIZE, SIZE, 3)`, `is_clip`, and as numbers the words `of_picture` and `of_patches` of each.
     """
 
@@ -102,7 +102,7 @@ class Watched(IterableDataset):
 
 
 def words_of_patches(around: tuple[Scene | None, ...], event: dict[str, Any]) -> list[list[int]]:
-    """Of all patches of a picture, row by row, given the moments of `WHEN`."""
+    """Of all patches of an image, row by row, given the moments of `WHEN`."""
     scene: Any = around[1]
     places = {
         f"{axis} {when}": int(SIDE * place)
@@ -118,7 +118,7 @@ def words_of_patches(around: tuple[Scene | None, ...], event: dict[str, Any]) ->
 
 
 class ClipWords(WordPredictor):
-    """The vision model of an Owl, and what it says of pictures and of the moments of clips."""
+    """The vision model of an Owl, and what it says of images and of the moments of clips."""
 
     known = 1.0
 

@@ -1,4 +1,4 @@
-"""Files for both stages: tar shards of pictures with captions, and conversations with pictures beside them."""
+"""Files for both stages: tar shards of images with captions, and conversations with images beside them."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def write_shard(job: tuple[Path, int, int, int]) -> None:
 
 
 def write_conversations(folder: Path, scenes: int, pairs: int, text: int, seed: int) -> None:
-    """`multimodal.jsonl`, `text.jsonl` and the pictures."""
+    """`multimodal.jsonl`, `text.jsonl` and the images."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     kinds = ((DIALOGUES, scenes), (PAIRS, pairs))
     blocks = [(folder, kind, first, min(first + 1000, last), seed) for kind, last in kinds
@@ -98,7 +98,7 @@ def draw_clips(job: tuple[Path, int, int, int]) -> list[tuple[dict, dict]]:
 
 
 def messages(pictures: list[str], exchanges: list[Exchange], kind: str = "image") -> dict[str, Any]:
-    """A row of the library's chat form: pictures or videos first, then questions and answers in turn."""
+    """A row of the library's chat form: images or videos first, then questions and answers in turn."""
     turns: list[dict[str, Any]] = []
     for exchange in exchanges:
         seen = [] if turns else [{"type": kind, "path": name} for name in pictures]
@@ -113,7 +113,7 @@ def write_rows(file: Path, rows: Iterator[dict]) -> None:
 
 
 def shown(scene: Scene, number: int) -> PIL.Image.Image:
-    """The picture of a scene; every second one is drawn larger and then resized, as photographs are."""
+    """The image of a scene; every second one is drawn larger and then resized, as photographs are."""
     if number % 2:
         return draw(scene, WORLD.drawings)
     return draw(scene, WORLD.drawings, 2 * SIZE).resize((SIZE, SIZE), PIL.Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""Drawings of objects in several styles, as pictures with transparency."""
+"""Drawings of objects in several styles, as images with transparency."""
 
 import csv
 import functools
@@ -27,7 +27,7 @@ OTHER_NAMES = {
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: its name in English and in `LANGUAGES`, its kind, its code point, and whether pictures show it."""
+    """An object: its name in English and in `LANGUAGES`, its kind, its code point, and whether images show it."""
 
     name: str
     kind: str
@@ -54,7 +54,7 @@ class Drawings:
         size (`int`): Edge of a drawing in pixels.
         cache (`Path`): Where packages and drawings are kept.
 
-    `drawings[style, name]` is an RGBA picture; not every style has every object.
+    `drawings[style, name]` is an RGBA image; not every style has every object.
     """
 
     def __init__(self, styles: tuple[str, ...] = STYLES, size: int = 96, cache: Path = CACHE):

@@ -110,9 +110,9 @@ class Lesson:
     Args:
         name (`str`): Of its folder of checkpoints.
         kind (`str`, *optional*): Of the scenes; by default all kinds that a world has.
-        edge (`int`): Of the pictures in pixels.
+        edge (`int`): Of the images in pixels.
         dyed (`float`): Share of things in another colour than their own.
-        rows (`int`): Pictures a step.
+        rows (`int`): Images a step.
         share (`float`): Of all steps.
         schedule (`str`): Of the learning rate.
     """
@@ -134,7 +134,7 @@ LESSONS = (
 )
 NAMES, COLOURS = tuple(thing.name for thing in things()), ("", *DYES)
 SIGNS = ("", *string.digits, *string.ascii_lowercase)
-# What there is to be said of a picture, and of a patch that shows a thing.
+# What there is to be said of an image, and of a patch that shows a thing.
 OF_PICTURE: dict[str, tuple] = {
     "scene": tuple(LAYOUTS), "ground": tuple(GROUNDS), "count": tuple(range(1, MOST + 1)), "name": NAMES,
     "colour": COLOURS, "left": NAMES, "right": NAMES, "left colour": COLOURS, "right colour": COLOURS,
@@ -183,7 +183,7 @@ def numbers(questions: dict[str, tuple], words: dict[str, Any]) -> list[int]:
 
 class Seen(IterableDataset):
     """
-    Pictures with the words of what they show: `picture` of shape `(edge, edge, 3)`, `places` of its patches among the
+    Images with the words of what they show: `picture` of shape `(edge, edge, 3)`, `places` of its patches among the
     vision model's positions, `of_picture` and `of_patches`, numbers of words.
     """
 
@@ -212,7 +212,7 @@ class Seen(IterableDataset):
 
 
 class WordPredictor(nn.Module):
-    """A vision model that says which words go with a picture and its patches."""
+    """A vision model that says which words go with an image and its patches."""
 
     def __init__(self, vision: Any, processor: MplugOwlImageProcessor, of_patch: dict[str, tuple] = OF_PATCH):
         super().__init__()
@@ -242,14 +242,14 @@ class WordPredictor(nn.Module):
 
 
 class PictureWords(WordPredictor):
-    """A CLIP vision model, and what it says of pictures or parts of them: the stand-in for CLIP's training."""
+    """A CLIP vision model, and what it says of images or parts of them: the stand-in for CLIP's training."""
 
     def forward(self, picture: torch.Tensor, places: torch.Tensor, of_picture: torch.Tensor, of_patches: torch.Tensor):
         losses, logits = self.predict(*self.see(picture, places), of_picture, of_patches)
         return {"loss": losses.sum(), "logits": logits}
 
     def see(self, picture: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(rows, patches, width)` and `(rows, 2 * width)` of pictures that cover some of the positions."""
+        """`(rows, patches, width)` and `(rows, 2 * width)` of images that cover some of the positions."""
         embeddings = self.vision.embeddings
         patches = embeddings.patch_embedding(self.pixels(picture)).flatten(2).transpose(1, 2)
         patches = patches + embeddings.position_embedding(places)

@@ -1,4 +1,4 @@
-"""Scenes that are made up: what lies where on which ground, and the picture of it."""
+"""Scenes that are made up: what lies where on which ground, and the image of it."""
 
 import colorsys
 import functools
@@ -37,7 +37,7 @@ TURN = 12  # at most, to either side, in degrees
 
 @dataclass(frozen=True)
 class Item:
-    """A drawing in a scene: `x`, `y` its middle and `size` its edge, as shares of the picture; `dye` may be empty."""
+    """A drawing in a scene: `x`, `y` its middle and `size` its edge, as shares of the image; `dye` may be empty."""
 
     thing: Thing
     style: str
@@ -60,7 +60,7 @@ class Scene:
     ground: str
     items: tuple[Item, ...] = ()
     writing: str = ""
-    height: float = 0.42  # of the writing, as a share of the picture's
+    height: float = 0.42  # of the writing, as a share of the image's
     middle: tuple[float, float] = (0.5, 0.5)  # of the writing
     font: str = FONTS[0]
     shade: tuple[float, float, float] = (0.0, 1.0, 1.0)  # of the ground: turn of hue, factors of saturation and value
@@ -79,7 +79,7 @@ class Scene:
         return next((item for item in self.items if math.hypot(x - item.x, y - item.y) < item.size / 2), None)
 
     def sign_at(self, x: float, y: float, size: int = SIZE) -> int | None:
-        """The place in the writing of the sign that a point lies on, in a picture of that many pixels."""
+        """The place in the writing of the sign that a point lies on, in an image of that many pixels."""
         letters = lettering(self, size)
         if abs(y - self.middle[1]) * size > 0.4 * letters.size:
             return None
@@ -192,7 +192,7 @@ def pick(random: np.random.Generator, choices, weights=None):
 
 
 def draw(scene: Scene, drawings: Drawings, size: int = SIZE) -> PIL.Image.Image:
-    """The RGB picture of a scene, `size` pixels wide and high."""
+    """The RGB image of a scene, `size` pixels wide and high."""
     picture = draw_ground(scene, size)
     for item in scene.items:
         edge = max(1, round(item.size * size))
@@ -261,7 +261,7 @@ def font(name: str, size: int) -> PIL.ImageFont.FreeTypeFont:
 
 
 def lettering(scene: Scene, size: int) -> PIL.ImageFont.FreeTypeFont:
-    """The font of the writing in a picture of that many pixels; smaller where the picture is too narrow for it."""
+    """The font of the writing in an image of that many pixels; smaller where the image is too narrow for it."""
     height = math.floor(size * scene.height)
     letters = font(scene.font, height)
     room = 2 * (min(scene.middle[0], 1 - scene.middle[0]) - 0.04) * size

@@ -1,6 +1,6 @@
 """Asks a model about new scenes and clips, and counts the exact answers.
 
-The control: the same questions with other pictures; of clips, with their own frames in another order.
+The control: the same questions with other images; of clips, with their own frames in another order.
 
 python -m research.miniature.score build/miniature/miniature-owl --output build/miniature/score.json
 """
@@ -52,7 +52,7 @@ ASKED = (*SINGLE, "two pictures", "text only", *CLIP)
 @dataclass
 class Question:
     """
-    A question about some pictures, or about a clip of such frames, after earlier questions of the same dialogue, if
+    A question about some images, or about a clip of such frames, after earlier questions of the same dialogue, if
     there are any.
     """
 
@@ -130,7 +130,7 @@ def ask(here: World, ability: str, random: np.random.Generator) -> list[Question
 
 
 def score(answerer: Answerer, split: str, abilities: tuple[str, ...], count: int) -> dict[str, dict]:
-    """By ability: questions, share of right answers, its 95 % interval, and the same with other questions' pictures."""
+    """By ability: questions, share of right answers, its 95 % interval, and the same with other questions' images."""
     styles, shown = SPLITS[split]
     here = world(styles, shown)
     results = {}
@@ -146,7 +146,7 @@ def score(answerer: Answerer, split: str, abilities: tuple[str, ...], count: int
 
 
 def shuffled(asked: list[Question]) -> list[Question]:
-    """The questions with what says nothing about their answers: other pictures, or frames in another order."""
+    """The questions with what says nothing about their answers: other images, or frames in another order."""
     random = np.random.default_rng(SEED)
     others = (question.pictures for question in [*asked[1:], asked[0]])
     return [

@@ -1,4 +1,4 @@
-"""What is said about scenes: captions, questions with answers, dialogues, verses; and questions without a picture."""
+"""What is said about scenes: captions, questions with answers, dialogues, verses; and questions without an image."""
 
 import re
 from collections.abc import Callable
@@ -111,7 +111,7 @@ def verse(scene: Scene) -> str:
 
 
 def notes(scene: Scene, random: np.random.Generator) -> str:
-    """The scene in keywords, in any order: what a language model reads in place of a picture."""
+    """The scene in keywords, in any order: what a language model reads in place of an image."""
     if scene.kind == "two":
         words = [f"left {called(scene.left)}", f"right {called(scene.right)}"]
     elif scene.kind == "writing":
@@ -273,7 +273,7 @@ def clip_notes(clip: Clip, random: np.random.Generator) -> str:
 
 
 def about_clip(clip: Clip, random: np.random.Generator) -> list[Exchange]:
-    """What happens in a clip, first of all; and what a picture would be asked, too."""
+    """What happens in a clip, first of all; and what an image would be asked, too."""
     asked = {
         "move": (("Where does it move?", clip.event), (f"Where does the {clip.item.thing.name} move?", clip.event)),
         "appear": (("Does it appear or disappear?", f"it {clip.event}s"),),
@@ -289,7 +289,7 @@ def about_clip(clip: Clip, random: np.random.Generator) -> list[Exchange]:
 
 
 def text_only(random: np.random.Generator) -> list[Exchange]:
-    """Questions that need no picture."""
+    """Questions that need no image."""
     thing = pick(random, things())
     language = random.integers(len(LANGUAGES))
     colour = pick(random, tuple(COLOURS))

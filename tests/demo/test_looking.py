@@ -1,4 +1,4 @@
-"""`look` answers as `caption` does and writes the maps of `picture_attention` over the pictures."""
+"""`look` answers as `caption` does and writes the maps of `image_attention` over the pictures."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from transformers_owl.cli import app
-from transformers_owl.inference import Chat, draw_attention, picture_attention
+from transformers_owl.inference import Chat, draw_attention, image_attention
 
 
 PICTURES = Path(__file__).parents[2] / "examples/pictures"
@@ -28,7 +28,7 @@ def test_files_hold_the_maps(look, llama_model, llama_processor, tmp_path):
     chat = Chat(llama_model, llama_processor)
     answer = chat.ask("What?", [CAT, ASTRONAUT], max_new_tokens=8)
     assert answer in result.stdout
-    found = picture_attention(llama_model, llama_processor, chat.messages)
+    found = image_attention(llama_model, llama_processor, chat.messages)
     for number, (source, attention) in enumerate(zip((CAT, ASTRONAUT), found, strict=True), 1):
         with PIL.Image.open(tmp_path / f"map-{number}.png") as written, PIL.Image.open(source) as picture:
             assert written.tobytes() == draw_attention(picture, attention.patches).tobytes()

@@ -89,7 +89,7 @@ def test_mistakes_are_named_and_the_chat_goes_on(talk, tmp_path):
     result = talk(*mistakes)
     assert result.exit_code == 0, result.output
     for message in (
-        "No picture yet", "no-such.png' cannot be read", "bad.png' cannot be read", "Did you mean /image?",
+        "No image yet", "no-such.png' cannot be read", "bad.png' cannot be read", "Did you mean /image?",
         "/save needs the name of a file", "No such file or directory", "/system needs a sentence",
         "No closing quotation", "language model holds 2048",
     ):  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from conftest import GoldenCase, relative_error, tiny_config
 
 from transformers_owl import MplugOwlForConditionalGeneration, MplugOwlProcessor
-from transformers_owl.inference import Chat, draw_attention, picture_attention
+from transformers_owl.inference import Chat, draw_attention, image_attention
 
 
 @pytest.fixture(params=["image-llama", "image-bloom"])
@@ -99,7 +99,7 @@ def test_maps_equal_a_plain_computation_from_the_weights(case, model, processor,
     for word in (None, "owl", "red"):
         first, last = (0, len(text)) if word is None else (text.index(word), text.index(word) + len(word))
         steps = [step for step, end in enumerate(ends[1:]) if ends[step] < last and end > first]
-        found = picture_attention(model, processor, messages, word)
+        found = image_attention(model, processor, messages, word)
         positions, maps = plain_maps(eager, processor, messages, steps)
         assert len(found) == 2
         for number, one in enumerate(found):
@@ -112,7 +112,7 @@ def test_maps_equal_a_plain_computation_from_the_weights(case, model, processor,
 
 def test_maps_differ_with_the_word_and_the_picture(model, processor, pictures):
     messages = chat(pictures)
-    whole, red, owl = (picture_attention(model, processor, messages, word) for word in (None, "red", "owl"))
+    whole, red, owl = (image_attention(model, processor, messages, word) for word in (None, "red", "owl"))
     assert len(whole) == 3
     assert relative_error(red[0].positions, owl[0].positions) > 1e-3
     assert (red[0].patches - owl[0].patches).abs().max() > 1e-6
@@ -121,10 +121,10 @@ def test_maps_differ_with_the_word_and_the_picture(model, processor, pictures):
 
 def test_a_word_is_found_whole_before_it_is_found_in_another(model, processor, pictures):
     messages = chat(pictures[:1], "This here is it: 猫です。")
-    whole_word = picture_attention(model, processor, messages, "is")[0].positions
-    inside = picture_attention(model, processor, messages, "This")[0].positions
+    whole_word = image_attention(model, processor, messages, "is")[0].positions
+    inside = image_attention(model, processor, messages, "This")[0].positions
     assert not torch.allclose(whole_word, inside)
-    assert picture_attention(model, processor, messages, "猫")[0].patches.sum().item() == pytest.approx(1)
+    assert image_attention(model, processor, messages, "猫")[0].patches.sum().item() == pytest.approx(1)
 
 
 def test_the_implementation_of_attention_comes_back(model, processor, pictures):
@@ -136,10 +136,10 @@ def test_the_implementation_of_attention_comes_back(model, processor, pictures):
 
     before = implementations()
     assert before[1:3] == ["sdpa", "sdpa"]
-    picture_attention(model, processor, chat(pictures[:1]))
+    image_attention(model, processor, chat(pictures[:1]))
     assert implementations() == before
     with pytest.raises(ValueError, match="no 'dog'"):
-        picture_attention(model, processor, chat(pictures[:1]), "dog")
+        image_attention(model, processor, chat(pictures[:1]), "dog")
     assert implementations() == before
 
 
@@ -149,7 +149,7 @@ def test_the_answer_of_a_chat(model, processor, pictures):
     talk.ask("What?", [pictures[0]], max_new_tokens=4)
     talk.ask("And this?", [pictures[1]], max_new_tokens=4)
     talk.messages[-1] = {"role": "assistant", "content": "It is green."}
-    assert len(picture_attention(model, processor, talk.messages, "green")) == 2
+    assert len(image_attention(model, processor, talk.messages, "green")) == 2
 
 
 @torch.no_grad()
@@ -192,7 +192,7 @@ def test_attention_forced_to_one_patch_is_seen_there(llama_processor, pictures, 
     processor = MplugOwlProcessor(
         MplugOwlImageProcessor(size={"height": side, "width": side}), llama_processor.tokenizer, num_query_tokens=4
     )
-    for found in picture_attention(model, processor, chat(pictures[:2])):
+    for found in image_attention(model, processor, chat(pictures[:2])):
         assert found.patches.argmax().item() == patch
         assert found.patches.flatten()[patch].item() == pytest.approx(1, abs=1e-4)
 
@@ -211,11 +211,11 @@ def test_the_drawing_is_brightest_where_the_map_is(pictures):
 
 def test_mistakes_are_named(model, processor, pictures):
     with pytest.raises(ValueError, match="no image to look at"):
-        picture_attention(model, processor, chat([]))
+        image_attention(model, processor, chat([]))
     with pytest.raises(ValueError, match="does not end with an answer"):
-        picture_attention(model, processor, chat(pictures[:1])[:1])
+        image_attention(model, processor, chat(pictures[:1])[:1])
     with pytest.raises(ValueError, match="answer is empty"):
-        picture_attention(model, processor, chat(pictures[:1], ""))
+        image_attention(model, processor, chat(pictures[:1], ""))
 
 
 def test_a_video_in_the_chat_is_seen_and_has_no_map(llama_processor, pictures):
@@ -226,17 +226,17 @@ def test_a_video_in_the_chat_is_seen_and_has_no_map(llama_processor, pictures):
     for frames in ([still, still], [other, still]):
         messages = chat([still])
         messages[0]["content"].insert(1, {"type": "video", "video": frames})
-        (found,) = picture_attention(model, llama_processor, messages)
+        (found,) = image_attention(model, llama_processor, messages)
         maps.append(found.patches)
     assert not torch.equal(*maps)
 
 
 def test_threads_share_a_model(model, processor, pictures):
     chats = [chat(pictures[:1]), chat(pictures[:2], "Two owls."), chat(pictures[1:2], "One.")] * 4
-    alone = [picture_attention(model, processor, messages) for messages in chats[:3]]
+    alone = [image_attention(model, processor, messages) for messages in chats[:3]]
     before = model.config.text_config._attn_implementation
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(lambda messages: picture_attention(model, processor, messages), chats))
+        found = list(pool.map(lambda messages: image_attention(model, processor, messages), chats))
     assert model.config.text_config._attn_implementation == before
     for number, maps in enumerate(found):
         for one, other in zip(maps, alone[number % 3], strict=True):

@@ -17,8 +17,8 @@ from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel, LlamaCon
 
 from transformers_owl import MplugOwlForConditionalGeneration, MplugOwlImageProcessor, MplugOwlProcessor
 from transformers_owl.fresh import build_owl
-from transformers_owl.inference import Chat, extract_features, picture_attention, score_answers
-from transformers_owl.inference.compiled_pictures import _look
+from transformers_owl.inference import Chat, extract_features, image_attention, score_answers
+from transformers_owl.inference.compiled_vision import _look
 from transformers_owl.mplug_owl.image_processing_mplug_owl import choose_grid
 from transformers_owl.training import ConversationCollator, prepare_stage
 from transformers_owl.training.augmentation import Augmentation
@@ -326,7 +326,7 @@ def test_a_saved_folder_sees_the_same(owl, processor, tmp_path, by_remote_code):
 
 def test_maps_cover_the_whole_image(owl, processor):
     sizes = [(170, 110), (40, 50), (300, 50)]
-    maps = picture_attention(owl, processor, answered(*sizes))
+    maps = image_attention(owl, processor, answered(*sizes))
     implementation = owl.config._attn_implementation
     owl.set_attn_implementation("eager")
     for size, found in zip(sizes, maps, strict=True):

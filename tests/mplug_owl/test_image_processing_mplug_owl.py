@@ -18,7 +18,7 @@ from transformers import AutoProcessor
 from transformers.image_processing_backends import PilBackend
 
 from transformers_owl import MplugOwlImageProcessor
-from transformers_owl.mplug_owl.image_processing_mplug_owl import open_picture, resize
+from transformers_owl.mplug_owl.image_processing_mplug_owl import read_image, resize
 
 
 def shown(image) -> np.ndarray:
@@ -162,7 +162,7 @@ def test_programs_are_not_run(content, give, tmp_path, monkeypatch):
     image = PIL.Image.open(path)
     given = {"path": path, "bytes": content, "image": image, "list": [PIL.Image.new("RGB", (9, 9)), image]}[give]
     with pytest.raises(ValueError, match=r"(EPS files are programs|IPTC files hold a file of any format).*PNG"):
-        open_picture(given) if give == "bytes" else MplugOwlImageProcessor()(given)
+        read_image(given) if give == "bytes" else MplugOwlImageProcessor()(given)
     assert not run
     with contextlib.suppress(Exception):
         image.load()

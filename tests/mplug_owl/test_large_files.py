@@ -11,7 +11,7 @@ from clips import write_clip
 
 from transformers_owl import MplugOwlImageProcessor, MplugOwlVideoProcessor
 from transformers_owl.mplug_owl import image_processing_mplug_owl, video_processing_mplug_owl
-from transformers_owl.mplug_owl.image_processing_mplug_owl import as_shown, open_picture
+from transformers_owl.mplug_owl.image_processing_mplug_owl import as_shown, read_image
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_large_files_are_refused_by_their_headers(kind, give, tmp_path, image_pr
     message = r"8193 x 8192 pixels are 67,117,056, but at most 67,108,864 are taken.* or set `max_pixels`"
     with pytest.raises(ValueError, match=message):
         if give == "bytes":
-            open_picture(content)
+            read_image(content)
         elif give == "image":
             image_processor(PIL.Image.open(path))
         else:
@@ -69,7 +69,7 @@ def test_only_jpegs_over_the_limit_are_decoded_smaller(side, image_processor, tm
     path = tmp_path / "image.jpg"
     content = PIL.Image.radial_gradient("L").resize((side, side)).convert("RGB")
     content.save(path, quality=95)
-    whole = np.asarray(open_picture(path))
+    whole = np.asarray(read_image(path))
     image_processor.max_pixels = 10_000
     if side > 800:
         with pytest.raises(ValueError, match="150 x 150 pixels are 22,500, but at most 10,000"):

@@ -12,7 +12,7 @@ from conftest import SYSTEM
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transformers_owl.mplug_owl.image_processing_mplug_owl import open_picture
+from transformers_owl.mplug_owl.image_processing_mplug_owl import read_image
 from transformers_owl.training import BadSampleError, ConversationCollator, Rows, Shards
 from transformers_owl.training.mixture import Group, encode, open_visuals
 from transformers_owl.training.readers import READERS
@@ -114,7 +114,7 @@ def test_placeholders_and_images_match_or_the_row_is_bad(form, count, given, fil
 def test_images_of_parts_and_of_the_row_are_counted_together(files, llama_processor):
     row = {**said({"type": "image", "path": "FILE"}, {"type": "image"}, TEXT), "images": ["FILE"]}
     assert len(read("messages", row, files, llama_processor)["image"]) == 2
-    with pytest.raises(BadSampleError, match=r"no <image> is left for the picture 7\.png"):
+    with pytest.raises(BadSampleError, match=r"no <image> is left for the image 7\.png"):
         read("messages", {**said({"type": "image", "path": "FILE"}, TEXT), "images": ["FILE"]}, files, llama_processor)
 
 
@@ -275,10 +275,10 @@ def test_eps_is_not_run(files, monkeypatch):
     (files.folder / "a.png").write_bytes(eps.getvalue())
     started = []
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *given, **named: started.append(given))
-    with pytest.raises(BadSampleError, match=r"a, 7: unreadable picture: .*EPS files are programs"):
+    with pytest.raises(BadSampleError, match=r"a, 7: unreadable image: .*EPS files are programs"):
         Shards("a").sample({"__url__": "a", "__key__": "7", "png": eps.getvalue(), "txt": b"x"})
     with pytest.raises(ValueError, match="EPS files are programs"):
-        open_picture(str(files.folder / "a.png"))
+        read_image(str(files.folder / "a.png"))
     assert not started
 
 

@@ -224,7 +224,7 @@ def test_boxes_lie_in_the_picture_and_have_their_share(width, height, seed):
 def test_flip_is_a_choice():
     import numpy as np
 
-    picture = DataPicture()
+    picture = DataImage()
     assert not any(
         Augmentation((1, 1))([picture], (8, 8), 3, np.random.default_rng(seed)) != [picture] for seed in range(20)
     )
@@ -235,7 +235,7 @@ def test_flip_is_a_choice():
     assert 10 <= sum(pixel == (255, 0, 0) for pixel in flipped) <= 30
 
 
-def DataPicture():  # noqa: N802
+def DataImage():  # noqa: N802
     import PIL.Image
 
     picture = PIL.Image.new("RGB", (8, 8), "blue")
@@ -244,8 +244,8 @@ def DataPicture():  # noqa: N802
 
 
 BAD = {
-    "missing picture": ("captions", {"file_name": "gone.png", "text": "x"}),
-    "unreadable picture": ("captions", {"file_name": "noise.png", "text": "x"}),
+    "missing image": ("captions", {"file_name": "gone.png", "text": "x"}),
+    "unreadable image": ("captions", {"file_name": "noise.png", "text": "x"}),
     "empty text": ("captions", {"file_name": "200.png", "text": "  "}),
     "malformed row": ("captions", {"file_name": "200.png"}),
 }
@@ -285,7 +285,7 @@ def test_skipped_samples_are_counted_by_reason_and_listed(files, llama_processor
 
 def test_too_many_bad_samples_stop_a_run(files, llama_processor):
     """Also where all are bad: no endless loop."""
-    data = groups(all=(1, files.jsonl("captions", [BAD["missing picture"][1]] * 3)))
+    data = groups(all=(1, files.jsonl("captions", [BAD["missing image"][1]] * 3)))
     mixture = Mixture(data, ConversationCollator(llama_processor), 1, policy=Policy("skip"))
     with pytest.raises(
         ValueError, match=r"6 of 6 samples cannot be used, more than the share of max_skipped=0\.05\. .*gone"

@@ -110,12 +110,12 @@ def test_the_originals_text_comes_out_of_the_template_again(llama_processor, tmp
         (
             "llava",
             {"conversations": [{"from": "human", "value": "<image> a"}, {"from": "gpt", "value": "b"}]},
-            "more <image> than pictures",
+            "more <image> than images",
         ),
         (
             "llava",
             {"image": "x.png", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
-            "no <image> is left for the picture x.png",
+            "no <image> is left for the image x.png",
         ),
         ("messages", ["no row"], "no dictionary of fields"),
         ("messages", {"messages": None}, "not iterable"),
@@ -190,5 +190,5 @@ def test_more_placeholders_than_videos(tmp_path):
         "conversations": [{"from": "human", "value": "<video><video>"}, {"from": "gpt", "value": "x"}],
     }
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
-    with pytest.raises(BadSampleError, match="more <video> than pictures and videos"):
+    with pytest.raises(BadSampleError, match="more <video> than images and videos"):
         Rows("llava", str(tmp_path / "rows.jsonl"))[0]

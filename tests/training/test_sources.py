@@ -73,7 +73,7 @@ def test_a_damaged_picture_of_a_dataset_is_named(tmp_path):
 
     table = {"image": [{"bytes": b"noise", "path": None}], "text": ["x"]}
     datasets.Dataset.from_dict(table).cast_column("image", datasets.Image(decode=False)).save_to_disk(tmp_path / "d")
-    with pytest.raises(BadSampleError, match=r"d, row 1: unreadable picture: "):
+    with pytest.raises(BadSampleError, match=r"d, row 1: unreadable image: "):
         Rows("dataset", str(tmp_path / "d"))[0]
 
 
@@ -109,8 +109,8 @@ def test_a_shard_that_is_not_there_is_named(files, server):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"jpg": b"noise", "txt": b"x"}, "a, 7: unreadable picture"),
-        ({"txt": b"x"}, "a, 7: malformed row: a picture or video and .txt are needed, but there is only txt"),
+        ({"jpg": b"noise", "txt": b"x"}, "a, 7: unreadable image"),
+        ({"txt": b"x"}, "a, 7: malformed row: an image or video and .txt are needed, but there is only txt"),
         ({"png": None, "caption": b"x"}, "a, 7: malformed row: .* only png, caption"),
         ({"png": None, "txt": b"\xff\xfe"}, "a, 7: malformed row: "),
         ({"png": None, "txt": b" \n"}, "a, 7: empty text"),

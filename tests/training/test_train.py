@@ -79,7 +79,7 @@ def test_the_tiny_recipes_train_and_load_back(tmp_path, monkeypatch):
         assert losses[-1] < losses[0] - 2
         assert [entry["step"] for entry in history if "eval_loss" in entry] == [10, 20]
         answers = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
-        assert [(entry["step"], entry["picture"]) for entry in answers] == [
+        assert [(entry["step"], entry["image"]) for entry in answers] == [
             (10, "examples/pictures/cat.jpg"), (20, "examples/pictures/cat.jpg"),
         ]  # fmt: skip
         assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -321,16 +321,16 @@ def test_the_log_counts_tokens_pictures_and_what_was_left_out(recipe, files):
     data = {"all": {"sources": [files.captions(range(100, 106)), bad]}}
     trainer = train(recipe(data=data, max_steps=4, on_error="skip", max_skipped=0.5), QUIET)
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert entries[-1]["skipped_missing_picture"] == 2
+    assert entries[-1]["skipped_missing_image"] == 2
     for entry in entries:
         # Two pictures of 65 positions, a prompt of 70 and a caption: their ratio is that of positions to pictures.
-        assert 100 < entry["tokens_per_second"] / entry["pictures_per_second"] < 160
+        assert 100 < entry["tokens_per_second"] / entry["images_per_second"] < 160
         assert entry["grad_norm_abstractor"] ** 2 + entry["grad_norm_LoRA"] ** 2 == pytest.approx(
             entry["grad_norm"] ** 2, rel=1e-3
         )
         assert 0 < entry["mfu"] < 1
     listed = [json.loads(line) for line in Path(trainer.args.output_dir, "skipped-0.jsonl").read_text().splitlines()]
-    assert [entry["reason"] for entry in listed] == ["missing picture"] * 2
+    assert [entry["reason"] for entry in listed] == ["missing image"] * 2
 
 
 @pytest.mark.parametrize("crop", [[1, 1], [0.9, 1]])
@@ -348,7 +348,7 @@ def test_whole_pages_are_trained_on(recipe, files, llama, tmp_path, crop):
     trainer = train(recipe(**values, learning_rate=0.01), QUIET)
     (entry, *_) = [entry for entry in trainer.state.log_history if "loss" in entry]
     # Seven views of 65 positions, a prompt of 70 and a caption.
-    assert 70 < entry["tokens_per_second"] / entry["pictures_per_second"] < 80
+    assert 70 < entry["tokens_per_second"] / entry["images_per_second"] < 80
     model = MplugOwlForConditionalGeneration.from_pretrained(trainer.args.output_dir)
     assert (model.model.abstractor.crop_rows.weight.abs().sum(1) > 0).tolist() == [True] * 3 + [False] * 4
     assert (model.model.abstractor.crop_columns.weight.abs().sum(1) > 0).tolist() == [True] * 4 + [False] * 3

@@ -181,7 +181,7 @@ def test_a_recipe_trains_on_videos(folder, llama_processor, tmp_path, stage, for
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 2
     assert all(0 < loss < 20 for loss in losses)
-    assert trainer.state.log_history[0]["pictures_per_second"] > 0
+    assert trainer.state.log_history[0]["images_per_second"] > 0
     before, after = model.state_dict(), dict(trainer.model.named_parameters())
     moved = "temporal.conv.weight" if stage == "pretrain" else "modules_to_save.default.temporal_visual_fc.weight"
     name = next(name for name in after if name.endswith(moved))

@@ -1,4 +1,4 @@
-"""Answers about picture and video files, many at a time."""
+"""Answers about image and video files, many at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -25,7 +25,7 @@ def samples() -> list[str]:
     missing = [str(path) for path in SAMPLES if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{', '.join(missing)}: missing, though part of transformers_owl. Install it again, or name other pictures."
+            f"{', '.join(missing)}: missing, though part of transformers_owl. Install it again, or name other images."
         )
     return [str(path) for path in SAMPLES]
 
@@ -42,7 +42,7 @@ def check_files(names: Sequence[str]) -> None:
 
 class Captioner:
     """
-    A model that answers one question about many pictures and videos.
+    A model that answers one question about many images and videos.
 
     Args:
         model (`str`): A folder or a repository on the Hub.
@@ -69,16 +69,16 @@ class Captioner:
 
     def answer(self, pictures: list[str], prompt: str, max_new_tokens: int | None = None) -> list[str]:
         """
-        Asks `prompt` about every picture or video, all of them in one batch.
+        Asks `prompt` about every image or video, all of them in one batch.
 
         Args:
-            pictures (`list[str]`): Paths or URLs of pictures and videos.
+            images (`list[str]`): Paths or URLs of images and videos.
             prompt (`str`): The question.
             max_new_tokens (`int`, *optional*): Longest answer; by default what the checkpoint's settings say.
 
         Raises:
-            ValueError: for a picture or video that cannot be read, with its name, and for videos where the model sees
-                pictures alone.
+            ValueError: for an image or video that cannot be read, with its name, and for videos where the model sees
+                images alone.
             MemoryError: if the batch does not fit.
         """
         sees_videos = self.model.config.sees_videos
@@ -88,7 +88,7 @@ class Captioner:
             chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         ).to(self.model.device)
         options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        with memory_advice("Answer fewer pictures at once (--batch-size), or more briefly (--max-new-tokens)."):
+        with memory_advice("Answer fewer images at once (--batch-size), or more briefly (--max-new-tokens)."):
             written = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(written, skip_special_tokens=True)
 
@@ -102,7 +102,7 @@ def caption(
     max_new_tokens: int | None = None,
 ) -> Iterator[tuple[str, str]]:
     """
-    Yields `(picture, answer)` of every picture, those of an interrupted run first, and writes the JSON Lines file
+    Yields `(picture, answer)` of every image, those of an interrupted run first, and writes the JSON Lines file
     `output`, which appears when it is whole. An interrupted run leaves `NAME.partial`, and the next run with the same
     model and prompt goes on from there.
 
@@ -118,7 +118,7 @@ def caption(
             batch = left[start : start + batch_size]
             answers = dict(zip(batch, captioner.answer(batch, prompt, max_new_tokens), strict=True))
             if journal is not None:
-                journal.append({"picture": name, **question, "answer": answer} for name, answer in answers.items())
+                journal.append({"image": name, **question, "answer": answer} for name, answer in answers.items())
             yield from answers.items()
         if journal is not None and output is not None:
             journal.path.replace(output)
@@ -133,5 +133,5 @@ def _answers_before(journal: Journal, question: dict[str, str]) -> dict[str, str
                 f"{where} is an answer of an interrupted run with {asked}, but this one has {question}: choose another "
                 "--output, or delete that file."
             )
-        answers[row["picture"]] = row["answer"]
+        answers[row["image"]] = row["answer"]
     return answers

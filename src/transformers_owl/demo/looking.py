@@ -1,16 +1,16 @@
-"""Pictures of where a model looked while it answered."""
+"""Images of where a model looked while it answered."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import PIL.Image
 
-from ..inference import Chat, draw_attention, picture_attention
+from ..inference import Chat, draw_attention, image_attention
 from ..loading import load, memory_advice
-from ..mplug_owl.image_processing_mplug_owl import open_picture
+from ..mplug_owl.image_processing_mplug_owl import read_image
 
 
-ADVICE = "Ask for a shorter answer (--max-new-tokens), or about fewer pictures."
+ADVICE = "Ask for a shorter answer (--max-new-tokens), or about fewer images."
 
 
 def look(
@@ -26,7 +26,7 @@ def look(
     load_in_4bit: bool = False,
 ) -> tuple[str, list[Path]]:
     """
-    Answers about pictures, and writes for each a heat map over it.
+    Answers about images, and writes for each a heat map over it.
 
     Args:
         output (`Path`): The image file, in the format of its suffix; for several images, `NAME-1.png`, `NAME-2.png`
@@ -46,13 +46,13 @@ def look(
         raise ValueError(f"{output} is not the name of an image: end it with .png, .jpg or .webp.")
     if not output.parent.is_dir():
         raise ValueError(f"There is no folder {output.parent} to write {output.name} into.")
-    opened = [open_picture(picture) for picture in pictures]
+    opened = [read_image(picture) for picture in pictures]
     owl, processor = load(model, device, dtype, chat_template, load_in_4bit)
     chat = Chat(owl, processor)
     options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     with memory_advice(ADVICE):
         answer = chat.ask(prompt, opened, **options)
-        found = picture_attention(owl, processor, chat.messages, word)
+        found = image_attention(owl, processor, chat.messages, word)
     paths = [output] if len(opened) == 1 else [numbered(output, at + 1) for at in range(len(opened))]
     for path, picture, attention in zip(paths, opened, found, strict=True):
         partial = path.with_name(path.name + ".partial")

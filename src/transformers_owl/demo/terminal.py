@@ -15,19 +15,19 @@ import typer
 
 from ..inference import Chat
 from ..loading import memory_advice
-from ..mplug_owl.image_processing_mplug_owl import open_picture
+from ..mplug_owl.image_processing_mplug_owl import read_image
 from ..mplug_owl.video_processing_mplug_owl import visual_part
 
 
 HELP = {
-    "/image": "PATH or URL ...: pictures or videos for the next question",
+    "/image": "PATH or URL ...: images or videos for the next question",
     "/clear": "a new conversation",
     "/system": "SENTENCE: another system sentence, and a new conversation",
     "/save": "FILE: write the conversation as JSON",
     "/help": "this list",
     "/quit": "leave; so does Ctrl-D. Ctrl-C stops an answer",
 }
-ADVICE = "Ask for shorter answers (--max-new-tokens), give fewer pictures, or start a new conversation with /clear."
+ADVICE = "Ask for shorter answers (--max-new-tokens), give fewer images, or start a new conversation with /clear."
 
 
 class TerminalChat:
@@ -48,7 +48,7 @@ class TerminalChat:
         self.system = system
         self.sees_videos = model.config.sees_videos
         self.commands: dict[str, Callable[[str], None]] = {
-            "/image": self.add_pictures,
+            "/image": self.add_images,
             "/clear": self.clear,
             "/system": self.change_system,
             "/save": self.save,
@@ -62,7 +62,7 @@ class TerminalChat:
         self.sources: list[str] = []
 
     def run(self, pictures: list[str]) -> None:
-        """Talks until /quit or the end of the input, about the pictures first of all."""
+        """Talks until /quit or the end of the input, about the images first of all."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (lets `input` edit lines and remember them, where there is such a thing)
         _note("Ask a question. /help lists the commands.")
@@ -109,20 +109,20 @@ class TerminalChat:
         self.sources += [source for source, _ in self.waiting]
         self.waiting = []
 
-    def add_pictures(self, rest: str) -> None:
+    def add_images(self, rest: str) -> None:
         for source in shlex.split(rest):
             if visual_part(source, self.sees_videos)["type"] == "video":
                 self.add_video(source)
             else:
-                picture = open_picture(source)
+                picture = read_image(source)
                 self.waiting.append((source, picture))
                 _note(f"{source}: {picture.width} x {picture.height} pixels, for the next question.")
         if not self.waiting:
-            _note("No picture yet: /image PATH gives one.")
+            _note("No image yet: /image PATH gives one.")
 
     def add_video(self, source: str) -> None:
         if not self.sees_videos:
-            raise ValueError(f"{source} is a video, but this model sees pictures alone: take a video release.")
+            raise ValueError(f"{source} is a video, but this model sees images alone: take a video release.")
         frames = len(self.processor.video_processor([source])["pixel_values_videos"][0])
         self.waiting.append((source, source))
         _note(f"{source}: a video, of which {frames} frames are seen, for the next question.")
@@ -147,7 +147,7 @@ class TerminalChat:
         _note(f"Saved to {path}.")
 
     def _messages(self) -> list[dict]:
-        """The conversation as `apply_chat_template` takes it, with pictures by path or URL."""
+        """The conversation as `apply_chat_template` takes it, with images by path or URL."""
         sources = iter(self.sources)
 
         def named(part: dict) -> dict:

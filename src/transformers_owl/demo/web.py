@@ -13,14 +13,14 @@ import gradio as gr
 import PIL.Image
 
 from .. import pages
-from ..inference import Chat, draw_attention, picture_attention
+from ..inference import Chat, draw_attention, image_attention
 from ..loading import generation_options, memory_advice
-from ..mplug_owl.image_processing_mplug_owl import open_picture
+from ..mplug_owl.image_processing_mplug_owl import read_image
 from ..mplug_owl.video_processing_mplug_owl import visual_part
 
 
 MAX_FILE_SIZE = "20mb"
-MAX_PICTURES = 16  # of one conversation
+MAX_IMAGES = 16  # of one conversation
 PICTURES = Path(__file__).parent / "pictures"
 EXAMPLES: list[Any] = [
     [{"text": question, "files": [str(PICTURES / f"{name}.png") for name in names]}]
@@ -30,7 +30,7 @@ EXAMPLES: list[Any] = [
         ("What number is written?", "number"),
     )
 ]
-ADVICE = "Lower the number of beams or the longest answer in the settings, or start anew with fewer pictures."
+ADVICE = "Lower the number of beams or the longest answer in the settings, or start again with fewer images."
 STYLE = """
 .gradio-container main { max-width: 860px !important; width: 100%; margin: 0 auto !important; }
 .bubble-wrap .message img { max-height: 220px; width: auto; }
@@ -62,7 +62,7 @@ class OwlDesk:
         """The answer so far, again and again until it is whole."""
         with _shown():
             if not message["text"].strip():
-                raise ValueError("There is no question: write one to go with the picture.")
+                raise ValueError("There is no question: write one to go with the image.")
             earlier = read_history(history, self.sees_videos)
             # Uploads come as paths, examples as gradio's descriptions of files.
             files = [file["path"] if isinstance(file, dict) else file for file in message["files"]]
@@ -78,16 +78,16 @@ class OwlDesk:
                     yield written
 
     def look(self, history: list[dict], word: str) -> list[tuple[PIL.Image.Image, str]] | None:
-        """Heat maps over the pictures of the conversation, for its last answer; none where that fails."""
+        """Heat maps over the images of the conversation, for its last answer; none where that fails."""
         with _shown():
             messages = read_history(history, self.sees_videos)
             if not messages:
-                raise ValueError("There is no answer yet: ask about a picture first.")
+                raise ValueError("There is no answer yet: ask about an image first.")
             pictures = _shown_parts(messages)
             if any(part["type"] == "video" for part in pictures):
-                raise ValueError("Maps are drawn over pictures, but the conversation has a video.")
+                raise ValueError("Maps are drawn over images, but the conversation has a video.")
             with self.lock, memory_advice(ADVICE):
-                found = picture_attention(self.model, self.processor, messages, word.strip() or None)
+                found = image_attention(self.model, self.processor, messages, word.strip() or None)
             return [
                 (draw_attention(part["image"], attention.patches), f"{attention.positions.sum():.0%} of the attention")
                 for part, attention in zip(pictures, found, strict=True)
@@ -113,24 +113,24 @@ def _read_part(part: dict, sees_videos: bool) -> dict[str, Any]:
 
 
 def read_upload(path: str, sees_videos: bool) -> PIL.Image.Image | Path:
-    """An uploaded picture, or the path of a video. As a `Path` it is a file, never a URL."""
+    """An uploaded image, or the path of a video. As a `Path` it is a file, never a URL."""
     if sees_videos and visual_part(Path(path), sees_videos)["type"] == "video":
         return Path(path)
     try:
-        return open_picture(Path(path))
+        return read_image(Path(path))
     except ValueError as error:
-        raise ValueError(f"{Path(path).name} cannot be read as a picture: give a whole PNG, JPEG or WebP.") from error
+        raise ValueError(f"{Path(path).name} cannot be read as an image: give a whole PNG, JPEG or WebP.") from error
 
 
 def _shown_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pictures and videos of a conversation."""
+    """The images and videos of a conversation."""
     parts = [part for message in messages if message["role"] == "user" for part in message["content"]]
     return [part for part in parts if part["type"] != "text"]
 
 
 def _check_number(number: int) -> None:
-    if number > MAX_PICTURES:
-        raise ValueError(f"The conversation has {number} pictures, {MAX_PICTURES} at most: start a new one.")
+    if number > MAX_IMAGES:
+        raise ValueError(f"The conversation has {number} images, {MAX_IMAGES} at most: start a new one.")
 
 
 @contextmanager
@@ -155,11 +155,11 @@ def build_page(desk: OwlDesk, name: str) -> gr.Blocks:
             chatbot=gr.Chatbot(
                 show_label=False, height="60vh", min_height=340, render_markdown=False, buttons=["copy"],
                 layout="bubble", allow_file_downloads=False,
-                placeholder="Add a picture and ask about it.",
+                placeholder="Add an image and ask about it.",
             ),
             textbox=gr.MultimodalTextbox(
                 file_count="multiple", file_types=["image", "video"] if desk.sees_videos else ["image"],
-                placeholder="Ask about a picture", autofocus=True, submit_btn=True, stop_btn=True, max_lines=6,
+                placeholder="Ask about an image", autofocus=True, submit_btn=True, stop_btn=True, max_lines=6,
             ),
             additional_inputs=_settings(),
             additional_inputs_accordion=gr.Accordion("Settings", open=False, render=False),

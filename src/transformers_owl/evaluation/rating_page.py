@@ -77,7 +77,7 @@ def build_page(desk: RatingDesk) -> gr.Blocks:
     with gr.Blocks(title="OwlEval: rate answers", analytics_enabled=False, fill_width=True) as page:
         number = gr.Number(visible=False, precision=0)
         with gr.Column() as entrance:
-            gr.HTML('<div class="words"><h2>Rate answers about pictures</h2></div>')
+            gr.HTML('<div class="words"><h2>Rate answers about images</h2></div>')
             rater = gr.Textbox(label="Your name", info="Ratings are kept under it; give it again to go on.")
             start = gr.Button("Start", variant="primary")
         with gr.Column(visible=False) as sheet:

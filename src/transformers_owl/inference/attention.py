@@ -19,7 +19,7 @@ from .library import attention_implementations
 
 
 @dataclass(frozen=True)
-class PictureAttention:
+class ImageAttention:
     """
     Where a model looked in one image, on the CPU.
 
@@ -36,7 +36,7 @@ class PictureAttention:
 
 
 @torch.no_grad()
-def picture_attention(model, processor, messages: Sequence[dict], word: str | None = None) -> list[PictureAttention]:
+def image_attention(model, processor, messages: Sequence[dict], word: str | None = None) -> list[ImageAttention]:
     """
     Where the model looks in each image when it writes the last answer of a chat, or one word of it.
 
@@ -56,7 +56,7 @@ def picture_attention(model, processor, messages: Sequence[dict], word: str | No
             the whole answer.
 
     Returns:
-        `list[PictureAttention]`: One for each image of the chat, in order.
+        `list[ImageAttention]`: One for each image of the chat, in order.
 
     Raises:
         ValueError: without an image or an answer, and for a word that the answer does not have.
@@ -98,7 +98,7 @@ def picture_attention(model, processor, messages: Sequence[dict], word: str | No
     places = torch.zeros(len(seen), 2, dtype=torch.long) if places is None else places.cpu()
     views = [*(~places.any(1)).nonzero().flatten().tolist(), len(places)]
     return [
-        PictureAttention(_put_together(seen[start:end], places[start:end]), at_pictures[start:end].flatten())
+        ImageAttention(_put_together(seen[start:end], places[start:end]), at_pictures[start:end].flatten())
         for start, end in itertools.pairwise(views)
     ]
 
@@ -155,7 +155,7 @@ def draw_attention(picture: PIL.Image.Image, patches: torch.Tensor) -> PIL.Image
 
     Args:
         image (`PIL.Image.Image`): The image that the model saw.
-        patches (`torch.Tensor` (rows, columns)): Shares of [`PictureAttention`].
+        patches (`torch.Tensor` (rows, columns)): Shares of [`ImageAttention`].
     """
     levels = (patches / patches.max() * 255).round().to(torch.uint8).numpy()
     heat = PIL.Image.fromarray(levels).resize(picture.size, PIL.Image.Resampling.BICUBIC)

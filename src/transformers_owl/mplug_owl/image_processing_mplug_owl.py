@@ -222,7 +222,7 @@ class Budget:
 def open_image(image, budget: Budget) -> PIL.Image.Image:
     """An image of a call as an RGB image, whatever it is given by."""
     if isinstance(image, (str, os.PathLike)):
-        return open_picture(image, budget)
+        return read_image(image, budget)
     if isinstance(image, PIL.Image.Image):
         budget.take(image)
         return as_shown(image)
@@ -351,7 +351,7 @@ def readable(source: str | os.PathLike, kind: str) -> str | io.BytesIO:
     return text
 
 
-def open_picture(source: str | os.PathLike | bytes, budget: Budget | None = None) -> PIL.Image.Image:
+def read_image(source: str | os.PathLike | bytes, budget: Budget | None = None) -> PIL.Image.Image:
     """
     An RGB image from a path, an http(s) URL, a `data:` URL, base64 text or the bytes of a file. URLs must lead to the
     public internet unless the environment has `TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS=1`; [`download`] says what else

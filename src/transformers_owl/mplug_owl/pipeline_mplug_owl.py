@@ -17,7 +17,7 @@ from .video_processing_mplug_owl import visual_part
 
 
 PROMPTS = {"image": "Describe the picture.", "video": "Describe the video."}
-ONE_PICTURE = (str, os.PathLike, PIL.Image.Image, np.ndarray, torch.Tensor)
+ONE_IMAGE = (str, os.PathLike, PIL.Image.Image, np.ndarray, torch.Tensor)
 
 
 class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
@@ -66,7 +66,7 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
             images, prompt = pair(images, prompt, self.model.config.sees_videos), None
         elif isinstance(images, tuple):
             images = list(images)
-        elif isinstance(images, Iterable) and not isinstance(images, (*ONE_PICTURE, dict, list, Dataset)):
+        elif isinstance(images, Iterable) and not isinstance(images, (*ONE_IMAGE, dict, list, Dataset)):
             images = (row for row in images)
         if isinstance(images, list) and not images:
             return []

@@ -360,7 +360,7 @@ def videos_by_row(videos) -> list:
 
 def _flat(videos) -> list:
     """Videos one after the other, however they are nested."""
-    if _is_picture(videos):
+    if _is_image(videos):
         return [(videos,)]
     if isinstance(videos, (str, os.PathLike, bytes)):
         return [videos]
@@ -377,10 +377,10 @@ def _flat(videos) -> list:
 
 
 def _is_frames(values) -> bool:
-    return len(values) > 0 and all(_is_picture(value) for value in values)
+    return len(values) > 0 and all(_is_image(value) for value in values)
 
 
-def _is_picture(value) -> bool:
+def _is_image(value) -> bool:
     """Whether it is one frame: an image, an array of one, or the name of an image file."""
     if isinstance(value, (str, os.PathLike)):
         kind = media_type(value)

@@ -16,12 +16,12 @@ ASPECT = (3 / 4, 4 / 3)
 @dataclass(frozen=True)
 class Augmentation:
     """
-    A random part of a picture, or the same part of all frames of a video.
+    A random part of an image, or the same part of all frames of a video.
 
     Args:
         crop (`tuple[float, float]`, defaults to `(0.5, 1.0)`): Least and largest share of the area, as the original
-            had it; (1, 1) keeps the picture whole.
-        flip (`bool`, defaults to `False`): Whether half of the pictures are mirrored, as the original did.
+            had it; (1, 1) keeps the image whole.
+        flip (`bool`, defaults to `False`): Whether half of the images are mirrored, as the original did.
     """
 
     crop: tuple[float, float] = (0.5, 1.0)

@@ -1,4 +1,4 @@
-"""Conversations to batches: ids, pictures, videos, and labels on the answers alone."""
+"""Conversations to batches: ids, images, videos, and labels on the answers alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,15 +19,15 @@ IGNORED = -100
 class ConversationCollator:
     """
     Turns conversations into a training batch. The loss falls on the answers and their EOS, in all turns, and on
-    nothing else: not on pictures, videos, padding, questions or an "AI: " that a user typed. Images are cut into cells
+    nothing else: not on images, videos, padding, questions or an "AI: " that a user typed. Images are cut into cells
     where the processor does so.
 
     Each answer is tokenized by itself, so that the ids before it equal those of the prompt. A conversation longer than
-    `max_length` is cut, never within a picture or video; a cut answer gets no EOS.
+    `max_length` is cut, never within an image or video; a cut answer gets no EOS.
 
     Args:
         processor ([`MplugOwlProcessor`]): Processor of the model.
-        max_length (`int`, *optional*): Positions of a row, those of pictures and videos included.
+        max_length (`int`, *optional*): Positions of a row, those of images and videos included.
         always (`str`, *optional*): "image" or "video": a batch without any gets a blank one after the end of its
             shortest row. It changes neither loss nor gradients, but lets every process of a distributed run pass the
             visual modules, without which collective operations would wait for ever.
@@ -35,9 +35,9 @@ class ConversationCollator:
         packed_length (`int`, *optional*): Puts conversations end to end into rows of so many positions, see
             [`pack`]; the batch then has `position_ids` in place of `attention_mask`.
 
-    Calling it with samples `{"messages": [...]}`, in the library's chat form with pictures and videos by path, URL or
+    Calling it with samples `{"messages": [...]}`, in the library's chat form with images and videos by path, URL or
     as PIL images, gives `input_ids`, `attention_mask` and `labels` (rows, positions), padded on the right,
-    `use_cache`, which is False, and, if there are any, `pixel_values` (pictures, 3, height, width), with crops
+    `use_cache`, which is False, and, if there are any, `pixel_values` (images, 3, height, width), with crops
     (views, 3, height, width) and `crop_positions` (views, 2), and `pixel_values_videos` (videos, frames, 3, height,
     width).
 
@@ -122,7 +122,7 @@ class ConversationCollator:
         return batch
 
     def _with_blank(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row with a white picture or video after its end, where nothing looks back at it and nothing is learned."""
+        """A row with a white image or video after its end, where nothing looks back at it and nothing is learned."""
         assert self.always is not None
         positions = self.processor.num_positions()
         size = self.processor.image_processor.size
@@ -183,7 +183,7 @@ class ConversationCollator:
 
     def open(self, part: dict[str, Any]) -> PIL.Image.Image | list[PIL.Image.Image]:
         """
-        The picture of a part, or the frames of a video.
+        The image of a part, or the frames of a video.
 
         Raises:
             ValueError: if it cannot be read.
@@ -194,7 +194,7 @@ class ConversationCollator:
         return read_frames(source, num_frames=self.num_frames)[0]
 
     def _cut(self, chat: EncodedChat) -> tuple[int, int]:
-        """Positions to keep, at most `max_length`, and how many pictures and videos these are; none is divided."""
+        """Positions to keep, at most `max_length`, and how many images and videos these are; none is divided."""
         length, count = len(chat.ids), 0
         if self.max_length is None or length <= self.max_length:
             return length, len(chat.visuals)
@@ -207,6 +207,6 @@ class ConversationCollator:
 
 
 def _levels(pictures: list[PIL.Image.Image]) -> torch.Tensor:
-    """Levels of 0 to 255 of pictures of one size, (pictures, 3, height, width)."""
+    """Levels of 0 to 255 of images of one size, (images, 3, height, width)."""
     levels = np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2)
     return torch.from_numpy(np.ascontiguousarray(levels))

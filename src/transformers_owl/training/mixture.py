@@ -24,7 +24,7 @@ from ..mplug_owl.processing_mplug_owl import read_chats, visuals_of
 from .augmentation import Augmentation
 from .collator import IGNORED, ConversationCollator
 from .names import check_names
-from .readers import NAMES, Messages
+from .readers import Messages
 from .sources import BadSampleError, BrokenShardError, Rows, Shards, Source
 
 
@@ -404,10 +404,10 @@ def interleave(weights: dict[str, int]) -> list[str]:
 
 def open_visuals(sample: dict[str, Any], collator: ConversationCollator) -> Messages:
     """
-    The sample's messages with PIL images in place of the paths and URLs of pictures, and lists of them for videos.
+    The sample's messages with PIL images in place of the paths and URLs of images, and lists of them for videos.
 
     Raises:
-        BadSampleError: for messages of another form, and for a picture or video that is missing or unreadable.
+        BadSampleError: for messages of another form, and for an image or video that is missing or unreadable.
     """
     try:
         messages = read_chats(sample["messages"])
@@ -429,7 +429,7 @@ def _opened(part: dict[str, Any], source: str, collator: ConversationCollator) -
         return {name: value for name, value in part.items() if name in KEPT} | {kind: collator.open(part)}
     except ValueError as error:
         is_missing = "path" in part and not os.path.exists(part["path"])  # Path.exists raises for long names
-        reason = f"{'missing' if is_missing else 'unreadable'} {NAMES[kind]}"
+        reason = f"{'missing' if is_missing else 'unreadable'} {kind}"
         raise BadSampleError(reason, source, error) from error
 
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import PIL.Image
 
-from ..mplug_owl.image_processing_mplug_owl import open_picture
+from ..mplug_owl.image_processing_mplug_owl import read_image
 from ..mplug_owl.processing_mplug_owl import SOURCES, SYSTEM_SENTENCE
 from ..mplug_owl.tokenization_mplug_owl import IMAGE_TOKEN, VIDEO_TOKEN
 from ..mplug_owl.video_processing_mplug_owl import media_type
 
 
 Messages = list[dict[str, Any]]
-NAMES = {"image": "picture", "video": "video"}
 VIDEO_PLACEHOLDERS = (VIDEO_TOKEN, "<video>")  # ours and the original's, and that of LLaVA-style files
 SPEAKERS = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
@@ -42,7 +41,7 @@ SEEN = re.compile(r"image|img|picture|photo|video|frame|visual|media", re.IGNORE
 
 
 def read_captions(row: dict, folder: Path) -> Messages:
-    """`file_name` and `text`: a picture, or a video by the file's suffix, and its caption."""
+    """`file_name` and `text`: an image, or a video by the file's suffix, and its caption."""
     kind = "video" if media_type(row["file_name"]).startswith("video/") else "image"
     return caption({"type": kind, "path": str(folder / row["file_name"])}, row["text"])
 
@@ -163,7 +162,7 @@ READERS: dict[str, Callable[[dict, Path], Messages]] = {
 
 
 def caption(visual: dict[str, Any], text: str) -> Messages:
-    """A picture or video without a question, and its caption as the answer."""
+    """An image or video without a question, and its caption as the answer."""
     return [{"role": "user", "content": [visual]}, _assistant(text.strip())]
 
 
@@ -225,7 +224,7 @@ def _visual(kind: str, value: Any, folder: Path) -> dict[str, Any]:
             raise ValueError(f"{value!r:.80} is not a valid path of a {kind} file")
         return {"type": kind, "path": str(folder / value.removeprefix("file://"))}
     if isinstance(value, (bytes, PIL.Image.Image)):
-        return {"type": kind, kind: value if kind == "video" or not isinstance(value, bytes) else open_picture(value)}
+        return {"type": kind, kind: value if kind == "video" or not isinstance(value, bytes) else read_image(value)}
     raise ValueError(f"{value!r:.80} is no path or URL of the {kind}")
 
 
@@ -252,7 +251,7 @@ def _with_visuals(text: str, visuals: dict[str, list], strip: str = BREAKS) -> l
     for piece in pieces:
         if piece in visuals:
             if not visuals[piece]:
-                raise ValueError(f"there are more {piece} than pictures and videos for them")
+                raise ValueError(f"there are more {piece} than images and videos for them")
             parts.append(visuals[piece].pop(0))
             continue
         piece = piece.strip(strip) if strip and len(pieces) > 1 else piece
@@ -265,6 +264,4 @@ def _all_used(visuals: dict[str, list]) -> None:
     for placeholder, left in visuals.items():
         if left:
             source = str(left[0].get("path", left[0].get("url", "given as bytes")))
-            raise ValueError(
-                f"no {placeholder} is left for the {NAMES[left[0]['type']]} {source.rpartition('/')[2]:.80}"
-            )
+            raise ValueError(f"no {placeholder} is left for the {left[0]['type']} {source.rpartition('/')[2]:.80}")

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import PIL.Image
 
-from ..mplug_owl.image_processing_mplug_owl import open_picture
+from ..mplug_owl.image_processing_mplug_owl import read_image
 from .library import expand_urls, group_by_keys, is_saved_dataset
 from .names import check_names
 from .readers import READ, READERS, Messages, caption, check_read
@@ -22,7 +22,7 @@ from .remote import RemoteFile
 from .tables import File, read_file, read_json
 
 
-PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 VIDEO_SUFFIXES = ("mp4", "webm", "avi", "mkv", "mov")
 CAPTION_FORMATS = ("captions", "webvid", "coco", "dataset", "webdataset")
 FORMATS = (*READERS, "coco", "dataset", "webdataset")
@@ -45,8 +45,8 @@ class BrokenShardError(BadSampleError):
     """A tar shard that is missing or cut off: how many samples are lost nobody knows."""
 
 
-class UnreadablePictureError(ValueError):
-    """A damaged picture."""
+class UnreadableImageError(ValueError):
+    """A damaged image."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Source:
         format (`str`): One of `FORMATS`.
         path (`str`): A file (.json, .jsonl, .csv, .tsv, each also as .gz); for "dataset" a repository on the Hub or a
             folder that `save_to_disk` wrote; for "webdataset" tar files or URLs, `{00000..00099}` for a hundred.
-        images (`str`, *optional*): The folder that pictures and videos lie in; by default the file's own.
+        images (`str`, *optional*): The folder that images and videos lie in; by default the file's own.
         prompt (`str`, *optional*): A question before every caption; by default there is none.
         split (`str`, defaults to `"train"`): For "dataset".
         image_column (`str`, defaults to `"image"`): For "dataset".
@@ -145,8 +145,8 @@ class Rows:
             return {"messages": self.source.asked(messages), "source": name}
         except BadSampleError:
             raise
-        except UnreadablePictureError as error:
-            raise BadSampleError("unreadable picture", name, error) from error
+        except UnreadableImageError as error:
+            raise BadSampleError("unreadable image", name, error) from error
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             detail = self._missing(error, row) if isinstance(error, KeyError) else error
             raise BadSampleError(
@@ -205,12 +205,12 @@ class Shards:
         if isinstance(files, BrokenShardError):
             raise files
         name = f"{files['__url__']}, {files['__key__']}"
-        suffix = next((suffix for suffix in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES) if suffix in files), None)
+        suffix = next((suffix for suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) if suffix in files), None)
         column = self.source.text_column or "txt"
         if suffix is None or column not in files:
             found = ", ".join(key for key in files if not key.startswith("__"))
             raise BadSampleError(
-                "malformed row", name, f"a picture or video and .{column} are needed, but there is only {found}"
+                "malformed row", name, f"an image or video and .{column} are needed, but there is only {found}"
             )
         try:
             text = files[column].decode()
@@ -220,8 +220,8 @@ class Shards:
             messages = caption({"type": "video" if is_video else "image", **visual}, text)
         except UnicodeDecodeError as error:
             raise BadSampleError("malformed row", name, error) from error
-        except UnreadablePictureError as error:
-            raise BadSampleError("unreadable picture", name, error) from error
+        except UnreadableImageError as error:
+            raise BadSampleError("unreadable image", name, error) from error
         check_texts(messages, name)
         return {"messages": self.source.asked(messages), "source": name}
 
@@ -270,15 +270,15 @@ def check_texts(messages: Messages, source: str) -> None:
 
 def decode(data: bytes) -> PIL.Image.Image:
     """
-    A picture from the bytes of its file.
+    An image from the bytes of its file.
 
     Raises:
-        UnreadablePictureError: for a damaged file.
+        UnreadableImageError: for a damaged file.
     """
     try:
-        return open_picture(data)
+        return read_image(data)
     except ValueError as error:
-        raise UnreadablePictureError(error) from error
+        raise UnreadableImageError(error) from error
 
 
 def _load_coco(source: Source) -> File:
@@ -293,7 +293,7 @@ def _load_coco(source: Source) -> File:
 
 
 def _load_dataset(source: Source) -> File:
-    """A `datasets.Dataset`, its pictures left undecoded."""
+    """A `datasets.Dataset`, its images left undecoded."""
     import datasets
 
     if is_saved_dataset(source.path):

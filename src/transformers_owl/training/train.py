@@ -28,7 +28,7 @@ from .sources import BadSampleError
 from .stages import blank_visual, prepare_stage, trained_parts
 from .throughput import peak_tflops
 from .trainer import OwlTrainer
-from .watching import FixedPictures, LossCurves, print_table
+from .watching import FixedImages, LossCurves, print_table
 
 
 def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
@@ -57,7 +57,7 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
         eval_dataset=samples,
         data_collator=mixture.collator,
         processing_class=processor,
-        callbacks=[LossCurves(), *([FixedPictures(processor, owl.watch, owl.watch_prompt)] if owl.watch else [])],
+        callbacks=[LossCurves(), *([FixedImages(processor, owl.watch, owl.watch_prompt)] if owl.watch else [])],
     )
     last = where_to_go_on(args, trainer)
     if last:

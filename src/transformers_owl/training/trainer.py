@@ -63,7 +63,7 @@ class OwlTrainer(WholeCheckpoints):
             with another one does not go on from them.
         **kwargs: As in `Trainer`. `args.max_steps` must be set.
 
-    Besides the loss it logs, over all processes: tokens and pictures a second, MFU, the norm of the gradient of every
+    Besides the loss it logs, over all processes: tokens and images a second, MFU, the norm of the gradient of every
     module before clipping, and the samples left out so far, by reason.
     """
 
@@ -102,7 +102,7 @@ class OwlTrainer(WholeCheckpoints):
         self.skipped: Counter[str] = Counter()
         self.positions: dict[int, dict[str, Any]] = {}
         self._flops = TrainingFlops(self.model)
-        self._counted = torch.zeros(3, dtype=torch.float64)  # tokens, pictures, FLOPs since the last log
+        self._counted = torch.zeros(3, dtype=torch.float64)  # tokens, images, FLOPs since the last log
         self._began: float | None = None
         self._norms: dict[str, float] = {}
         self._rates: dict[str, float] = {}  # of the last step, by part
@@ -181,7 +181,7 @@ class OwlTrainer(WholeCheckpoints):
         if "loss" in logs and self._began is not None:
             seconds = time.perf_counter() - self._began
             counted = self.accelerator.reduce(self._counted.to(self.args.device), "sum") / seconds
-            logs["tokens_per_second"], logs["pictures_per_second"] = (
+            logs["tokens_per_second"], logs["images_per_second"] = (
                 round(counted[0].item()),
                 round(counted[1].item(), 1),
             )

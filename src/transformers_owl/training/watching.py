@@ -1,4 +1,4 @@
-"""What a run shows of itself: a table of what trains, curves of the loss, answers about fixed pictures."""
+"""What a run shows of itself: a table of what trains, curves of the loss, answers about fixed images."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class LossCurves(TrainerCallback):
 
 
 def draw_losses(log_history: list[dict[str, Any]], path: Path) -> None:
-    """A picture of the losses of training and evaluation over the optimizer steps."""
+    """An image of the losses of training and evaluation over the optimizer steps."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -78,13 +78,13 @@ def draw_losses(log_history: list[dict[str, Any]], path: Path) -> None:
     aside.replace(path)
 
 
-class FixedPictures(TrainerCallback):
+class FixedImages(TrainerCallback):
     """
-    Answers about the same pictures at every evaluation, printed and appended to `answers.jsonl` in the output folder.
+    Answers about the same images at every evaluation, printed and appended to `answers.jsonl` in the output folder.
 
     Args:
         processor ([`MplugOwlProcessor`]): Processor of the model.
-        pictures (`list[str]`): Paths or URLs, of videos too.
+        images (`list[str]`): Paths or URLs, of videos too.
         prompt (`str`, *optional*): What is asked; by default nothing, as before a caption.
         max_new_tokens (`int`, defaults to 40): Longest answer.
     """
@@ -113,4 +113,4 @@ class FixedPictures(TrainerCallback):
                 print(f"step {state.global_step}, {picture}: {answer}")
             with Journal(Path(args.output_dir) / ANSWERS_FILE) as journal:
                 step = {"step": state.global_step}
-                journal.append({**step, "picture": picture, "answer": answer} for picture, answer in said)
+                journal.append({**step, "image": picture, "answer": answer} for picture, answer in said)

@@ -14,7 +14,7 @@ AT_ONCE = 4
 SETTINGS = {"freezing": True, "cpp_wrapper": True}
 
 
-def compile_pictures(model: Any) -> Any:
+def compile_vision(model: Any) -> Any:
     """
     Compiles a model's vision model and abstractor for inference on a CPU. Images are then looked at four at a time,
     and those left over one by one: two shapes, each of which takes a minute or two to compile when it first comes, and

@@ -7,7 +7,7 @@ import torch
 from conftest import relative_error, tiny_config
 
 from transformers_owl import MplugOwlForConditionalGeneration
-from transformers_owl.inference import compile_pictures
+from transformers_owl.inference import compile_vision
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_few_are_looked_at_together_and_the_features_stay(model, shape, groups
     look = model.get_image_features if len(shape) == 1 else model.get_video_features
     wanted = {"output_attentions": True, "output_hidden_states": True}
     expected = look(pixels, **wanted)
-    assert compile_pictures(model) is model
+    assert compile_vision(model) is model
     model.model.vision_model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
     found = look(pixels, **wanted)
     assert seen == groups
@@ -60,14 +60,14 @@ def test_no_pictures_are_the_same_mistake(model, shape):
     look = model.get_image_features if len(shape) == 1 else model.get_video_features
     with pytest.raises(ValueError, match="was expected"):
         look(pixels_of(model, *shape))
-    compile_pictures(model)
+    compile_vision(model)
     with pytest.raises(ValueError, match="was expected"):
         look(pixels_of(model, *shape))
 
 
 def test_a_copy_looks_with_its_own_weights(model):
     pixels = pixels_of(model, 2)
-    before = compile_pictures(model).get_image_features(pixels).pooler_output
+    before = compile_vision(model).get_image_features(pixels).pooler_output
     other = copy.deepcopy(model)
     other.model.abstractor.vit_eos.add_(1)
     assert torch.equal(model.get_image_features(pixels).pooler_output, before)
@@ -76,7 +76,7 @@ def test_a_copy_looks_with_its_own_weights(model):
 
 def test_the_settings_are_those_of_looking_alone(model):
     settings, seen = torch._inductor.config, []
-    compile_pictures(model)
+    compile_vision(model)
     model.model.abstractor.register_forward_pre_hook(
         lambda *given: seen.append((settings.freezing, settings.cpp_wrapper))
     )
