@@ -336,6 +336,7 @@ def test_the_model_alone_is_listed(client):
     assert [model.id for model in client.models.list()] == ["build/my-owl"]
 
 
+@pytest.mark.slow
 def test_adapters_of_video_models_are_served(tmp_path):
     from peft import LoraConfig, get_peft_model
 

@@ -53,6 +53,7 @@ LOAD = """
 """
 
 
+@pytest.mark.slow
 def test_what_is_pushed_loads_by_id_at_a_pinned_revision(hub, folder, llama, tmp_path):
     pinned = push(folder, REPO).oid
     files = hub.repositories[REPO]

@@ -280,6 +280,7 @@ ELSEWHERE = """
 """
 
 
+@pytest.mark.slow
 def test_saved_and_pushed_pipelines_work_without_the_package(saved, hub, described, answers, llama, tmp_path):
     picture = str(llama.folder / "image_0.png")
     environment = {**os.environ, **hub.environment(tmp_path / "home"), "PYTHONPATH": ":".join(sys.path)}
