@@ -8,6 +8,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from .. import __version__
 
 
+# What a file of data may say otherwise.
+DEFAULTS = {
+    "example": {"image": "photo.jpg", "question": "What is unusual here?"},
+    "like_the_paper": True,
+    "architecture": "",
+    "limits": "",
+}
 PACKAGED = Path(__file__).with_name("model_cards")  # in a wheel
 CARDS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "model_cards"  # in a clone
 METADATA = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
@@ -44,6 +51,6 @@ def render(model: str, repository: str, made: str = "", base_model: list[str] | 
             version=__version__,
             made=made,
             paper=read("paper"),
-            **{**data, **more},
+            **{**DEFAULTS, **data, **more},
         )
     )
