@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers_owl import MINIATURE, MplugOwlForConditionalGeneration, MplugOwlProcessor
 from transformers_owl.demo.caption import SAMPLES
 from transformers_owl.evaluation.models import LocalModel
-from transformers_owl.loading import load
+from transformers_owl.loading import check_folder, load
 
 
 def chat(picture) -> list[dict]:
@@ -76,3 +76,14 @@ def test_an_adapter_whose_base_is_gone_says_so(llama, llama_model, tmp_path):
     shutil.copytree(llama.checkpoint, tmp_path / "base")
     MplugOwlProcessor.from_pretrained(llama.checkpoint).save_pretrained(tmp_path / "adapter")
     assert load(str(tmp_path / "adapter"), "cpu")[0].config.text_config == llama_model.config.text_config
+
+
+@pytest.mark.parametrize("name", ["gpt2", "OWNER/owl", "build/owl"])
+def test_a_name_that_may_be_on_the_hub_is_asked_for_there(name, tmp_path, monkeypatch):
+    """Also beside a local folder of the owner's name, where other models of theirs may lie."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "OWNER/another").mkdir(parents=True)
+    check_folder(name)
+    for gone in (f"./{name}", f"/{name}", f"~/{name}", f"models/of/{name}"):
+        with pytest.raises(ValueError, match="There is no folder"):
+            check_folder(gone)

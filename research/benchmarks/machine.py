@@ -1,9 +1,13 @@
 """What the machine can do at most: products of matrices, and reading memory."""
 
 import copy
+import json
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,3 +68,10 @@ def operations(run) -> int:
     with eager, torch.enable_grad(), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
+
+
+def write_rows(file: Path | None, rows: list[dict], **more) -> None:
+    """Rows of a table with the command that made them, as JSON, if a file for them was named."""
+    if file is not None:
+        command = shlex.join(["python", *sys.argv])
+        file.write_text(json.dumps({"command": command, **more, "rows": rows}, indent=1) + "\n")

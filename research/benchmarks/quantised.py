@@ -7,14 +7,13 @@ answers that became wrong and that became right. `pip install -e ".[miniature,qu
 """
 
 import argparse
-import json
-import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from machine import write_rows
 
 
 ROOT = Path(__file__).parents[2]
@@ -61,9 +60,7 @@ def main() -> None:
             shares = "".join(f"{row[name]:8.1%}" for name in ("right", "lost", "won"))
             print(f"{row['method']:20}{row['bytes'] / 1e6:8.1f}{shares}", flush=True)
             rows.append(row)
-    if arguments.json is not None:
-        command = shlex.join(["python", *sys.argv])
-        arguments.json.write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
+    write_rows(arguments.json, rows)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ the rate at which the machine reads memory just then. Everything is removed at t
 import argparse
 import json
 import re
-import shlex
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import torch
-from machine import reads
+from machine import reads, write_rows
 
 from conversion import EXAMPLE, KEYS, forget, random_piece, watch
 from transformers_owl.conversion.checkpoints import save_safetensors, write_weights
@@ -161,9 +159,7 @@ def main() -> None:
         if scheme != "bfloat16":
             shutil.rmtree(folder)
     shutil.rmtree(release)
-    if arguments.json is not None:
-        command = shlex.join(["python", *sys.argv])
-        arguments.json.write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
+    write_rows(arguments.json, rows)
 
 
 if __name__ == "__main__":

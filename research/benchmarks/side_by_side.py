@@ -1,16 +1,14 @@
 """What benchmarks beside the library's models share: sizes, alternating runs, rows of a table and of a JSON file."""
 
-import json
 import math
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import write_rows
 from transformers import Cache
 
 
@@ -124,5 +122,4 @@ class Report:
 
     def write(self, file: Path) -> None:
         threads = torch.get_num_threads()
-        content = {"command": shlex.join(["python", *sys.argv]), "threads": threads, "notes": self.notes}
-        file.write_text(json.dumps({**content, "rows": self.rows}, indent=1) + "\n")
+        write_rows(file, self.rows, threads=threads, notes=self.notes)

@@ -47,15 +47,15 @@ class Lesson:
     What the vision model is shown for some of its steps.
 
     Args:
-        name (`str`): Of its folder of checkpoints.
-        images (`int`): Of so many rows one has images in place of a clip.
+        name (`str`): Name of its folder of checkpoints.
+        images (`int`): One row of so many has images in place of a clip.
         known (`float`): Weight of the words that images have taught it.
-        share (`float`): Of all steps.
-        schedule (`str`): Of the learning rate.
+        share (`float`): Share of all steps.
+        schedule (`str`): Schedule of the learning rate.
     """
 
     name: str
-    pictures: int
+    images: int
     known: float
     share: float
     schedule: str
@@ -82,7 +82,7 @@ class Watched(IterableDataset):
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for place in itertools.count():
             random = np.random.default_rng([*self.seed, first + step * place])
-            is_clip = place % self.lesson.pictures > 0
+            is_clip = place % self.lesson.images > 0
             event: dict[str, Any] = {}
             around: list[tuple[Scene | None, Scene, Scene | None]]
             if is_clip:

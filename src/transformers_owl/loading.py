@@ -41,9 +41,11 @@ def check_dtype(name: str) -> None:
 
 
 def check_folder(model: str) -> None:
-    """Raises a ValueError for what can only be a local folder and is missing, before the Hub is asked for it."""
-    parts = Path(model).parts
-    is_local = len(parts) != 2 or parts[0] in ("/", "~", "..") or model.startswith(".") or Path(parts[0]).is_dir()
+    """
+    Raises a ValueError for what can only be a local folder and is missing, before the Hub is asked for it. NAME and
+    OWNER/NAME may be on the Hub, whatever folders lie here.
+    """
+    is_local = model.startswith((".", "/", "~")) or len(Path(model).parts) > 2
     if is_local and not Path(model).exists():
         raise ValueError(f"There is no folder {model}. Check its name; a model on the Hub is OWNER/NAME.")
 
@@ -99,10 +101,14 @@ def load(
             f"{model} is a model of type {config.model_type!r}, but an mPLUG-Owl was expected: give one of its "
             "checkpoints, or build one from a language model with `transformers-owl build`."
         )
-    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    four_bits = None
+    if load_in_4bit:
+        four_bits = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
     with memory_advice(f"Load smaller weights (bfloat16, --load-in-4bit), or load them elsewhere than on {device}."):
         loaded = AutoModelForImageTextToText.from_pretrained(
-            model, dtype=dtype, device_map=device, quantization_config=four_bits if load_in_4bit else None
+            model, dtype=dtype, device_map=device, quantization_config=four_bits
         )
     processor = AutoProcessor.from_pretrained(model)
     if chat_template is not None:

@@ -108,11 +108,11 @@ def test_models_of_the_library_answer_by_the_same_command(name, folder, question
     assert len(set(texts[0].values())) > 2
     processor = transformers.AutoProcessor.from_pretrained(model)
     template = processor.chat_template or PLAIN_TEMPLATE
-    turns = [user(QUESTIONS[1][1], questions[2].picture), assistant(texts[0][2]), user(QUESTIONS[2][1])]
+    turns = [user(QUESTIONS[1][1], questions[2].image), assistant(texts[0][2]), user(QUESTIONS[2][1])]
     prompt = processor.apply_chat_template(turns, chat_template=template, add_generation_prompt=True)
     if name != "llava":
         assert prompt == f"Question: Is there text? Answer: {texts[0][2]} Question: What does it say？ Answer:"
-    inputs = processor(text=prompt, images=PIL.Image.open(questions[2].picture), return_tensors="pt")
+    inputs = processor(text=prompt, images=PIL.Image.open(questions[2].image), return_tensors="pt")
     auto = transformers.AutoModelForImageTextToText.from_pretrained(model)
     written = auto.generate(**inputs, max_new_tokens=6, do_sample=False)[0]
     words = processor.decode(written if name.endswith("t5") else written[inputs["input_ids"].shape[1] :])

@@ -62,7 +62,7 @@ def test_the_judge_is_shown_all_it_needs_and_no_names(questions, systems, tmp_pa
     judge = Judge()
     list(judge_owleval(judge, questions, systems, tmp_path / "ratings.jsonl"))
     picture, text = next(chat[0]["content"] for chat in judge.chats if "Why does it say so?" in str(chat))
-    assert picture == {"type": "image", "path": str(questions[4].picture)}
+    assert picture == {"type": "image", "path": str(questions[4].image)}
     for part in (
         "A: Correct and satisfying.",
         "MDA: Multi-turn dialogue.",

@@ -16,7 +16,7 @@ from .conftest import write_rows
 def test_questions_are_kept_to_the_letter(questions, folder):
     assert questions[3].text == "What does it say？"
     assert questions[4].text == "Why does it say so? "
-    assert questions[5].picture == folder / "cases/3.jpg"
+    assert questions[5].image == folder / "cases/3.jpg"
     assert questions[4].abilities == ("IU", "VU", "RA", "MDA")
     assert [number for number, one in questions.items() if "single_turn" in one.groups] == [1, 2, 5, 6, 8]
 
@@ -101,7 +101,7 @@ def test_questions_of_vicuna_in_both_of_their_forms(tmp_path):
 def test_the_published_files():
     folder = Path(os.environ["OWLEVAL"])
     questions = read_owleval(folder)
-    assert (len(questions), len({one.picture for one in questions.values()})) == (82, 50)
+    assert (len(questions), len({one.image for one in questions.values()})) == (82, 50)
     assert Counter(ability for one in questions.values() for ability in one.abilities) == NEEDED
     assert Counter(group for one in questions.values() for group in one.groups) == {"single_turn": 50, "multi_turn": 52}
     systems = read_systems(sorted((folder / "answer").iterdir()), questions)

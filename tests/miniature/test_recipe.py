@@ -509,7 +509,7 @@ def test_the_predictor_of_clips_keeps_pictures_and_their_words_together(here):
 
 def test_every_worker_has_clips_pictures_and_texts_of_its_own(here):
     lesson = CLIP_LESSONS[0]
-    watched = DataLoader(Watched(here, lesson, seed=(1,)), batch_size=lesson.pictures, num_workers=2)
+    watched = DataLoader(Watched(here, lesson, seed=(1,)), batch_size=lesson.images, num_workers=2)
     first, second = itertools.islice(watched, 2)
     assert first["is_clip"].tolist() == second["is_clip"].tolist() == [False, True, True, True]
     assert all((a != b).any() for a, b in zip(first["pictures"], second["pictures"], strict=True))

@@ -31,6 +31,7 @@ from transformers_owl.mplug_owl.modeling_mplug_owl import MplugOwlAttention
 from transformers_owl.mplug_owl.processing_mplug_owl import read_template
 from transformers_owl.training import STAGES, ConversationCollator, prepare_stage
 from transformers_owl.training.arguments import OwlArguments, parse_recipe
+from transformers_owl.training.card import write_card
 from transformers_owl.training.mixture import Group, Mixture
 from transformers_owl.training.preview import memory, preview
 from transformers_owl.training.throughput import TrainingFlops, gradient_norms
@@ -485,3 +486,25 @@ def test_help_lists_the_names_of_a_recipe():
         value = each.default_factory() if each.default is MISSING else each.default
         expected[each.name] = "" if value in (None, "") else str(value)
     assert listed == expected
+
+
+def test_a_card_tells_nothing_about_the_machine_and_claims_no_release(recipe, files, tmp_path):
+    """Neither folders, secrets of a URL nor commands; and a run named as a release is not that release."""
+    shards = {"format": "webdataset", "allow_commands": True}
+    named = {
+        "/secret/place/{00000..00099}.tar": "`{00000..00099}.tar` (webdataset)",
+        "https://user:word@host.org/a/{0..9}.tar?token=1": "`https://host.org/a/{0..9}.tar` (webdataset)",
+        "pipe:curl -H token https://host.org/x.tar": "`a command` (webdataset)",
+    }
+    data = {"a": {"sources": [{**shards, "path": path} for path in named]}}
+    data["b"] = {"weight": 2, "sources": [{"format": "dataset", "path": "OWNER/rows"}]}
+    output = tmp_path / "mplug-owl-llama-7b"
+    output.mkdir()
+    owl, args = parse_recipe(recipe(data=data), ["--output_dir", str(output)])
+    write_card(owl, args, TrainerState(global_step=3, log_history=[{"loss": 2.5}]))
+    card = (output / "README.md").read_text()
+    assert f"| a | 1 | {', '.join(named.values())} |" in card
+    assert "| b | 2 | `OWNER/rows` (dataset) |" in card
+    for secret in ("/secret", "word@", "token=1", "curl", str(tmp_path)):
+        assert secret not in card
+    assert "huggingface.co/MAGAer13" not in card and "# mplug-owl-llama-7b" in card

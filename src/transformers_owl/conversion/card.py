@@ -29,7 +29,17 @@ def releases() -> list[str]:
     return sorted(path.stem for path in CARDS.glob("mplug-owl-*.yaml"))
 
 
-def render(model: str, repository: str, made: str = "", base_model: list[str] | None = None, **more: str) -> str:
+OWN_MODEL = "own-model"  # the file of data of every model that is none of this project's
+
+
+def render(
+    model: str,
+    repository: str,
+    made: str = "",
+    base_model: list[str] | None = None,
+    data_file: str | None = None,
+    **more: str,
+) -> str:
     """
     The card of a model with a file of data, or, for any other name, one that leaves its maker to say what it is for.
 
@@ -38,9 +48,10 @@ def render(model: str, repository: str, made: str = "", base_model: list[str] | 
         repository (`str`): What `from_pretrained` is given in the card.
         made (`str`, *optional*): How the files were made, in a sentence.
         base_model (`list[str]`, *optional*): Repositories that it was made from, in place of those in the data.
-        more (`str`): `results`, `credits` or what stands in place of the data's, as Markdown.
+        data_file (`str`, *optional*): Name of the file of data; by default that of the model, if it has one.
+        more (`str`): `results`, `credits`, or fields that replace the data's, as Markdown.
     """
-    data = read(model if (CARDS / f"{model}.yaml").exists() else "own-model")
+    data = read(data_file or (model if (CARDS / f"{model}.yaml").exists() else OWN_MODEL))
     metadata = {**METADATA, **data.pop("metadata"), **({"base_model": base_model} if base_model else {})}
     return str(
         ModelCard.from_template(

@@ -67,7 +67,7 @@ class Captioner:
         if num_frames is not None:
             self.processor.video_processor.num_frames = num_frames
 
-    def answer(self, pictures: list[str], prompt: str, max_new_tokens: int | None = None) -> list[str]:
+    def answer(self, images: list[str], prompt: str, max_new_tokens: int | None = None) -> list[str]:
         """
         Asks `prompt` about every image or video, all of them in one batch.
 
@@ -83,7 +83,7 @@ class Captioner:
         """
         sees_videos = self.model.config.sees_videos
         question = {"type": "text", "text": prompt}
-        chats = [[{"role": "user", "content": [visual_part(picture, sees_videos), question]}] for picture in pictures]
+        chats = [[{"role": "user", "content": [visual_part(image, sees_videos), question]}] for image in images]
         inputs = self.processor.apply_chat_template(
             chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         ).to(self.model.device)
@@ -95,14 +95,14 @@ class Captioner:
 
 def caption(
     captioner: Captioner,
-    pictures: list[str],
+    images: list[str],
     prompt: str,
     output: Path | None = None,
     batch_size: int = 8,
     max_new_tokens: int | None = None,
 ) -> Iterator[tuple[str, str]]:
     """
-    Yields `(picture, answer)` of every image, those of an interrupted run first, and writes the JSON Lines file
+    Yields `(image, answer)` of every image, those of an interrupted run first, and writes the JSON Lines file
     `output`, which appears when it is whole. An interrupted run leaves `NAME.partial`, and the next run with the same
     model and prompt goes on from there.
 
@@ -112,8 +112,8 @@ def caption(
     question = {"model": captioner.name, "prompt": prompt}
     with nullcontext() if output is None else Journal(partial_of(output)) as journal:
         done = {} if journal is None else _answers_before(journal, question)
-        yield from ((picture, answer) for picture, answer in done.items() if picture in pictures)
-        left = [picture for picture in dict.fromkeys(pictures) if picture not in done]
+        yield from ((image, answer) for image, answer in done.items() if image in images)
+        left = [image for image in dict.fromkeys(images) if image not in done]
         for start in range(0, len(left), batch_size):
             batch = left[start : start + batch_size]
             answers = dict(zip(batch, captioner.answer(batch, prompt, max_new_tokens), strict=True))

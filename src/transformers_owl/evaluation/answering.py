@@ -57,9 +57,9 @@ def _resume(journal: Journal, questions: dict[int, Question], model_id: str) -> 
 
 def earlier_turns(question: Question, questions: dict[int, Question]) -> list[Question]:
     """The questions about the same image that come before."""
-    if question.picture is None:
+    if question.image is None:
         return []
-    same = [other for other in questions.values() if other.picture == question.picture]
+    same = [other for other in questions.values() if other.image == question.image]
     return same[: same.index(question)]
 
 
@@ -73,7 +73,7 @@ def _turns(questions: dict[int, Question]) -> list[list[Question]]:
 
 def _chat(question: Question, questions: dict[int, Question], answers: dict[int, str]) -> Chat:
     chat: Chat = []
-    picture = question.picture
+    picture = question.image
     for earlier in earlier_turns(question, questions):
         chat += [user(earlier.text, picture), assistant(answers[earlier.question_id])]
         picture = None

@@ -44,7 +44,7 @@ def judge_owleval(
         names = [name for name, answers in systems.items() if answers.texts[question.question_id] is not None]
         for order, step in ORDERS.items():
             shown = names[::step]
-            request = user(_rating_request(question, questions, [systems[name] for name in shown]), question.picture)
+            request = user(_rating_request(question, questions, [systems[name] for name in shown]), question.image)
             cases.append(Case(f"{judge.name}, {order}", question, shown, request, _read_rating))
     return _judge(judge, [case for case in cases if case.shown], questions, systems, output, batch_size)
 

@@ -135,7 +135,7 @@ def _card() -> tuple[gr.Column, gr.HTML, gr.Radio, gr.CheckboxGroup]:
 def _view(desk: RatingDesk, rater: str, number: int, places: int) -> list[Any]:
     """What the page shows of one question, in the order of its components."""
     question = desk.questions[number]
-    view: list[Any] = [number, _small(desk.progress(rater, number)), str(question.picture), _asked(question, desk)]
+    view: list[Any] = [number, _small(desk.progress(rater, number)), str(question.image), _asked(question, desk)]
     names = desk.order(rater, number)
     choices = [(f"{place} {ABILITIES[name][0]}", name) for place, name in enumerate(question.abilities, 1)]
     for place, name in enumerate(names, 1):
@@ -179,7 +179,7 @@ def _small(text: str) -> str:
 @contextmanager
 def serving(desk: RatingDesk, host: str, port: int) -> Iterator[gr.Blocks]:
     """Serves the page at `http://HOST:PORT`."""
-    pictures = {question.picture for question in desk.questions.values() if question.picture}
+    pictures = {question.image for question in desk.questions.values() if question.image}
     with pages.serving(lambda: build_page(desk), host, port, files=sorted(pictures), css=STYLE, js=KEYS) as page:
         yield page
 

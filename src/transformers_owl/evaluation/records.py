@@ -29,7 +29,7 @@ class Question:
 
     question_id: int
     text: str
-    picture: Path | None = None
+    image: Path | None = None
     abilities: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
 
@@ -105,7 +105,7 @@ def read_answers(path: Path, questions: dict[int, Question]) -> Answers:
             raise ValueError(f"{where} answers {row[answer]!r}, but a text was expected.")
         if row["question_id"] not in questions:
             raise ValueError(f"{where} answers question {row['question_id']!r}, which is not among the questions.")
-        picture = questions[row["question_id"]].picture
+        picture = questions[row["question_id"]].image
         if picture is not None and Path(row.get("image", picture)).stem != picture.stem:
             raise ValueError(
                 f"{where} is about {row['image']}, but question {row['question_id']} is about {picture.name}: "
@@ -131,10 +131,10 @@ def read_systems(paths: list[Path], questions: dict[int, Question]) -> dict[str,
 
 def answer_row(question: Question, model_id: str, text: str) -> dict:
     """An answer in the form of OwlEval's files, or of Vicuna's for a question without an image."""
-    if question.picture is None:
+    if question.image is None:
         return {"question_id": question.question_id, "text": text, "model_id": model_id}
     return {
-        "image": question.picture.name,
+        "image": question.image.name,
         "question_id": question.question_id,
         "question": question.text,
         "answer": text,

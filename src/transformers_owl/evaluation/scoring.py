@@ -160,7 +160,7 @@ def _in_group(questions: dict[int, Question], group: str) -> list[int]:
 def _count_table(ratings: Ratings, name: str, title: str, numbers: list[int]) -> Table:
     rows = []
     for model_id in ratings.systems:
-        added = [(ratings.questions[number].picture, ratings.levels(model_id, number)) for number in numbers]
+        added = [(ratings.questions[number].image, ratings.levels(model_id, number)) for number in numbers]
         values = [interval([(group, one[count]) for group, one in added], len(numbers)) for count in RATED]
         values += [Value(sum(one[count] for _, one in added)) for count in UNRATED]
         rows.append(Row(model_id, values))
@@ -179,9 +179,7 @@ def _ability_table(ratings: Ratings) -> Table:
     for model_id in ratings.systems:
         values = []
         for ability, numbers in needing.items():
-            shown = [
-                (ratings.questions[number].picture, ratings.shows(model_id, number, ability)) for number in numbers
-            ]
+            shown = [(ratings.questions[number].image, ratings.shows(model_id, number, ability)) for number in numbers]
             values.append(interval([(group, share) for group, share in shown if share is not None], 100))
         rows.append(Row(model_id, values))
     counts = {ability: len(numbers) for ability, numbers in needing.items()}

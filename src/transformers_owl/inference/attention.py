@@ -89,16 +89,16 @@ def image_attention(model, processor, messages: Sequence[dict], word: str | None
             **{CACHE_NAME: cache},
         ).attentions
     positions = torch.stack([layer[0].float().mean(0)[steps].mean(0).cpu() for layer in written]).mean(0)
-    at_pictures = positions[:read][(prompt[0, :read] == processor.image_token_id).cpu()]
-    at_pictures = at_pictures.view(-1, processor.num_positions())
+    at_images = positions[:read][(prompt[0, :read] == processor.image_token_id).cpu()]
+    at_images = at_images.view(-1, processor.num_positions())
     grid = patch_grid(model.config.vision_config)
     patches = _patches_of_queries(features.abstractor_attentions, processor.num_query_tokens, math.prod(grid))
-    seen = torch.stack([shares[:-1] @ of_queries for shares, of_queries in zip(at_pictures, patches, strict=True)])
+    seen = torch.stack([shares[:-1] @ of_queries for shares, of_queries in zip(at_images, patches, strict=True)])
     seen = seen.unflatten(1, grid)
     places = torch.zeros(len(seen), 2, dtype=torch.long) if places is None else places.cpu()
     views = [*(~places.any(1)).nonzero().flatten().tolist(), len(places)]
     return [
-        ImageAttention(_put_together(seen[start:end], places[start:end]), at_pictures[start:end].flatten())
+        ImageAttention(_put_together(seen[start:end], places[start:end]), at_images[start:end].flatten())
         for start, end in itertools.pairwise(views)
     ]
 
@@ -149,7 +149,7 @@ def _put_together(seen: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return whole / whole.sum()
 
 
-def draw_attention(picture: PIL.Image.Image, patches: torch.Tensor) -> PIL.Image.Image:
+def draw_attention(image: PIL.Image.Image, patches: torch.Tensor) -> PIL.Image.Image:
     """
     A heat map over an image, in the image's size: the brighter and warmer, the more attention.
 
@@ -158,7 +158,7 @@ def draw_attention(picture: PIL.Image.Image, patches: torch.Tensor) -> PIL.Image
         patches (`torch.Tensor` (rows, columns)): Shares of [`ImageAttention`].
     """
     levels = (patches / patches.max() * 255).round().to(torch.uint8).numpy()
-    heat = PIL.Image.fromarray(levels).resize(picture.size, PIL.Image.Resampling.BICUBIC)
+    heat = PIL.Image.fromarray(levels).resize(image.size, PIL.Image.Resampling.BICUBIC)
     colours = PIL.ImageOps.colorize(heat, black="#0b0b30", mid="#d1335b", white="#ffe27a")
     cover = heat.point([120 + level * 60 // 255 for level in range(256)])
-    return PIL.Image.composite(colours, picture.convert("RGB"), cover)
+    return PIL.Image.composite(colours, image.convert("RGB"), cover)

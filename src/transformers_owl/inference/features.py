@@ -27,7 +27,7 @@ class VisualFeatures:
 
 
 @torch.no_grad()
-def extract_features(model, processor, pictures: Sequence, batch_size: int = 8) -> VisualFeatures:
+def extract_features(model, processor, images: Sequence, batch_size: int = 8) -> VisualFeatures:
     """
     What the vision model and the visual abstractor make of images, or of videos.
 
@@ -40,14 +40,14 @@ def extract_features(model, processor, pictures: Sequence, batch_size: int = 8) 
     Raises:
         ValueError: for no image, for images beside videos, and for what cannot be read.
     """
-    if len(pictures) == 0:
+    if len(images) == 0:
         raise ValueError("No images were given: give at least one.")
-    kinds = {visual_part(picture, model.config.sees_videos)["type"] for picture in pictures}
+    kinds = {visual_part(image, model.config.sees_videos)["type"] for image in images}
     if len(kinds) > 1:
         raise ValueError("Images and videos were given together, but their features differ in shape: give one kind.")
     patches, positions, places = [], [], []
-    for start in range(0, len(pictures), batch_size):
-        batch = list(pictures[start : start + batch_size])
+    for start in range(0, len(images), batch_size):
+        batch = list(images[start : start + batch_size])
         if kinds == {"video"}:
             inputs = processor.video_processor(batch, return_tensors="pt").to(model.device)
             features = model.get_video_features(**inputs)

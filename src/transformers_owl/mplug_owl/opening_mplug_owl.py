@@ -4,6 +4,7 @@
 The library of safetensors checks its files by itself. `torch.save` writes pickles, in ZIP archives since torch 1.6.
 """
 
+import functools
 import json
 import math
 import os
@@ -64,7 +65,12 @@ def check_weights(file: str) -> None:
         ValueError: for a file that is damaged, holds code, or would take far more memory than it has bytes.
         OSError: if it cannot be read.
     """
-    size = os.path.getsize(file)
+    found = os.stat(file)
+    _check_weights(file, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache  # loading looks at a file several times
+def _check_weights(file: str, size: int, changed: int) -> None:
     with named_damage(file):
         if file.endswith(".safetensors"):
             with safe_open(file, framework="pt"):

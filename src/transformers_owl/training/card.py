@@ -1,18 +1,19 @@
 """The card of a trained model: what it was made from, what trained, on which data, for how long, and its curve."""
 
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from transformers import SchedulerType, TrainerState, TrainingArguments
 
-from ..conversion.card import render
+from ..conversion.card import OWN_MODEL, render
 from .arguments import OwlArguments
 from .watching import CURVE
 
 
 def write_card(owl: OwlArguments, args: TrainingArguments, state: TrainerState) -> None:
     """
-    Writes `README.md` into `output_dir`, in place of one that PEFT left. Local paths are named by their last part, so
-    that the card tells nothing about the machine.
+    Writes `README.md` into `output_dir`, in place of one that PEFT left. It names local paths by their last part and
+    URLs without what may be a secret, and no commands.
 
     Args:
         owl, args: The recipe.
@@ -24,6 +25,7 @@ def write_card(owl: OwlArguments, args: TrainingArguments, state: TrainerState) 
         folder.name,
         args.hub_model_id or folder.name,
         base_model=None if Path(owl.model).exists() else [owl.model],
+        data_file=OWN_MODEL,
         training=f"{summary(owl, args, state)}\n\n{data(owl)}",
         results=results(state) + curve,
     )
@@ -36,7 +38,8 @@ def summary(owl: OwlArguments, args: TrainingArguments, state: TrainerState) -> 
     adapted = f"; LoRA (rank {owl.lora_r}, alpha {owl.lora_alpha}) on {', '.join(lora)}" if lora else ""
     rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return (
-        f"Trained from `{named(owl.model)}` by `transformers-owl train`, stage `{owl.stage}`: {parts} train{adapted}. "
+        f"Trained from `{named(owl.model, is_hub=True)}` by `transformers-owl train`, stage `{owl.stage}`: {parts} "
+        f"train{adapted}. "
         f"{state.global_step} optimizer steps of {rows} rows, {state.epoch or 0:.2f} epochs, learning rate "
         f"{args.learning_rate:g} ({SchedulerType(args.lr_scheduler_type).value}), seed {args.seed}."
     )
@@ -45,7 +48,10 @@ def summary(owl: OwlArguments, args: TrainingArguments, state: TrainerState) -> 
 def data(owl: OwlArguments) -> str:
     lines = ["| data | weight | sources |", "|---|---|---|"]
     for name, group in owl.data.items():  # type: ignore[union-attr]
-        sources = ", ".join(f"`{named(source['path'])}` ({source['format']})" for source in group["sources"])
+        sources = ", ".join(
+            f"`{named(source['path'], is_hub=source['format'] == 'dataset')}` ({source['format']})"
+            for source in group["sources"]
+        )
         lines.append(f"| {name} | {group.get('weight', 1)} | {sources} |")
     return "\n".join(lines)
 
@@ -61,6 +67,11 @@ def results(state: TrainerState) -> str:
     return "\n".join(["| | at the end |", "|---|---|", *rows])
 
 
-def named(source: str) -> str:
-    """A repository or a URL as it is, a path by its last part."""
-    return source if "://" in source or not Path(source).exists() else Path(source).name
+def named(source: str, is_hub: bool) -> str:
+    """A repository of the Hub as it is, a URL without user and query, anything else by its last part."""
+    if source.startswith("pipe:"):
+        return "a command"
+    if "://" in source:
+        parts = urlsplit(source)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return source if is_hub and not Path(source).exists() else Path(source).name

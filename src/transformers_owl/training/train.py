@@ -17,7 +17,6 @@ from transformers import (
 
 from ..loading import choose_template
 from .arguments import OwlArguments, parse_recipe
-from .card import write_card
 from .checkpoints import set_aside
 from .collator import ConversationCollator
 from .compiling import compile_layers
@@ -65,8 +64,7 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
     trainer.save_state()
-    if trainer.is_world_process_zero():
-        write_card(owl, args, trainer.state)
+    trainer.create_model_card()
     console.print(f"Saved to {args.output_dir}", soft_wrap=True)
     return trainer
 

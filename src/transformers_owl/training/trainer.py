@@ -16,6 +16,7 @@ from transformers import ProgressCallback, TrainerState
 
 from ..journal import Journal
 from .arguments import OwlArguments
+from .card import write_card
 from .checkpoints import check_files, read_json, shorten
 from .epochs import Epochs, check_strategies, is_end
 from .library import UNFINISHED, WholeCheckpoints, get_last_checkpoint
@@ -82,6 +83,7 @@ class OwlTrainer(WholeCheckpoints):
         **kwargs,
     ):
         check_arguments(args, mixture)
+        self.recipe = recipe
         self.record = record(args, mixture, recipe)
         check_metrics(metrics)
         self.metrics = list(metrics)
@@ -106,6 +108,13 @@ class OwlTrainer(WholeCheckpoints):
         self._began: float | None = None
         self._norms: dict[str, float] = {}
         self._rates: dict[str, float] = {}  # of the last step, by part
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """As in the library, which calls it for what it pushes, but that of a recipe says what the recipe knows."""
+        if self.recipe is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            write_card(self.recipe, self.args, self.state)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         output = self._output

@@ -89,12 +89,12 @@ class FixedImages(TrainerCallback):
         max_new_tokens (`int`, defaults to 40): Longest answer.
     """
 
-    def __init__(self, processor, pictures: list[str], prompt: str | None = None, max_new_tokens: int = 40):
+    def __init__(self, processor, images: list[str], prompt: str | None = None, max_new_tokens: int = 40):
         self.processor = processor
-        self.pictures = pictures
+        self.images = images
         self.max_new_tokens = max_new_tokens
         question = [] if prompt is None else [{"type": "text", "text": prompt}]
-        chats = [[{"role": "user", "content": [visual_part(picture), *question]}] for picture in pictures]
+        chats = [[{"role": "user", "content": [visual_part(image), *question]}] for image in images]
         self.inputs = processor.apply_chat_template(
             chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
@@ -108,9 +108,9 @@ class FixedImages(TrainerCallback):
             )
         answers = self.processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         if state.is_world_process_zero:
-            said = list(zip(self.pictures, answers, strict=True))
-            for picture, answer in said:
-                print(f"step {state.global_step}, {picture}: {answer}")
+            said = list(zip(self.images, answers, strict=True))
+            for image, answer in said:
+                print(f"step {state.global_step}, {image}: {answer}")
             with Journal(Path(args.output_dir) / ANSWERS_FILE) as journal:
                 step = {"step": state.global_step}
-                journal.append({**step, "image": picture, "answer": answer} for picture, answer in said)
+                journal.append({**step, "image": image, "answer": answer} for image, answer in said)
