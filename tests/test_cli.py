@@ -183,13 +183,12 @@ def test_a_chat_template_reaches_the_model(command, llama, llama_processor, tmp_
     assert prompt.startswith("Asked:") and prompt.endswith("Why? Said:")
 
 
-def test_an_endpoint_has_its_own_chat_template(tmp_path):
+@pytest.mark.parametrize("option", [["--chat-template", "x"], ["--fast"]])
+def test_an_endpoint_has_its_own_settings(tmp_path, option):
     (tmp_path / "questions.jsonl").write_text('{"question_id": 1, "text": "Why?"}\n')
     options = ["--vicuna", str(tmp_path / "questions.jsonl"), "--output", str(tmp_path / "a.jsonl"), "--model", "owl"]
-    result = CliRunner().invoke(
-        app, ["answer", *options, "--endpoint", "http://localhost:1/v1", "--chat-template", "x"]
-    )
-    assert result.exit_code == 1 and "not for --endpoint's: leave it out" in result.stderr
+    result = CliRunner().invoke(app, ["answer", *options, "--endpoint", "http://localhost:1/v1", *option])
+    assert result.exit_code == 1 and "not for --endpoint's: leave them out" in result.stderr
 
 
 MISTAKES = {

@@ -16,11 +16,12 @@ SCRIPT = Path(__file__).parent.parent / "research/benchmarks/gpu.py"
 def test_sections_give_figures_and_the_step_for_graphs_is_the_library_s(tmp_path):
     """As on a GPU, but for graphs and compiled code."""
     file = tmp_path / "gpu.json"
-    command = [sys.executable, str(SCRIPT), "--tiny", "--json", str(file), "--only", "decode", "pretrain"]
+    command = [sys.executable, str(SCRIPT), "--tiny", "--json", str(file), "--only", "generate", "decode", "pretrain"]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "TORCH_COMPILE_DISABLE": "1"})
     rows = json.loads(file.read_text())["rows"]
-    assert [row["section"] for row in rows] == 10 * ["limits"] + 4 * ["decode"] + 3 * ["pretrain"]
-    assert all(row["share"] > 0 for row in rows[10:])
+    assert [row["section"] for row in rows] == 10 * ["limits"] + 4 * ["generate"] + 4 * ["decode"] + 3 * ["pretrain"]
+    assert all(row["share"] > 0 for row in rows[14:])
+    assert all(0 < row["first_share"] < 1 and row["later"] == 0 for row in rows if row["section"] == "generate")
     assert all(row["share"] < 1 for row in rows if row["section"] == "decode")
     checked = [row for row in rows if "difference" in row]
     assert len(checked) == 3

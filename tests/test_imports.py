@@ -38,7 +38,7 @@ HUB_IMPORTS = {
 }  # fmt: skip
 # A room may import those below it.
 ROOMS = [
-    "library", "asgi", "journal", "mplug_owl", "fresh", "loading", "pages", "serving", "inference", "conversion",
+    "library", "asgi", "journal", "mplug_owl", "fresh", "inference", "loading", "pages", "serving", "conversion",
     "evaluation", "training", "demo", "cli",
 ]  # fmt: skip
 

@@ -1,10 +1,13 @@
 """The model of 7B on one GPU, with random weights in bfloat16, against what the card itself can do.
 
-python research/benchmarks/gpu.py [--only encode decode pretrain instruct] [--tiny] [--json FILE]
+python research/benchmarks/gpu.py [--only generate encode decode pretrain instruct] [--tiny] [--json FILE]
 
 First come the card's limits: the rate of products of matrices, and the bandwidth of its memory. Then, as shares of
 these:
 
+- generate: `generate` itself at batch 1 and 8, as it is and after `optimize`: the first token behind an image and 60
+  tokens of text against the rate of products, each further one against the bandwidth. `graphs` counts what was
+  compiled, `later` what was compiled anew for longer prompts and answers. It has not run on a GPU
 - encode: 64 images through vision model and abstractor, as it is and with the layers compiled one by one
 - decode: a token behind an image and 60 tokens of text. "growing cache" is the model as it is. "captured" is one step
   into a static cache, recorded as a CUDA graph and replayed; "compiled" with the layers compiled one by one, "tuned"
@@ -37,10 +40,12 @@ import transformers
 from machine import operations
 from side_by_side import TEXT_TOKENS, ready
 from training import CHECKPOINT, ReadyBatches, write_images
-from transformers import PrinterCallback, StaticCache, TrainerCallback
+from transformers import CompileConfig, PrinterCallback, StaticCache, TrainerCallback
 from transformers.initialization import no_init_weights
 
 from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor
+from transformers_owl.inference import optimize
+from transformers_owl.inference.optimizing import compile_decoding
 from transformers_owl.training import ConversationCollator, Mixture, prepare_stage
 from transformers_owl.training.arguments import parse_recipe
 from transformers_owl.training.compiling import compile_layers
@@ -289,6 +294,57 @@ def decode(bench: Bench) -> None:
         bench.add("decode", name, **figures)
 
 
+@torch.no_grad()
+def generate(bench: Bench) -> None:
+    config = bench.config
+    visual, longest = config.num_query_tokens + 1, 8 if bench.tiny else 64
+    for is_fast in (False, True):
+        model = bench.build()
+        model.generation_config.eos_token_id = None  # every answer has its full length
+        text = model.model.language_model
+        read = [*text.layers.parameters(), *text.norm.parameters(), *model.lm_head.parameters()]
+        least = sum(parameter.nbytes for parameter in read) / bench.bandwidth
+        if is_fast:
+            optimize(model)
+            if bench.tiny:
+                on_cpu = CompileConfig(mode=None)
+                on_cpu._compile_all_devices = True
+                compile_decoding(model, on_cpu)
+        for batch in (1, 8):
+
+            def prompt(more: int = 0, batch=batch) -> dict[str, torch.Tensor]:
+                ids = bench.words(batch, visual + TEXT_TOKENS + more)
+                ids[:, 30 : 30 + visual] = config.image_token_id
+                ids = ids.to(bench.device)
+                return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": bench.pixels(batch)}
+
+            def answer(new: int, more: int = 0, model=model, prompt=prompt) -> torch.Tensor:
+                return model.generate(**prompt(more), max_new_tokens=new)
+
+            stats = torch._dynamo.utils.counters["stats"]
+            before = stats["unique_graphs"]
+            first, whole = (bench.seconds(lambda new=new: answer(new), 3) for new in (1, longest + 1))
+            graphs = stats["unique_graphs"] - before
+            model.set_attn_implementation("eager")  # the counter sees products of matrices alone
+            given = prompt()
+            needed = operations(lambda model=model, given=given: model(**given, logits_to_keep=1))
+            model.set_attn_implementation("sdpa")
+            for more in (7, 40):
+                answer(longest + more, more)
+            seconds = (whole - first) / longest
+            bench.add(
+                "generate",
+                f"batch {batch}, {'optimized' if is_fast else 'as it is'}",
+                first_ms=first * 1e3,
+                first_share=needed / first / bench.rate,
+                ms=seconds * 1e3,
+                share=least / seconds,
+                graphs=graphs,
+                later=stats["unique_graphs"] - before - graphs,
+            )
+        del model, text, read
+
+
 class StepTimes(TrainerCallback):
     """When each optimizer step was done."""
 
@@ -374,6 +430,7 @@ def train_all(bench: Bench, stage: str) -> None:
 
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "generate": generate,
     "encode": encode,
     "decode": decode,
     "pretrain": lambda bench: train_all(bench, "pretrain"),

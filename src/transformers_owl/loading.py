@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedConfig
 
+from .inference.optimizing import optimize
 from .library import find_adapter_config_file
 from .mplug_owl.configuration_mplug_owl import MplugOwlConfig
 from .mplug_owl.processing_mplug_owl import read_template
@@ -78,6 +79,7 @@ def load(
     dtype: str = "auto",
     chat_template: str | None = None,
     load_in_4bit: bool = False,
+    fast: str | None = None,
 ) -> tuple[Any, Any]:
     """
     An Owl and its processor.
@@ -88,6 +90,7 @@ def load(
         dtype (`str`, defaults to `"auto"`): Type of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
         chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
         load_in_4bit (`bool`, defaults to `False`): Whether to quantise the language model to NF4, by bitsandbytes.
+        fast (`str`, *optional*): What to optimize the model for, as [`inference.optimize`] does.
 
     Raises:
         ValueError: for a model of another kind, a missing folder, and a device or a type that does not exist.
@@ -110,6 +113,8 @@ def load(
         loaded = AutoModelForImageTextToText.from_pretrained(
             model, dtype=dtype, device_map=device, quantization_config=four_bits
         )
+    if fast is not None:
+        optimize(loaded, fast)
     processor = AutoProcessor.from_pretrained(model)
     if chat_template is not None:
         choose_template(processor, chat_template)

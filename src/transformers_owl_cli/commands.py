@@ -48,6 +48,10 @@ Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to serve at.")]
 LoadIn4bit = Annotated[
     bool, typer.Option("--load-in-4bit", help="Quantise the language model to 4 bits while loading.")
 ]
+Fast = Annotated[
+    bool,
+    typer.Option("--fast", help="Choose what is fastest on this device; the first answer may take minutes to compile."),
+]
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that the model's folder brings.")]
 
 
@@ -93,6 +97,7 @@ def caption(
     num_frames: Annotated[int | None, typer.Option(min=1, help="Frames of a video (default: the model's, 4).")] = None,
     chat_template: Template = None,
     load_in_4bit: LoadIn4bit = False,
+    fast: Fast = False,
 ) -> None:
     """Ask one question about images or videos and print the answers."""
     from rich.console import Console
@@ -104,7 +109,7 @@ def caption(
 
     pictures = pictures or samples()
     check_files(pictures)
-    captioner = Captioner(model or MINIATURE, device, dtype, num_frames, chat_template, load_in_4bit)
+    captioner = Captioner(model or MINIATURE, device, dtype, num_frames, chat_template, load_in_4bit, fast)
     with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task("answering", total=len(set(pictures)))
         for picture, answer in answers(captioner, pictures, prompt, output, batch_size, max_new_tokens):
@@ -125,6 +130,7 @@ def chat(
     dtype: Dtype = "auto",
     chat_template: Template = None,
     load_in_4bit: LoadIn4bit = False,
+    fast: Fast = False,
 ) -> None:
     """Chat about images in the terminal. Ctrl-C stops an answer."""
     from transformers_owl import MINIATURE
@@ -133,7 +139,7 @@ def chat(
     from transformers_owl.loading import generation_options, load
 
     check_files(pictures or [])
-    owl, processor = load(model or MINIATURE, device, dtype, chat_template, load_in_4bit)
+    owl, processor = load(model or MINIATURE, device, dtype, chat_template, load_in_4bit, "latency" if fast else None)
     TerminalChat(owl, processor, generation_options(max_new_tokens, temperature, top_p), system).run(pictures or [])
 
 
@@ -147,6 +153,7 @@ def web(
     dtype: Dtype = "auto",
     chat_template: Template = None,
     load_in_4bit: LoadIn4bit = False,
+    fast: Fast = False,
 ) -> None:
     """Chat about images in the browser."""
     from transformers_owl import MINIATURE
@@ -155,7 +162,7 @@ def web(
 
     model = model or MINIATURE
     check_port(host, port)
-    owl, processor = load(model, device, dtype, chat_template, load_in_4bit)
+    owl, processor = load(model, device, dtype, chat_template, load_in_4bit, "latency" if fast else None)
     # The page does not say where on this machine a folder lies.
     name = Path(model).resolve().name if Path(model).is_dir() else model
     with serving(owl, processor, name, host, port) as page:
@@ -207,12 +214,13 @@ def answer(
     dtype: Dtype = "auto",
     trust_remote_code: TrustRemoteCode = False,
     chat_template: Template = None,
+    fast: Fast = False,
 ) -> None:
     """Answer OwlEval's questions, or text-only ones, by any image-text-to-text model."""
     from transformers_owl.evaluation.answering import answer_questions
 
     questions = _questions(owleval, vicuna)
-    asked = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype, trust_remote_code, chat_template)
+    asked = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype, trust_remote_code, chat_template, fast)
     _follow("answering", answer_questions(asked, questions, output, batch_size), len(questions))
     print(f"{len(questions)} answers in {output}")
 
@@ -343,13 +351,16 @@ def _chat_model(
     dtype: str,
     trust: bool,
     chat_template: str | None = None,
+    fast: bool = False,
 ):
     from transformers_owl.evaluation.models import Endpoint, LocalModel
 
     if endpoint is None:
-        return LocalModel(model, device, dtype, max_new_tokens, trust, chat_template)
-    if chat_template is not None:
-        raise ValueError("--chat-template is for a model that is loaded here, not for --endpoint's: leave it out.")
+        return LocalModel(model, device, dtype, max_new_tokens, trust, chat_template, fast)
+    if fast or chat_template is not None:
+        raise ValueError(
+            "--chat-template and --fast are for a model that is loaded here, not for --endpoint's: leave them out."
+        )
     return Endpoint(model, endpoint, max_new_tokens, timeout)
 
 
@@ -397,6 +408,7 @@ def train(
 def serve(
     context: typer.Context,
     chat_template: Template = None,
+    fast: Fast = False,
     host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "localhost",
     allow_host: Annotated[list[str] | None, typer.Option(help="A name by which browsers may know the server.")] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="A site whose pages may ask, as https://NAME.")] = None,
@@ -412,7 +424,7 @@ def serve(
     from transformers_owl.serving.library import serve as run
 
     allowed = {"hosts": allow_host or [], "origins": allow_origin or [], "files": allow_files or []}
-    run([*context.args, "--host", host], str(MINIATURE), chat_template, {"host": host, **allowed})
+    run([*context.args, "--host", host], str(MINIATURE), chat_template, {"host": host, **allowed}, fast)
 
 
 for command in (

@@ -51,6 +51,7 @@ class Captioner:
         num_frames (`int`, *optional*): Frames of a video; by default as many as the checkpoint's settings say.
         chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
         load_in_4bit (`bool`, defaults to `False`): Whether to quantise the language model, as [`load`] does.
+        fast (`bool`, defaults to `False`): Whether to optimize the model for throughput.
     """
 
     def __init__(
@@ -61,9 +62,12 @@ class Captioner:
         num_frames: int | None = None,
         chat_template: str | None = None,
         load_in_4bit: bool = False,
+        fast: bool = False,
     ):
         self.name = model
-        self.model, self.processor = load(model, device, dtype, chat_template, load_in_4bit)
+        self.model, self.processor = load(
+            model, device, dtype, chat_template, load_in_4bit, "throughput" if fast else None
+        )
         if num_frames is not None:
             self.processor.video_processor.num_frames = num_frames
 

@@ -42,6 +42,7 @@ class LocalModel:
         trust_remote_code (`bool`, defaults to `False`): Whether to run the code that the folder brings.
         chat_template (`str`, *optional*): For an mPLUG-Owl, "original" or "language_model", or a Jinja file; by default
             the checkpoint's.
+        fast (`bool`, defaults to `False`): Whether to optimize an mPLUG-Owl for throughput.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class LocalModel:
         max_new_tokens: int = 512,
         trust_remote_code: bool = False,
         chat_template: str | None = None,
+        fast: bool = False,
     ):
         from transformers import (
             MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -61,6 +63,7 @@ class LocalModel:
             AutoTokenizer,
         )
 
+        from ..inference.optimizing import optimize
         from ..loading import check_dtype, choose_device, choose_template, read_config
         from ..mplug_owl.configuration_mplug_owl import MplugOwlConfig
 
@@ -75,9 +78,11 @@ class LocalModel:
         auto: Any = AutoModelForImageTextToText if self.sees else AutoModelForCausalLM
         self.model = auto.from_pretrained(name, dtype=dtype, device_map=device, **trust)
         self.processor: Any = (AutoProcessor if self.sees else AutoTokenizer).from_pretrained(name, **trust)
+        if (fast or chat_template is not None) and config.model_type != MplugOwlConfig.model_type:
+            raise ValueError(f"'{name}' is not an mPLUG-Owl: leave out --fast and --chat-template.")
+        if fast:
+            optimize(self.model, "throughput")
         if chat_template is not None:
-            if config.model_type != MplugOwlConfig.model_type:
-                raise ValueError(f"'{name}' is no mPLUG-Owl, whose chat template alone can be chosen: leave it out.")
             choose_template(self.processor, chat_template)
         self.tokenizer = self.processor.tokenizer if self.sees else self.processor
         # Behind the text of an encoder padding changes nothing; before it, BLIP-2's image would move away from it.

@@ -6,6 +6,7 @@ from .chat import Chat
 from .compiled_vision import compile_vision
 from .features import VisualFeatures, extract_features
 from .onednn import use_onednn
+from .optimizing import optimize
 from .scoring import AnswerScore, score_answers
 
 
@@ -18,6 +19,7 @@ __all__ = [
     "draw_attention",
     "extract_features",
     "image_attention",
+    "optimize",
     "score_answers",
     "text_assistant",
     "use_onednn",

@@ -5,7 +5,7 @@ from threading import Thread
 from typing import Any
 
 import torch
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from ..mplug_owl.library_mplug_owl import CACHE_NAME
 from ..mplug_owl.video_processing_mplug_owl import visual_part
@@ -29,7 +29,7 @@ class Chat:
         system (`str`, *optional*): A system sentence in place of the original's.
         history (`Sequence[dict]`): Messages of earlier turns, to continue; they are read with the first turn.
         cache (`Cache`, *optional*): An empty cache to fill, such as a `StaticCache` for compiled decoding; by default
-            one that grows.
+            what `generate` makes, and a new one where that is full.
     """
 
     def __init__(self, model, processor, system: str | None = None, history: Sequence[dict] = (), cache=None):
@@ -39,7 +39,8 @@ class Chat:
         self.messages: list[dict[str, Any]] = [*head, *history]
         self.ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
         self.pixels: dict[str, list[torch.Tensor]] = {name: [] for name in KINDS}
-        self.cache = DynamicCache(config=model.config.text_config) if cache is None else cache
+        self.cache = cache
+        self.has_own_cache = cache is None
         self.ends = torch.tensor(model.generation_config.eos_token_id, device=model.device)
         self._stop = _Stop()
 
@@ -55,8 +56,8 @@ class Chat:
                 whole conversation anew: one running cache cannot hold them.
 
         Raises:
-            ValueError: for several answers, for a conversation longer than the language model's context, and for
-                images or videos that cannot be read.
+            ValueError: for several answers, for a conversation longer than the language model's context or than a
+                cache that was given, and for images or videos that cannot be read.
         """
         if options.get("num_return_sequences", 1) != 1:
             raise ValueError("A chat keeps one line of conversation: num_return_sequences must be 1.")
@@ -72,21 +73,25 @@ class Chat:
             )
         pixels = {name: [*self.pixels[name], *inputs.get(name, ())] for name in self.pixels}
         with_beams = options.get("num_beams", 1) > 1
+        cache = None if with_beams else self._cache_for(ids.shape[1], options)
         # What the cache holds is not read again: all but the new turn, unless a turn failed or was written by beams.
-        cached = ids[0, : 0 if with_beams else self.cache.get_seq_length()]
+        cached = ids[0, : 0 if cache is None else cache.get_seq_length()]
         unseen = {name: pixels[name][self._shown(name, cached) :] for name in pixels}
         try:
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 return_dict_in_generate=True,
-                **({} if with_beams else {CACHE_NAME: self.cache}),
+                **({} if cache is None else {CACHE_NAME: cache}),
                 **{name: torch.stack(values) for name, values in unseen.items() if values},
                 **options,
             )
         except BaseException:
-            self.cache.reset()
+            if self.cache is not None:
+                self.cache.reset()
             raise
+        if not with_beams:
+            self.cache = output[CACHE_NAME]
         self.ids = output.sequences
         self.pixels = pixels
         answer = self.processor.decode(self.ids[0, ids.shape[1] :], skip_special_tokens=True)
@@ -127,6 +132,22 @@ class Chat:
     def stop(self) -> None:
         """Stops the answer that is being streamed after its current token, from a thread or a signal's handler."""
         self._stop.now = True
+
+    def _cache_for(self, length: int, options: dict[str, Any]):
+        """The cache, if it has room for a prompt and its answer; none, to be made anew, where it was made here."""
+        if self.cache is None or not self.cache.is_compileable:
+            return self.cache
+        config = options.get("generation_config") or self.model.generation_config
+        needed = length + (options.get("max_new_tokens") or config.max_new_tokens or 0)
+        room = self.cache.get_max_length()
+        if needed <= room:
+            return self.cache
+        if self.has_own_cache:
+            return None
+        raise ValueError(
+            f"The conversation and its answer may need {needed} positions, but the cache has {room}: lower "
+            "max_new_tokens, give a longer cache, or start a new conversation."
+        )
 
     def _shown(self, name: str, ids: torch.Tensor) -> int:
         """How many views of images, or how many videos, these ids hold."""

@@ -32,11 +32,11 @@ def use_onednn(model: Model) -> Model:
     """
     if torch.backends.mkldnn.is_available():
         for layer in model.modules():
-            if type(layer) is nn.Linear and _is_plain(layer.weight):
+            if type(layer) is nn.Linear and is_plain(layer.weight):
                 layer.__class__ = OneDnnLinear
     return model
 
 
-def _is_plain(weight: torch.Tensor) -> bool:
+def is_plain(weight: torch.Tensor) -> bool:
     """Not one of the tensors that quantisation puts in its place."""
     return type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.dtype == torch.float32

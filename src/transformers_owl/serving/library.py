@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.cli.serve import Serve
 from transformers.cli.serving import model_manager, server
 
+from ..inference.optimizing import optimize
 from ..loading import choose_template
 from ..mplug_owl.download_mplug_owl import without_proxies
 from ..mplug_owl.processing_mplug_owl import MplugOwlProcessor
@@ -59,6 +60,7 @@ class Models(Manager):
 
     default: str
     chat_template: str | None
+    fast: bool
 
     def __init__(self, *args: Any, force_model: str | None = None, **kwargs: Any):
         super().__init__(*args, force_model=force_model or self.default, **kwargs)
@@ -66,7 +68,7 @@ class Models(Manager):
     def _load_model(self, model_id_and_revision: str, *args: Any, **kwargs: Any):
         quantization = self.get_quantization_config()
         name, revision = _source(model_id_and_revision)
-        return AutoModelForImageTextToText.from_pretrained(
+        model = AutoModelForImageTextToText.from_pretrained(
             name,
             dtype=self.dtype,
             device_map=self.device,
@@ -74,6 +76,7 @@ class Models(Manager):
             **revision,
             **({} if quantization is None else {"quantization_config": quantization}),
         )
+        return optimize(model) if self.fast else model
 
     def _load_processor(self, model_id_and_revision: str, *args: Any, **kwargs: Any) -> Any:
         name, revision = _source(model_id_and_revision)
@@ -96,7 +99,9 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
     return repository, {"revision": revision} if revision else {}
 
 
-def serve(arguments: Sequence[str], default: str, chat_template: str | None, allowed: dict[str, Any]) -> None:
+def serve(
+    arguments: Sequence[str], default: str, chat_template: str | None, allowed: dict[str, Any], fast: bool = False
+) -> None:
     """
     Serves until it is interrupted. URLs in requests are fetched directly, whatever proxies the environment names.
 
@@ -105,6 +110,7 @@ def serve(arguments: Sequence[str], default: str, chat_template: str | None, all
         default (`str`): The model, if they name none.
         chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
         allowed (`dict`): For [`Allowed`].
+        fast (`bool`, defaults to `False`): Whether to optimize the model for latency.
     """
 
     build: Any = server.build_server
@@ -121,7 +127,7 @@ def serve(arguments: Sequence[str], default: str, chat_template: str | None, all
 
     command = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     command.command()(Serve)
-    Models.default, Models.chat_template = default, chat_template
+    Models.default, Models.chat_template, Models.fast = default, chat_template, fast
     # The command imports both when it starts.
     vars(model_manager)["ModelManager"], vars(server)["build_server"] = Models, build_server
     try:

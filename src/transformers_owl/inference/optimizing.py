@@ -1,0 +1,132 @@
+"""The fast paths that suit a model's device, chosen by one call."""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CompileConfig, StaticCache
+
+from ..mplug_owl.library_mplug_owl import CACHE_NAMES
+from .compiled_vision import compile_vision
+from .library import onednn_linear
+from .onednn import is_plain, use_onednn
+
+
+# Rows of the products that matter, and how often each comes: the positions of an image or prompt, and single tokens.
+PRODUCTS = {"latency": {256: 1, 1: 20}, "throughput": {1024: 1, 8: 20}}
+CACHE_LENGTH = 2048
+# What compiled images cost and gain (docs/notes/performance.md): seconds to compile, and the share of time saved.
+COMPILING, SAVED = 240, 0.15
+# Options of `generate` that choose another way to decode, or a cache.
+OWN_WAYS = ("assistant_model", "prompt_lookup_num_tokens", "cache_implementation", "compile_config")
+
+
+def optimize(model: Any, for_: str = "latency", images: int | None = None) -> Any:
+    """
+    Makes a model answer faster on its device, and logs in one line what was chosen and why. Answers stay the same up
+    to rounding.
+
+    - On a CPU, float32 products by MKL or oneDNN: both are timed for about a second, on the model's largest layers.
+    - On a CPU, for "throughput", [`compile_vision`], which takes minutes at the first images and the memory of vision
+      model and abstractor once more. Kernels stay in the cache of `torch.compile` for later runs.
+    - On other devices, `generate` decodes with a static cache by a compiled step, which is recorded as a CUDA graph on
+      CUDA. The cache has room for 2,048 positions or as many as the language model holds, or for the longest call so
+      far, so that turns and longer prompts compile nothing anew. Beams, drafts and caches of your own stay as they are.
+
+    Args:
+        model ([`MplugOwlForConditionalGeneration`]): On the device and in the type that it will keep. It is changed in
+            place, and returned.
+        for_ (`str`, defaults to `"latency"`): "latency" for one conversation, "throughput" for many images.
+        images (`int`, *optional*): How many images will come. Where given, images are compiled only if that pays.
+
+    Raises:
+        ValueError: for another `for_`.
+    """
+    if for_ not in PRODUCTS:
+        raise ValueError(f"for_ is {for_!r}, but one of {', '.join(map(repr, PRODUCTS))} was expected.")
+    if model.device.type != "cpu":
+        compile_decoding(model, CompileConfig(fullgraph=True))
+        chosen = [
+            f"a static cache of {_cache_length(model)} positions and a compiled step (the first answer compiles it, "
+            "which takes a minute or more)"
+        ]
+    else:
+        chosen = [_choose_products(model, for_)]
+        if for_ == "throughput":
+            chosen.append(_choose_images(model, images))
+    logging.getLogger(__name__).warning(f"optimize for {for_} on {model.device}: {'; '.join(chosen)}.")
+    return model
+
+
+def compile_decoding(model: Any, how: CompileConfig) -> None:
+    """Lets `generate` compile its step where it can, and write into a static cache where it makes one."""
+    model.generate = MethodType(partial(_generate, how), model)
+
+
+def _choose_products(model: Any, for_: str) -> str:
+    parts = (model.model.vision_model, model.model.language_model)
+    layers = [max(found, key=lambda layer: layer.weight.numel()) for part in parts if (found := _float32_layers(part))]
+    if not layers or not torch.backends.mkldnn.is_available():
+        return "products as they are (no float32 layers that oneDNN could multiply)"
+    ways = (torch.nn.functional.linear, onednn_linear)
+    mkl, onednn = (sum(_cost(way, layer, PRODUCTS[for_]) for layer in layers) for way in ways)
+    if onednn < 0.95 * mkl:
+        use_onednn(model)
+        return f"products by oneDNN ({onednn / mkl:.2f} of MKL's time here)"
+    return f"products by MKL (oneDNN takes {onednn / mkl:.2f} of its time here)"
+
+
+def _float32_layers(part: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in part.modules() if type(layer) is nn.Linear and is_plain(layer.weight)]
+
+
+@torch.inference_mode()
+def _cost(way: Callable, layer: nn.Linear, products: dict[int, int]) -> float:
+    inputs = {rows: torch.ones(rows, layer.in_features) for rows in products}
+    return sum(
+        times * seconds_of(lambda rows=rows: way(inputs[rows], layer.weight, layer.bias))  # type: ignore[misc]
+        for rows, times in products.items()
+    )
+
+
+def seconds_of(call: Callable[[], Any], repeats: int = 5) -> float:
+    """The least of some repeats, after one that warms up."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _choose_images(model: Any, images: int | None) -> str:
+    config = model.config.vision_config
+    pixels = torch.zeros(1, 3, config.image_size, config.image_size, dtype=model.dtype)
+    with torch.inference_mode():
+        seconds = seconds_of(lambda: model.get_image_features(pixels), repeats=2)
+    if images is not None and images * seconds * SAVED < COMPILING:
+        return f"images not compiled ({images} of {seconds:.2f} s each are too few to save the minutes that it takes)"
+    compile_vision(model)
+    return "images compiled (the first ones take minutes, and as much memory as their weights have)"
+
+
+def _cache_length(model: Any) -> int:
+    return int(min(CACHE_LENGTH, model.context_length))
+
+
+def _generate(how: CompileConfig, self, inputs: torch.Tensor | None = None, *args, **kwargs):
+    config = kwargs.get("generation_config") or self.generation_config
+    asked = {**vars(config), **kwargs}
+    cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+    if (asked.get("num_beams") or 1) == 1 and all(asked.get(name) is None for name in OWN_WAYS):
+        if cache is None:
+            kwargs |= {"cache_implementation": "static", "max_cache_len": _cache_length(self)}
+        if cache is None or isinstance(cache, StaticCache):
+            kwargs["compile_config"] = how
+    return type(self).generate(self, inputs, *args, **kwargs)
