@@ -4,14 +4,19 @@ A row is known by its number: in JSON its place in the list, in the others the l
 the names of a table's columns counted.
 """
 
+import codecs
 import csv
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
 
 
 # What may stand before a text in Unicode, the longer ones first.
@@ -20,6 +25,10 @@ MARKS = {
 }  # fmt: skip
 SEPARATORS = ",;\t"
 LONGEST_FIELD = 2**31 - 1
+GZIP = b"\x1f\x8b"
+BOM = "\ufeff"
+PIECE = 2**24
+BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 class File:
@@ -27,35 +36,53 @@ class File:
     The rows of a file.
 
     Args:
-        rows (sequence): Dictionaries, or lines of JSON that are read when they are drawn.
+        rows (sequence): Dictionaries, or what `parse` reads.
         numbers (`Sequence[int]`, *optional*): The number of each in the file; by default 1, 2, 3 and so on.
+        parse (callable, *optional*): What makes a row of an item of `rows`.
     """
 
-    def __init__(self, rows: Any, numbers: Sequence[int] | None = None):
+    def __init__(
+        self,
+        rows: Any,
+        numbers: Sequence[int] | np.ndarray | None = None,
+        parse: Callable[[Any], Any] | None = None,
+    ):
         self.rows = rows
         self.numbers = range(1, len(rows) + 1) if numbers is None else numbers
+        self.parse = parse
 
     def row(self, number: int) -> dict[str, Any]:
         """
         Raises:
             ValueError: for a row that is no JSON, no dictionary, or has other fields than its table.
         """
-        row = self.rows[number]
-        if isinstance(row, str):
-            row = json.loads(row)
-        if isinstance(row, Ragged):
-            raise ValueError(f"{row.found} fields in a table of {row.columns}: quote the fields that hold a separator")
+        row = self.rows[number] if self.parse is None else self.parse(self.rows[number])
         if not isinstance(row, dict):
             raise ValueError(f"{row!r:.80} is no dictionary of fields")
         return row
 
 
-class Ragged:
-    """A row of a table that has more or fewer fields than columns have names."""
+class Spans:
+    """
+    Pieces of a text in UTF-8, read from its file when they are asked for: however many there are, they take no memory.
 
-    def __init__(self, found: int, columns: int):
-        self.found = found
-        self.columns = columns
+    Args:
+        content (`str` or `bytes`): The file's name, or what it holds where that is packed or in another encoding.
+        bounds (`np.ndarray` (N, 2)): First byte of each piece, and the one after its last.
+    """
+
+    def __init__(self, content: str | bytes, bounds: np.ndarray):
+        self.content = content
+        self.bounds = bounds
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __getitem__(self, number: int) -> str:
+        first, end = self.bounds[number].tolist()
+        with open_content(self.content) as file:
+            file.seek(first)
+            return file.read(end - first).decode()
 
 
 def read_file(name: str) -> File:
@@ -66,16 +93,132 @@ def read_file(name: str) -> File:
         ValueError: for what is none of them, or is no text in UTF-8 or with the mark of another Unicode encoding.
     """
     suffix = Path(name.removesuffix(".gz")).suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        return _table(read_text(name))
-    if suffix in (".jsonl", ".ndjson"):
-        lines = read_text(name).split("\n")
-        numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
-        return File([lines[number - 1] for number in numbers], numbers)
-    rows = read_json(name)
-    if not isinstance(rows, list):
-        raise ValueError(f"{name} holds {type(rows).__name__}, but a list of rows was expected.")
-    return File(rows)
+    content = name if is_plain(name) else read_text(name).encode()
+    readers = {".csv": _table, ".tsv": _table, ".jsonl": _lines, ".ndjson": _lines}
+    try:
+        return readers.get(suffix, _list)(name, content)
+    except UnicodeDecodeError:
+        read_text(name)  # says where
+        raise
+
+
+def is_plain(name: str) -> bool:
+    """Whether a file is neither packed nor has the mark of another encoding than UTF-8."""
+    with open(name, "rb") as file:
+        head = file.read(4)
+    return not head.startswith((GZIP, *MARKS))
+
+
+def open_content(content: str | bytes) -> BinaryIO:
+    return io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb")
+
+
+def _lines(name: str, content: str | bytes) -> File:
+    """JSON lines; blank ones are left out."""
+
+    def rows() -> Iterator[tuple[int, int, int]]:
+        end = 0
+        for number, line in enumerate(_read_lines(content), 1):
+            first, end = end, end + len(line)
+            if line.decode().removeprefix(BOM).strip():
+                yield number, first, end
+
+    return _pieces(content, rows(), _read_row)
+
+
+def _pieces(content: str | bytes, rows: Iterable[tuple[int, int, int]], parse: Callable[[str], Any]) -> File:
+    """A file of rows from the number, the first byte and the end of each."""
+    found = np.fromiter(rows, dtype=np.dtype((np.int64, 3)))
+    return File(Spans(content, found[:, 1:]), found[:, 0], parse)
+
+
+def _read_lines(content: str | bytes) -> Iterator[bytes]:
+    with open_content(content) as file:
+        yield from file
+
+
+def _read_row(text: str) -> Any:
+    return json.loads(text.removeprefix(BOM))
+
+
+def _list(name: str, content: str | bytes) -> File:
+    """The items of a list in JSON."""
+    try:
+        return _pieces(content, _items(content), json.loads)
+    except (json.JSONDecodeError, RecursionError, TypeError):
+        rows = read_json(name)  # says what is wrong
+        raise ValueError(f"{name} holds {type(rows).__name__}, but a list of rows was expected.") from None
+
+
+def _items(content: str | bytes) -> Iterator[tuple[int, int, int]]:
+    """
+    Number, first byte and end of each item of a JSON list.
+
+    Raises:
+        TypeError: for anything else in JSON.
+    """
+    with open_content(content) as file:
+        text = Window(file)
+        number = 0
+        if text.sign() != "[":
+            raise TypeError
+        text.move(1)
+        while not (text.sign() == "]" and number == 0):
+            number += 1
+            yield number, *text.item()
+            if text.sign() != ",":
+                break
+            text.move(1)
+        if text.sign() != "]":
+            raise TypeError
+        text.move(1)
+        if text.sign():
+            raise TypeError
+
+
+class Window:
+    """A JSON text that is read piece by piece and let go once it is passed; `byte` is where it stands in the file."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self.scan = json.JSONDecoder().raw_decode
+        self.byte = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
+        file.seek(0)
+        self.text, self.place = "", 0
+
+    def grow(self) -> bool:
+        piece = self.file.read(PIECE)
+        self.text, self.place = self.text[self.place :] + self.decode(piece, not piece), 0
+        return bool(piece)
+
+    def move(self, count: int) -> None:
+        passed = self.text[self.place : self.place + count]
+        self.byte += len(passed) if passed.isascii() else len(passed.encode())
+        self.place += count
+
+    def sign(self) -> str:
+        """The next character that is not blank, "" at the end."""
+        while True:
+            end = BLANKS.match(self.text, self.place).end()  # type: ignore[union-attr]
+            self.move(end - self.place)
+            if self.place < len(self.text) or not self.grow():
+                return self.text[self.place : self.place + 1]
+
+    def item(self) -> tuple[int, int]:
+        """Passes one value; its first byte, and the one after its last."""
+        self.sign()
+        first, is_whole = self.byte, False
+        while True:
+            try:
+                _, end = self.scan(self.text, self.place)
+                if end < len(self.text) or is_whole:  # at the end of a piece a number may go on
+                    self.move(end - self.place)
+                    return first, self.byte
+            except json.JSONDecodeError:
+                if is_whole:
+                    raise
+            is_whole = not self.grow()
 
 
 def read_json(name: str) -> Any:
@@ -96,7 +239,7 @@ def read_text(name: str) -> str:
         ValueError: for another encoding, with the line and what to do.
     """
     content = Path(name).read_bytes()
-    if content.startswith(b"\x1f\x8b"):
+    if content.startswith(GZIP):
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
@@ -112,29 +255,39 @@ def read_text(name: str) -> str:
         ) from error
 
 
-def _table(text: str) -> File:
+def _table(name: str, content: str | bytes) -> File:
     """The rows of a table, separated by what separates its first line."""
     csv.field_size_limit(LONGEST_FIELD)  # 128 KiB by default, which a base64 image or a long chat exceeds
-    head = text.lstrip().partition("\n")[0]
+    head = next((line for raw in _read_lines(content) if (line := raw.decode("utf-8-sig")).strip()), "")
     separator = max(SEPARATORS, key=head.count)
-    rows: list[dict[str, str] | Ragged] = []
-    numbers: list[int] = []
-    names: list[str] | None = None
-    for number, fields in _records(text, separator):
-        if names is None:
-            names = [name.strip() for name in fields]
-            continue
-        is_whole = len(fields) == len(names)
-        rows.append(dict(zip(names, fields, strict=True)) if is_whole else Ragged(len(fields), len(names)))
-        numbers.append(number)
-    return File(rows, numbers)
+    starts = [0]
+    records = _records(_text_lines(content, starts), separator)
+    _, names = next(records, (None, []))
+    rows = ((first, starts[first - 1], starts[last]) for (first, last), _ in records)
+    return _pieces(content, rows, partial(_read_record, [name.strip() for name in names], separator))
 
 
-def _records(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The line that each row of a table begins in, and its fields; blank lines are left out."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+def _text_lines(content: str | bytes, starts: list[int]) -> Iterator[str]:
+    """The lines of a table; `starts` gets the byte after each of them."""
+    for raw in _read_lines(content):
+        for line in raw.splitlines(keepends=True):  # of bytes: by \n, \r and both
+            text = line.decode() if starts[-1] else line.decode("utf-8-sig")
+            starts.append(starts[-1] + len(line))
+            yield text
+
+
+def _read_record(names: list[str], separator: str, text: str) -> dict[str, str]:
+    fields = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    if len(fields) != len(names):
+        raise ValueError(f"{len(fields)} fields in a table of {len(names)}: quote the fields that hold a separator")
+    return dict(zip(names, fields, strict=True))
+
+
+def _records(lines: Iterator[str], separator: str) -> Iterator[tuple[tuple[int, int], list[str]]]:
+    """The first and the last line of each row of a table, and its fields; blank lines are left out."""
+    reader = csv.reader(lines, delimiter=separator)
     begins = 1
     for fields in reader:
         if any(field.strip() for field in fields):
-            yield begins, fields
+            yield (begins, reader.line_num), fields
         begins = reader.line_num + 1
