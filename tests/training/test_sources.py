@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 from transformers_owl.training import BadSampleError, Rows, Shards
+from transformers_owl.training.mixture import RowGroup
 
 
 def captions(rows) -> list[tuple[int, str, str]]:
@@ -62,6 +63,10 @@ def test_datasets_from_disk_and_by_name(files, tmp_path):
     data.to_parquet(tmp_path / "repository" / "data" / "validation-00000.parquet")
     rows = Rows("dataset", str(tmp_path / "repository"), split="validation", **options)
     assert captions(rows) == [(3, "grey 3"), (4, "grey 4")]
+    for pattern in ("validation-00000.parquet", "*.parquet"):
+        rows = Rows("dataset", str(tmp_path / "repository" / "data" / pattern), **options)
+        assert captions(rows) == [(3, "grey 3"), (4, "grey 4")]
+        assert RowGroup([rows]).paths() == [str(tmp_path / "repository" / "data" / "validation-00000.parquet")]
     with pytest.raises(
         ValueError, match=r"has the columns \['picture', 'caption'\], but \['image', 'text'\] are named"
     ):

@@ -5,6 +5,7 @@ of which optimizer step follows from numbers alone. Each batch carries a report:
 left out. The position of a run is the report of the last batch that was trained on.
 """
 
+import glob
 import itertools
 import math
 import os
@@ -68,8 +69,9 @@ class RowGroup:
         return self.files[file][number - (self.ends[file - 1] if file else 0)]
 
     def paths(self) -> list[str]:
-        """The files of rows; for a data set in a folder those below it."""
-        paths = [Path(file.source.path) for file in self.files]
+        """The files of rows; for a data set in a folder those below it, for a pattern those that fit."""
+        names = [file.source.path for file in self.files]
+        paths = [Path(found) for name in names for found in sorted(glob.glob(name)) or [name]]
         return [str(found) for path in paths for found in (sorted(path.rglob("*")) if path.is_dir() else [path])]
 
     def draws(self, slot: int, slots: int, seed: int, position: list[int]) -> Iterator[Draw]:

@@ -56,8 +56,9 @@ class Source:
 
     Args:
         format (`str`): One of `FORMATS`.
-        path (`str`): A file (.json, .jsonl, .csv, .tsv, each also as .gz); for "dataset" a repository on the Hub or a
-            folder that `save_to_disk` wrote; for "webdataset" tar files or URLs, `{00000..00099}` for a hundred.
+        path (`str`): A file (.json, .jsonl, .csv, .tsv, each also as .gz); for "dataset" a repository on the Hub, a
+            folder that `save_to_disk` wrote or a .parquet file (`*` for several); for "webdataset" tar files or URLs,
+            `{00000..00099}` for a hundred.
         images (`str`, *optional*): The folder that images and videos lie in; by default the file's own.
         prompt (`str`, *optional*): A question before every caption; by default there is none.
         split (`str`, defaults to `"train"`): For "dataset".
@@ -298,6 +299,8 @@ def _load_dataset(source: Source) -> File:
 
     if is_saved_dataset(source.path):
         rows = datasets.load_from_disk(source.path)
+    elif source.path.endswith(".parquet"):
+        rows = datasets.load_dataset("parquet", data_files={source.split: source.path}, split=source.split)
     else:
         rows = datasets.load_dataset(source.path, split=source.split)
     columns = {source.image_column, source.text_column or "text"}
