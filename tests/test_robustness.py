@@ -15,7 +15,8 @@ from conftest import tiny_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transformers_owl import MplugOwlForConditionalGeneration
+from transformers_owl import MplugOwlForConditionalGeneration, MplugOwlImageToTextPipeline
+from transformers_owl.inference import Chat
 from transformers_owl.mplug_owl.processing_mplug_owl import CALL_ARGUMENTS
 
 
@@ -332,6 +333,50 @@ def model_inputs(draw):
     return inputs
 
 
+# Clips: lists of pictures, and arrays of frames.
+
+good_clips = st.one_of(
+    st.lists(good_pictures, min_size=1, max_size=5),
+    st.builds(array, st.just("u1"), st.sampled_from([(1, 5, 6, 3), (4, 5, 6, 3), (9, 3, 5, 6)]), st.just(255.0), seeds),
+)
+odd_clips = st.one_of(st.lists(pictures, max_size=4), odd_pictures, st.sampled_from([b"x", "no.mp4", [[RED]]]), odd)
+
+
+@st.composite
+def video_calls(draw):
+    clips = draw(st.lists(st.one_of(good_clips, good_clips, odd_clips), max_size=2))
+    text = draw(st.lists(pieces.filter(lambda piece: "<" not in piece), max_size=3).map("".join))
+    count = draw(st.sampled_from([len(clips), len(clips), len(clips), 0, 3]))
+    options = {} if draw(st.booleans()) else {"num_frames": draw(st.one_of(st.sampled_from([1, 2, 4, 7]), odd))}
+    return {"text": text + "<|video|>" * count, "videos": clips or None, **options}
+
+
+# What `generate` may be asked for.
+
+OPTIONS = {
+    "max_new_tokens": [1, 3], "do_sample": [True, False], "temperature": [0.7, 0.0, -1.0, float("nan")],
+    "top_k": [1, 5, 0, -1], "top_p": [0.5, 0.0, 1.5], "num_beams": [1, 2, 0], "num_return_sequences": [1, 2, 3],
+    "repetition_penalty": [1.2, 0.0], "no_repeat_ngram_size": [2, -1], "min_new_tokens": [1, 9],
+    "bad_words_ids": [[[5]], [[100]], [[5000]], []], "eos_token_id": [2, [2, 5], 5000, -1], "pad_token_id": [0, 5000],
+    "prompt_lookup_num_tokens": [3], "encoder_repetition_penalty": [1.5], "use_cache": [False],
+    "cache_implementation": ["static", "nothing"], "sequence_bias": [{(5,): 1.0}, {(100,): 9.0}], "max_length": [16, 3],
+    "suppress_tokens": [[5], [5000]], "forced_eos_token_id": [2, 100], "guidance_scale": [1.5],
+}  # fmt: skip
+
+
+@st.composite
+def questions(draw):
+    inputs = draw(st.one_of(st.just({}), st.just({}), model_inputs()))
+    inputs = inputs or {"input_ids": input_ids(), "pixel_values": real_numbers(torch.float32, (2, 3, 28, 28), 1.0)}
+    names = draw(st.lists(st.sampled_from([*OPTIONS]), max_size=3))
+    fitting = {name: st.sampled_from(OPTIONS[name]) for name in names}
+    return {
+        "max_new_tokens": 2,
+        **inputs,
+        **{name: draw(st.one_of(way, way, way, odd)) for name, way in fitting.items()},
+    }
+
+
 # What must hold.
 
 
@@ -403,6 +448,45 @@ def check_model(processor, model, inputs):
             assert output.loss.isfinite()
 
 
+def check_video_call(processor, model, call):
+    inputs = result_or_error(processor, **call)
+    if inputs is not None:
+        clips = call["videos"] or []
+        assert flat(inputs["input_ids"]).count(processor.video_token_id) == POSITIONS * len(clips)
+        assert len(inputs.get("pixel_values_videos", [])) == len(clips)
+        assert np.isfinite(flat(inputs.get("pixel_values_videos", []))).all()
+
+
+def check_answers(processor, model, question):
+    written = result_or_error(model.generate, **question)
+    prompt = question.get("input_ids")
+    if isinstance(written, torch.Tensor) and isinstance(prompt, torch.Tensor):
+        assert torch.equal(written[:, : prompt.shape[1]], prompt.repeat_interleave(len(written) // len(prompt), 0))
+        new = written[:, prompt.shape[1] :]
+        assert not torch.isin(new, torch.tensor([model.config.image_token_id, model.config.video_token_id])).any()
+
+
+def check_pipeline(processor, model, call):
+    describe = MplugOwlImageToTextPipeline(model=model, processor=processor, device="cpu")
+    answers = result_or_error(describe, **call, max_new_tokens=1)
+    images = call["images"]
+    if answers is not None and isinstance(images, list):
+        assert len(answers) == len(images)
+    if answers is not None:
+        assert all(isinstance(row["generated_text"], str) for row in flat(answers))
+
+
+def check_turns(processor, model, turns):
+    """A turn that fails leaves the chat as it was; what it holds is what it was shown."""
+    chat = Chat(model, processor)
+    for text, images in turns:
+        before = list(chat.messages)
+        answer = result_or_error(chat.ask, text=text, images=images, max_new_tokens=2)
+        assert len(chat.messages) == len(before) + 2 * (answer is not None)
+        assert (chat.ids == processor.image_token_id).sum() == POSITIONS * len(chat.pixels["pixel_values"])
+    assert isinstance(chat.ask("Go on", max_new_tokens=1), str)
+
+
 @pytest.fixture(scope="module")
 def tiny_model():
     """Sees pictures of 28 x 28 pixels as five positions of id 100."""
@@ -448,3 +532,21 @@ def test_chats(try_many, llama_model):
 
 def test_inputs_of_the_model(try_many, tiny_model):
     try_many(model_inputs(), check_model, tiny_model, 200)
+
+
+def test_videos_of_the_processor(try_many):
+    try_many(video_calls(), check_video_call, None, 100)
+
+
+def test_answers(try_many, tiny_model):
+    try_many(questions(), check_answers, tiny_model, 100)
+
+
+def test_pipelines(try_many, llama_model):
+    calls = st.fixed_dictionaries({"images": st.one_of(pictures, st.lists(pictures, max_size=2)), "prompt": texts})
+    try_many(calls, check_pipeline, llama_model, 20)
+
+
+def test_turns_of_a_chat(try_many, llama_model):
+    turns = st.lists(st.tuples(texts, st.lists(pictures, max_size=2)), min_size=1, max_size=3)
+    try_many(turns, check_turns, llama_model, 20)

@@ -21,6 +21,8 @@ import pytest
 import torch
 from clips import write_clip
 from conftest import SYSTEM, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from test_readme import ROOT, blocks
 
@@ -330,6 +332,54 @@ def test_half_a_character_is_refused(server):
     body = json.dumps({"messages": [{"role": "user", "content": "\ud83e"}]})
     status, said = ask(server[1], "POST", "/v1/chat/completions", body)
     assert status == 400 and "half a character" in said["error"]["message"]
+
+
+JSON = st.recursive(
+    st.sampled_from([None, True, -1, 0, 1, 2.5, 1e400, "", "x", "user", "text", "image_url", "data:,", "\0", "\u2028"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "role", "text", "url"]), inner)
+    ),
+    max_leaves=6,
+)
+FIELDS = sorted({"model", "seed", *(name for asked, _ in REFUSED.values() for name in asked), *ANSWERED["usage"]})
+MESSAGES = [
+    message
+    for asked in (*(asked for asked, _ in REFUSED.values()), *ANSWERED.values())
+    for message in asked.get("messages", [])
+    if isinstance(message, dict) and len(str(message)) < 5_000
+]
+
+
+@st.composite
+def requests(draw):
+    chosen = draw(st.lists(st.sampled_from(FIELDS), max_size=2))
+    messages = draw(st.one_of(st.just([USER]), st.lists(st.one_of(st.sampled_from(MESSAGES), JSON), max_size=3)))
+    return {"messages": messages, "stream": draw(st.booleans()), "max_tokens": 2} | {
+        name: draw(JSON) for name in chosen
+    }
+
+
+@pytest.mark.slow
+def test_any_request_is_answered_or_refused_with_a_sentence(server):
+    """New requests in every run; Hypothesis keeps those that failed and tries them first."""
+    answered = []
+
+    @settings(max_examples=500, deadline=None)
+    @given(requests())
+    def holds(body):
+        connection = http.client.HTTPConnection("localhost", server[1], timeout=60)
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        with reply:
+            said = reply.read()
+        assert reply.status in (200, 400), said
+        if reply.status == 400:
+            assert len(json.loads(said)["error"]["message"].split()) >= 4
+        answered.append(reply.status == 200)
+
+    holds()
+    assert sum(answered) >= len(answered) / 10
+    assert ask(server[1], "GET", "/health")[0] == 200
 
 
 def test_the_model_alone_is_listed(client):
