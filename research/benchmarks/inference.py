@@ -1,20 +1,22 @@
-"""Our model beside the library's LLaVA, BLIP-2 and InstructBLIP with the same vision model and language model, on CPU.
+"""Our model beside the library's LLaVA, BLIP-2, InstructBLIP, SmolVLM and Qwen2.5-VL of the same sizes, on CPU.
 
-python research/benchmarks/inference.py [--pairs 7] [--batch 1 8 32] [--images 1 4]
-    [--beside llava blip2 instructblip] [--dtype float32 bfloat16] [--row-seconds 30] [--by onednn compiled] [--tiny]
-    [--json FILE]
+python research/benchmarks/inference.py [--pairs 7] [--batch 1 8 32] [--pictures 1 4]
+    [--beside llava blip2 instructblip smolvlm qwen2.5-vl] [--dtype float32 bfloat16] [--row-seconds 30]
+    [--by onednn compiled] [--theirs-compiled] [--tiny] [--json FILE]
 
 All have a ViT-L/14 at 224 pixels and a LLaMA of 12 layers x 1024, with random weights; BLIP-2 and InstructBLIP have
-their own Q-Former of 12 layers x 768. Runs alternate; a row gives the medians in milliseconds and the median ratio of
-the pairs, of which none starts after `--row-seconds`. A prompt holds its images and 60 tokens of text. An image
-takes 65 positions for us, 256 for LLaVA, 32 for the other two, which take one image a prompt and decode by the
-language model alone. bfloat16 is left out where the processor has no instructions for it, unless asked for.
+their own Q-Former of 12 layers x 768, and Qwen2.5-VL a vision and a language model of its own kind in these sizes. Runs
+alternate; a row gives the medians in milliseconds and the median ratio of the pairs, of which none starts after
+`--row-seconds`. A prompt holds its images and 60 tokens of text. An image takes 65 positions for us, 256 for LLaVA, 64
+for SmolVLM and Qwen2.5-VL, which join four patches, and 32 for the other two, which take one image a prompt and decode
+by the language model alone. bfloat16 is left out where the processor has no instructions for it, unless asked for.
 
 "caption" is the whole answer of 20 tokens. The lines of operations say what the arithmetic alone would give.
 
 With `--by onednn` our linear layers multiply by oneDNN, with `--by compiled` our vision model and abstractor are
 compiled, both as docs/inference.md has it; the others stay as the library has them. Compiling takes a minute or two for
-single images, and as much for four together.
+single images, and as much for four together. With `--theirs-compiled` the others' vision models are compiled in the
+same way, for the number of images that they get.
 
 "limit" is how much of what the machine can do our side reached: for "encode" of its rate of multiplying matrices, for
 "decode" of its memory's bandwidth, with every weight of the language model read once a token. Every pair measures that
@@ -44,6 +46,10 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
     StaticCache,
 )
 
@@ -56,6 +62,7 @@ PICTURE = TEXT["vocab_size"] - 1
 FORMER_WORDS = 32
 CAPTION_TOKENS = 20
 POSITIONS = 256
+MERGED = 2  # patches that become one position, each way
 
 
 def owl(vision: dict, text: dict) -> MplugOwlForConditionalGeneration:
@@ -92,11 +99,54 @@ def blip(config_class, model_class) -> Callable[[dict, dict], torch.nn.Module]:
     return build
 
 
+def smolvlm(vision: dict, text: dict) -> SmolVLMForConditionalGeneration:
+    config = SmolVLMConfig(
+        vision_config=vision,
+        text_config={"model_type": "llama", **text},
+        scale_factor=MERGED,
+        image_token_id=PICTURE,
+        pad_token_id=0,
+    )
+    return SmolVLMForConditionalGeneration(config)
+
+
+def qwen(vision: dict, text: dict) -> Qwen2_5_VLForConditionalGeneration:
+    half = text["hidden_size"] // text["num_attention_heads"] // 2
+    side = 3 * half // 8
+    rotary = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [half - 2 * side, side, side]}
+    config = Qwen2_5_VLConfig(
+        vision_config={
+            "depth": vision["num_hidden_layers"],
+            "num_heads": vision["num_attention_heads"],
+            "fullatt_block_indexes": [vision["num_hidden_layers"] - 1],
+            "out_hidden_size": text["hidden_size"],
+            "spatial_merge_size": MERGED,
+            **{name: vision[name] for name in ("hidden_size", "intermediate_size", "patch_size", "image_size")},
+        },
+        text_config={**text, "bos_token_id": 1, "eos_token_id": 2, "rope_parameters": rotary},
+        image_token_id=PICTURE,
+        video_token_id=PICTURE - 1,
+        vision_start_token_id=PICTURE - 2,
+        vision_end_token_id=PICTURE - 3,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
 BUILD: dict[str, Callable[[dict, dict], Any]] = {
     "owl": owl,
     "llava": llava,
     "blip2": blip(Blip2Config, Blip2ForConditionalGeneration),
     "instructblip": blip(InstructBlipConfig, InstructBlipForConditionalGeneration),
+    "smolvlm": smolvlm,
+    "qwen2.5-vl": qwen,
+}
+# What looks at images in each.
+EYES = {
+    "llava": ["model.vision_tower", "model.multi_modal_projector"],
+    "blip2": ["vision_model", "qformer"],
+    "instructblip": ["vision_model", "qformer"],
+    "smolvlm": ["model.vision_model", "model.connector"],
+    "qwen2.5-vl": ["model.visual"],
 }
 OF_ONE_PICTURE = ("blip2", "instructblip")
 
@@ -112,20 +162,30 @@ class Side:
 
     def __init__(self, name: str, model: Any, batch: int, pictures: int):
         self.model = model
-        self.pixels = torch.randn(batch * pictures, 3, *[model.config.vision_config.image_size] * 2).to(model.dtype)
-        self.words: dict[str, torch.Tensor] = {}
+        side = model.config.vision_config.image_size
+        self.pixels = torch.randn(batch * pictures, 3, side, side).to(model.dtype)
+        self.images = {"pixel_values": self.pixels}
         if name == "instructblip":
             ids = torch.randint(3, 1000, (batch, FORMER_WORDS))
-            self.words = {"qformer_input_ids": ids, "qformer_attention_mask": torch.ones_like(ids)}
+            self.images |= {"qformer_input_ids": ids, "qformer_attention_mask": torch.ones_like(ids)}
+        elif name == "smolvlm":
+            self.images["pixel_values"] = self.pixels.unflatten(0, (batch, pictures))
+        elif name == "qwen2.5-vl":
+            patches = side // model.config.vision_config.patch_size
+            grid = torch.tensor([[1, patches, patches]] * (batch * pictures))
+            both_frames = self.pixels.flatten(1).repeat(1, 2)
+            self.images = {"pixel_values": both_frames.reshape(len(grid) * patches**2, -1), "image_grid_thw": grid}
         if name in OF_ONE_PICTURE:
             positions = model.config.num_query_tokens
         else:
-            positions = model.get_image_features(self.pixels[:1], return_dict=True).pooler_output[0].shape[0]
+            positions = model.get_image_features(**self.images, return_dict=True).pooler_output[0].shape[0]
         ids = around(torch.full((batch, positions * pictures), model.config.image_token_id))
-        self.prompt = {"input_ids": ids, "pixel_values": self.pixels, **self.words}
+        self.prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.images}
+        if name == "qwen2.5-vl":
+            self.prompt["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
 
     def encode(self) -> float:
-        return seconds(lambda: self.model.get_image_features(self.pixels, **self.words))
+        return seconds(lambda: self.model.get_image_features(**self.images))
 
     def first_token(self) -> float:
         return seconds(lambda: self.model.generate(**self.prompt, max_new_tokens=1))
@@ -209,6 +269,8 @@ def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -
     by = name_of(arguments.by)
     for other in arguments.beside:
         theirs = ready({other: BUILD[other](vision, text)}, dtype)[other]
+        for name in EYES[other] if arguments.theirs_compiled else []:
+            theirs.get_submodule(name).compile(dynamic=False)
         for pictures in arguments.pictures if other not in OF_ONE_PICTURE else [1]:
             for batch in arguments.batch:
                 sides = Side("owl", ours, batch, pictures), Side(other, theirs, batch, pictures)
@@ -222,8 +284,14 @@ def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -
                     run = MEASURED[name]
                     runs = [lambda side=side, run=run: run(side) for side in sides]
                     limit = limits.get(name, list)
-                    row = alternate(arguments.pairs, *runs, row_seconds=arguments.row_seconds, limit=limit)
-                    report.add(name + by, batch, dtype, {"beside": other, "pictures": pictures, **row})
+                    with torch._inductor.config.patch(SETTINGS if arguments.theirs_compiled else {}):
+                        row = alternate(arguments.pairs, *runs, row_seconds=arguments.row_seconds, limit=limit)
+                    report.add(
+                        name + by + ", both" * arguments.theirs_compiled,
+                        batch,
+                        dtype,
+                        {"beside": other, "pictures": pictures, **row},
+                    )
         del theirs
     turns = chat_turns(ours, arguments.pairs)
     report.add("second turn / first" + by, 1, dtype, {"beside": "ourselves", "pictures": 1, **turns})
@@ -262,6 +330,7 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", default=DTYPES, choices=["float32", "bfloat16"])
     parser.add_argument("--row-seconds", type=float, default=math.inf)
     parser.add_argument("--by", nargs="+", default=[], choices=BY, help="how our model is made faster")
+    parser.add_argument("--theirs-compiled", action="store_true", help="compile the others' vision models")
     parser.add_argument("--tiny", action="store_true", help="two layers of width 64")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
