@@ -73,14 +73,32 @@ def test_answers_to_something_else_are_kept(caption, tmp_path, llama, changed):
     assert json.loads(partial.read_text()) == done | changed
 
 
-def test_a_failed_run_leaves_no_output(caption, tmp_path):
-    output = tmp_path / "answers.jsonl"
-    (tmp_path / "bad.png").write_text("no picture")
-    result = caption(CAT, str(tmp_path / "bad.png"), "--batch-size", "1", "--output", str(output))
+def test_a_damaged_file_is_listed_and_stops_no_run(caption, tmp_path):
+    output, bad = tmp_path / "answers.jsonl", tmp_path / "bad.png"
+    bad.write_text("no picture")
+    result = caption(CAT, str(bad), ASTRONAUT, "--batch-size", "1", "--output", str(output))
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["image"] for line in output.read_text().splitlines()] == [CAT, ASTRONAUT]
+    (failure,) = map(json.loads, (tmp_path / "answers.jsonl.errors.jsonl").read_text().splitlines())
+    assert failure["image"] == str(bad) and "bad.png' cannot be read" in failure["error"]
+    assert f"1 could not be read; {output}.errors.jsonl lists them" in result.stderr
+
+
+def test_a_damaged_file_stops_a_run_that_should_stop(caption, tmp_path):
+    output, bad = tmp_path / "answers.jsonl", tmp_path / "bad.png"
+    bad.write_text("no picture")
+    options = ["--batch-size", "1", "--output", str(output), "--on-error", "stop"]
+    result = caption(CAT, str(bad), ASTRONAUT, *options)
     assert result.exit_code == 1
     assert "bad.png' cannot be read" in result.stderr
     assert not output.exists()
     assert json.loads((tmp_path / "answers.jsonl.partial").read_text())["image"] == CAT
+
+
+def test_files_of_which_none_can_be_read_are_an_error(caption, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    result = caption(str(tmp_path / "bad.png"))
+    assert result.exit_code == 1 and "Nothing could be read" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -198,6 +216,23 @@ MISTAKES = {
     "caption CAT --model ./gone": "There is no folder ./gone. Check its name; a model on the Hub is OWNER/NAME.",
     "chat --model build/runs/gone": "There is no folder build/runs/gone.",
     "look CAT --model /gone --output x.png": "There is no folder /gone.",
+    "caption CAT --on-error ignore": "--on-error is 'ignore', but must be one of skip, stop.",
+    "caption CAT --engine tgi": "There is no engine 'tgi': choose one of generate, vllm.",
+    "caption CAT --engine vllm --score Yes|No": "--score cannot be used with vLLM",
+    "caption CAT --score Yes": "--score takes two answers or more",
+    "caption CAT --workers 2": "--workers is for runs on Ray",
+    "caption CAT --ray local": "A run on Ray needs --output",
+    "caption CAT --ray photos/ --output x.jsonl": "--ray is 'photos/', but must be local, auto or ray://HOST:PORT.",
+    "caption CAT --output s3://bucket/x.jsonl": "is an address, which only a run on Ray writes",
+    "caption CAT --output x.xlsx": "x.xlsx must end with .jsonl, .csv, .parquet",
+    "caption CAT --output gone/x.csv": "There is no folder gone to write gone/x.csv into.",
+    "caption CAT --output x.txt": "name them {}.txt",
+    "caption CAT --output {}.tar": "Shards are written from shards",
+    "caption CAT --output {}.txt --score Yes|No": "{}.txt holds one answer an image",
+    "caption build": "The folder build holds no image",
+    "caption *.jpg": "No file fits *.jpg.",
+    "caption {0..2}.tar": "No file fits 0.tar.",
+    "caption pipe:ls": "Commands are not run",
     "caption gone.jpg CAT also-gone.mp4": "No such file: gone.jpg, also-gone.mp4",
     "chat gone.jpg": "No such file: gone.jpg",
     "look CAT --output gone/x.png": "There is no folder gone to write x.png into.",

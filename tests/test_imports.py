@@ -39,7 +39,7 @@ HUB_IMPORTS = {
 # A room may import those below it.
 ROOMS = [
     "library", "asgi", "journal", "mplug_owl", "fresh", "inference", "loading", "pages", "serving", "conversion",
-    "evaluation", "training", "demo", "cli",
+    "evaluation", "training", "collections", "demo", "cli",
 ]  # fmt: skip
 
 
@@ -93,6 +93,7 @@ FENCES = {
     "mplug_owl": ["mplug_owl/library_mplug_owl.py"],
     "inference": ["inference/library.py"],
     "training": ["training/library.py"],
+    "collections": [],
     "conversion": ["conversion/library.py"],
     "evaluation": ["evaluation/harness.py"],
     "serving": ["serving/engine.py", "serving/library.py", "serving/vocabulary.py"],

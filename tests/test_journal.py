@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from transformers_owl.demo.caption import caption
+from transformers_owl.collections.engines import Settings
+from transformers_owl.collections.inputs import Part
+from transformers_owl.collections.outputs import Output
+from transformers_owl.collections.running import caption
 from transformers_owl.evaluation.answering import answer_questions
 from transformers_owl.evaluation.judging import judge_owleval
 from transformers_owl.evaluation.rating_desk import RatingDesk
@@ -34,9 +37,13 @@ class Model:
     """Captions, answers and judges."""
 
     name = "model"
+    batch_size = 2
 
-    def answer(self, asked, prompt=None, max_new_tokens=None):
-        return [self.say(each) for each in asked]
+    def prepare(self, item):
+        return {"image": item.name}
+
+    def answer(self, asked, prompt=None):
+        return [self.say(each) if prompt is None else {"answer": self.say(each["image"])} for each in asked]
 
     def say(self, asked) -> str:
         if isinstance(asked, str):
@@ -46,8 +53,11 @@ class Model:
 
 
 def captions(path: Path) -> Iterator[str]:
-    for picture, _ in caption(Model(), [f"{number} {ODD}" for number in range(COUNT)], "Why?", path, batch_size=2):
-        yield picture
+    files = tuple(f"{number} {ODD}" for number in range(COUNT))
+    parts = [Part("files", files[0], files)]
+    settings = Settings("model", ("Why?",))
+    for row in caption(Model, settings, parts, Output(str(path), settings, parts)):
+        yield row["image"]
 
 
 def answers(path: Path) -> Iterator[str]:

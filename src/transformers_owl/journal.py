@@ -39,13 +39,14 @@ def write_rows(path: Path, rows: Iterable[dict]) -> None:
     """Writes a whole file, which takes the place of one of that name."""
     aside = path.with_name(path.name + ".aside")
     with aside.open("wb") as file:
-        file.write(_lines(rows))
+        file.write(lines(rows))
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
 
 
-def _lines(rows: Iterable[dict]) -> bytes:
+def lines(rows: Iterable[dict]) -> bytes:
+    """Rows as the lines of a file."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     # Half a character, as file names and endpoints can hold, is written as JSON escapes it.
     return text.translate(LINE_ENDS).encode(errors="backslashreplace")
@@ -106,7 +107,7 @@ class Journal:
         Raises:
             OSError: if they cannot be written, such as on a full disk.
         """
-        data = _lines(rows)
+        data = lines(rows)
         with self._threads, self.path.open("ab", buffering=0) as file:
             end = file.tell()
             try:

@@ -1,13 +1,12 @@
 """The console command `transformers-owl`. Heavy imports happen inside the commands."""
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import conversion
+from . import captions, conversion
 from .running import errors
 
 
@@ -81,15 +80,31 @@ Longest = Annotated[int | None, typer.Option(min=1, help="Maximum new tokens of 
 
 
 @app.command()
-@errors()
+@errors("train")
 def caption(
     pictures: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[IMAGE]...", help="Files or URLs of images and videos (default: five drawings)."),
+        typer.Argument(
+            metavar="[IMAGE]...",
+            help="Files, URLs, folders, patterns, tar shards, Parquet files, hf://datasets/OWNER/NAME, lists of names "
+            "(.txt, .jsonl, .csv), or - for a list on standard input (default: five drawings).",
+        ),
     ] = None,
     model: Owl = None,
     prompt: Annotated[str, typer.Option(help="What to ask about each image.")] = "Describe the picture.",
-    output: Annotated[Path | None, typer.Option(help="Also write the answers to this JSON Lines file.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file with several prompts, a line each.")] = None,
+    score: Annotated[
+        str | None, typer.Option(help="Write how likely each of these answers is, such as 'Yes|No', in place of one.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="Also write the answers: NAME.jsonl, NAME.csv, NAME.parquet, {}.txt (beside each image) or "
+            "FOLDER/{}.tar (shards with captions)."
+        ),
+    ] = None,
+    append: Annotated[bool, typer.Option("--append", help="Keep answers to something else in the output.")] = False,
+    on_error: Annotated[str, typer.Option(help="For files that cannot be read: skip or stop.")] = "skip",
     batch_size: Annotated[int, typer.Option(min=1, help="Images answered together.")] = 8,
     max_new_tokens: Longest = None,
     device: Device = None,
@@ -98,23 +113,33 @@ def caption(
     chat_template: Template = None,
     load_in_4bit: LoadIn4bit = False,
     fast: Fast = False,
+    image_column: Annotated[str, typer.Option(help="Of Parquet files and data sets.")] = "image",
+    split: Annotated[str, typer.Option(help="Of data sets.")] = "train",
+    engine: Annotated[str, typer.Option(help="generate (the model's own) or vllm.")] = "generate",
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on Ray: local, auto (this cluster) or ray://HOST:PORT.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Models at work, with --ray (default: one for each GPU, or else CPU).")
+    ] = None,
 ) -> None:
-    """Ask one question about images or videos and print the answers."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    """Ask about images or videos, few or millions, and print or write the answers. The same command resumes a run."""
     from transformers_owl import MINIATURE
-    from transformers_owl.demo.caption import Captioner, check_files, samples
-    from transformers_owl.demo.caption import caption as answers
+    from transformers_owl.collections.engines import Settings, check_device
+    from transformers_owl.collections.inputs import find_parts
+    from transformers_owl.demo.caption import samples
 
-    pictures = pictures or samples()
-    check_files(pictures)
-    captioner = Captioner(model or MINIATURE, device, dtype, num_frames, chat_template, load_in_4bit, fast)
-    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
-        task = progress.add_task("answering", total=len(set(pictures)))
-        for picture, answer in answers(captioner, pictures, prompt, output, batch_size, max_new_tokens):
-            print(f"{picture}: {answer}".encode(errors="backslashreplace").decode())
-            progress.advance(task)
+    asked = captions.read_prompts(prompts) if prompts else (prompt,)
+    answers = () if score is None else tuple(score.split("|"))
+    settings = Settings(
+        str(model or MINIATURE), asked, answers, batch_size, max_new_tokens, engine, device, dtype, num_frames,
+        chat_template, load_in_4bit, fast,
+    )  # fmt: skip
+    captions.check(settings, output, on_error, ray, workers)
+    if ray is None:
+        check_device(settings)
+    parts = find_parts(pictures or samples(), image_column, split)
+    captions.run(settings, parts, output, append, on_error, ray, workers)
 
 
 @app.command()
@@ -217,9 +242,10 @@ def answer(
     fast: Fast = False,
 ) -> None:
     """Answer OwlEval's questions, or text-only ones, by any image-text-to-text model."""
-    from transformers_owl.evaluation.answering import answer_questions
+    from transformers_owl.evaluation.answering import answer_questions, check_earlier
 
     questions = _questions(owleval, vicuna)
+    check_earlier(output, questions, model)
     asked = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype, trust_remote_code, chat_template, fast)
     _follow("answering", answer_questions(asked, questions, output, batch_size), len(questions))
     print(f"{len(questions)} answers in {output}")

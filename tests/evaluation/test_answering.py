@@ -86,6 +86,35 @@ def test_a_run_of_another_model_is_not_taken_up(questions, tmp_path):
         answer_all(other, questions, tmp_path / "answers.jsonl")
 
 
+def test_the_same_run_again_asks_nothing_and_more_questions_are_added(questions, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    first = dict(list(questions.items())[:4])
+    answer_all(Parrot(), first, output)
+    again = Parrot()
+    answer_all(again, first, output)
+    assert not again.chats
+    answer_all(again, questions, output)
+    assert len(again.chats) == len(questions) - 4
+
+
+@pytest.mark.parametrize("changed", ["model", "fewer questions"])
+def test_a_second_run_never_destroys_the_answers_of_the_first(changed, questions, folder, tmp_path):
+    """Nor does the command, which says so before it loads a model."""
+    output = tmp_path / "answers.jsonl"
+    answer_all(Parrot(), questions, output)
+    before = output.read_bytes()
+    other = Parrot()
+    other.name = "other" if changed == "model" else "parrot"
+    asked = questions if changed == "model" else dict(list(questions.items())[:2])
+    with pytest.raises(ValueError, match=r"is not an answer of '.*' to these questions: choose another --output"):
+        answer_all(other, asked, output)
+    result = CliRunner().invoke(
+        app, ["answer", "--model", "no/such", "--owleval", str(folder), "--output", str(output)]
+    )
+    assert result.exit_code == 1 and "choose another --output" in result.stderr
+    assert output.read_bytes() == before and not other.chats
+
+
 MODELS = {
     "llava": small_models.llava,
     "blip-2 of opt": small_models.blip2,
@@ -163,7 +192,8 @@ def test_a_model_of_text_alone_answers_vicunas_questions_and_no_others(tmp_path,
     assert [(row["question_id"], row["model_id"], set(row)) for row in rows] == [
         (number, model, {"question_id", "text", "model_id"}) for number in (7, 9)
     ]
-    result = CliRunner().invoke(app, [*arguments, "--owleval", str(folder)])
+    other = ["--owleval", str(folder), "--output", str(tmp_path / "others.jsonl")]
+    result = CliRunner().invoke(app, [*arguments, *other])
     assert result.exit_code == 1
     assert "is a model of text alone" in result.stderr
 

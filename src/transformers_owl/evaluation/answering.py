@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..journal import Journal, partial_of, write_rows
+from ..journal import Journal, partial_of, read_rows, write_rows
 from .models import Chat, ChatModel, assistant, user
 from .records import Question, answer_row
 
@@ -14,7 +14,7 @@ def answer_questions(
     """
     Yields questions with their answers and writes them to `output`, in the questions' order. A question about an image
     that was asked about before comes with the earlier questions and the model's own answers. An interrupted run leaves
-    `NAME.partial`, and the next one goes on from there.
+    `NAME.partial`, and the next one goes on from there. Answers that `output` has already are not asked for again.
 
     Args:
         model ([`ChatModel`]): Who answers.
@@ -23,10 +23,11 @@ def answer_questions(
         batch_size (`int`): Questions asked together.
 
     Raises:
-        ValueError: if `NAME.partial` holds answers of another model or to other questions, or another run writes it.
+        ValueError: if `output` or `NAME.partial` holds answers of another model or to other questions, or another run
+            writes it.
     """
     with Journal(partial_of(output)) as journal:
-        answers = _resume(journal, questions, model.name)
+        answers = earlier_answers(output, questions, model.name)
         yield from ((questions[number], text) for number, text in answers.items())
         for turn in _turns(questions):
             left = [question for question in turn if question.question_id not in answers]
@@ -39,20 +40,38 @@ def answer_questions(
                 yield from found
         rows = [answer_row(question, model.name, answers[number]) for number, question in questions.items()]
         write_rows(output, rows)
-        journal.path.unlink()
+        journal.path.unlink(missing_ok=True)
 
 
-def _resume(journal: Journal, questions: dict[int, Question], model_id: str) -> dict[int, str]:
+def earlier_answers(output: Path, questions: dict[int, Question], model_id: str) -> dict[int, str]:
+    """
+    Answers that are there: of a run that has ended, and of one that was interrupted.
+
+    Raises:
+        ValueError: for those of another model or to other questions, which a run would overwrite.
+    """
     answers: dict[int, str] = {}
-    for where, row in journal.rows():
-        question = questions.get(row.get("question_id", -1))
-        text = str(row.get("answer", row.get("text")))
-        if question is None or row != answer_row(question, model_id, text):
-            raise ValueError(
-                f"{where} is not an answer of '{model_id}' to these questions: finish that run, or remove the file."
-            )
-        answers[question.question_id] = text
+    for path in (output, partial_of(output)):
+        if not path.exists() or not path.stat().st_size:
+            continue
+        for where, row in read_rows(path):
+            question = questions.get(row.get("question_id", -1))
+            text = str(row.get("answer", row.get("text")))
+            if question is None or row != answer_row(question, model_id, text):
+                raise ValueError(
+                    f"{where} is not an answer of '{model_id}' to these questions: choose another --output, or remove "
+                    "the file."
+                )
+            answers[question.question_id] = text
     return answers
+
+
+def check_earlier(output: Path, questions: dict[int, Question], model_id: str) -> None:
+    """Raises a ValueError, before a model is loaded, if the output holds other answers or has no folder."""
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {output.parent} to write {output.name} into.")
+    with Journal(partial_of(output)):  # what was cut off is removed first
+        earlier_answers(output, questions, model_id)
 
 
 def earlier_turns(question: Question, questions: dict[int, Question]) -> list[Question]:

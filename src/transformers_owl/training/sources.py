@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import PIL.Image
@@ -196,10 +196,7 @@ class Shards:
         The files of each sample as bytes. Where a shard cannot be read on, the last item is a [`BrokenShardError`],
         which `sample` raises.
         """
-        try:
-            yield from group_by_keys(_members(shard))
-        except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-            yield BrokenShardError(BROKEN_SHARD, shard, error)
+        yield from read_shard(shard)
 
     def sample(self, files: dict[str, Any] | BrokenShardError) -> dict[str, Any]:
         """The sample of an item of `read`."""
@@ -238,17 +235,29 @@ class StrictMember(tarfile.TarInfo):
             raise tarfile.ReadError("the file ends without an end mark: it is cut off") from error
 
 
-def _members(shard: str) -> Iterator[dict[str, Any]]:
-    """The files in a tar file, as `webdataset` groups them."""
-    from webdataset import gopen
+def read_shard(shard: str, stream: BinaryIO | None = None) -> Iterator[dict[str, Any] | BrokenShardError]:
+    """The files of each sample of a tar file as bytes, and a [`BrokenShardError`] where it cannot be read on."""
+    try:
+        yield from group_by_keys(_members(shard, stream))
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+        yield BrokenShardError(BROKEN_SHARD, shard, error)
 
-    opened = io.BufferedReader(RemoteFile(shard)) if shard.startswith(("http://", "https://")) else gopen(shard)
-    with opened as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictMember) as archive:
+
+def _members(shard: str, stream: BinaryIO | None) -> Iterator[dict[str, Any]]:
+    """The files in a tar file, as `webdataset` groups them."""
+    opened = _opened(shard) if stream is None else stream
+    with opened as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=StrictMember) as archive:
         for member in archive:
             data = archive.extractfile(member)
             if data is not None:
                 yield {"fname": member.name, "data": data.read(), "__url__": shard}
             archive.members = []  # type: ignore[attr-defined]  # else it keeps them all
+
+
+def _opened(shard: str) -> BinaryIO:
+    from webdataset import gopen
+
+    return io.BufferedReader(RemoteFile(shard)) if shard.startswith(("http://", "https://")) else gopen(shard)
 
 
 def check_texts(messages: Messages, source: str) -> None:

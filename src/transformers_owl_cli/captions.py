@@ -1,0 +1,136 @@
+"""The command `caption`: what it checks first, and what it shows of a run."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+
+if TYPE_CHECKING:
+    from transformers_owl.collections.engines import Settings
+    from transformers_owl.collections.inputs import Part
+    from transformers_owl.collections.outputs import Output
+    from transformers_owl.collections.running import Count
+
+
+SECONDS = 60  # between lines about a run in a log
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The lines of a file that say something."""
+    return tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip())
+
+
+def check(settings: "Settings", output: str | None, on_error: str, ray: str | None, workers: int | None) -> None:
+    """Raises a ValueError for options that contradict each other or do not exist."""
+    from transformers_owl.collections.running import ON_ERROR
+
+    settings.check()
+    if on_error not in ON_ERROR:
+        raise ValueError(f"--on-error is {on_error!r}, but must be one of {', '.join(ON_ERROR)}.")
+    if ray is None:
+        if workers is not None:
+            raise ValueError("--workers is for runs on Ray: add --ray local, or leave it out.")
+        if output is not None and "://" in output:
+            raise ValueError(f"{output} is an address, which only a run on Ray writes: add --ray, or name a file.")
+        return
+    if ray not in ("local", "auto") and not ray.startswith("ray://"):
+        raise ValueError(f"--ray is {ray!r:.100}, but must be local, auto or ray://HOST:PORT.")
+    if output is None:
+        raise ValueError("A run on Ray needs --output, since it prints no answers.")
+
+
+def run(
+    settings: "Settings",
+    parts: "list[Part]",
+    output: str | None,
+    append: bool,
+    on_error: str,
+    ray: str | None,
+    workers: int | None,
+) -> None:
+    """Answers about the parts, with a bar while it works."""
+    from transformers_owl.collections.outputs import Output
+    from transformers_owl.collections.running import Count, caption
+
+    target = None if output is None else Output(output, settings, parts)
+    count = Count(parts)
+    rows: Iterable[dict[str, Any]]
+    if ray is None or target is None:
+        rows = caption(settings.load, settings, parts, target, append, on_error, count)
+    else:
+        from transformers_owl.collections.on_ray import caption_on_ray
+
+        rows = caption_on_ray(settings, parts, target, ray, workers, append, on_error, count)
+    answered, failures = 0, []
+    try:
+        for row in shown(rows, count):
+            if "error" in row:
+                failures.append(row)
+                typer.echo(f"{row['image']}: {row['error']}".encode(errors="backslashreplace").decode(), err=True)
+                continue
+            answered += 1
+            if "answer" in row:
+                print(line(row, settings).encode(errors="backslashreplace").decode())
+    except KeyboardInterrupt:
+        kept = "" if target is None else " The same command goes on from here."
+        typer.echo(f"Interrupted after {count.read} images.{kept}", err=True)
+        raise typer.Exit(130) from None
+    report(answered, failures, target)
+
+
+def line(row: dict[str, Any], settings: "Settings") -> str:
+    """An answer as it is printed, with the prompt where there are several, and with likelihoods."""
+    from transformers_owl.collections.engines import LIKELIHOOD
+
+    asked = f" {row['prompt']}" if len(settings.prompts) > 1 else ""
+    found = ", ".join(f"{text} {row[f'{LIKELIHOOD}{text}']:.3f}" for text in settings.score)
+    return f"{row['image']}:{asked} {row['answer']}{f' ({found})' if found else ''}"
+
+
+def shown(rows: Iterable[dict[str, Any]], count: "Count") -> Iterator[dict[str, Any]]:
+    """The rows, with a bar on a terminal and a line a minute in a log."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("answering"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    begun = said = time.monotonic()
+    before: int | None = None
+    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
+        task = progress.add_task("answering", total=count.total, rate="")
+        for row in rows:
+            yield row
+            before = count.read if before is None else before
+            now = time.monotonic()
+            rate = f"{(count.read - before) / max(now - begun, 1e-9):.1f} a second"
+            progress.update(task, completed=count.read, total=count.total, rate=rate)
+            if not console.is_terminal and now - said >= SECONDS:
+                said = now
+                typer.echo(f"{count.read} of {count.total or 'an unknown number of'} images, {rate}", err=True)
+
+
+def report(answered: int, failures: list[dict[str, Any]], output: "Output | None") -> None:
+    """
+    Says what could not be read.
+
+    Raises:
+        ValueError: if nothing was answered.
+    """
+    if not failures:
+        return
+    if not answered:
+        raise ValueError(f"Nothing could be read. {failures[0]['image']}: {failures[0]['error']}")
+    from transformers_owl.collections.running import failures_of
+
+    where = "" if output is None else f"; {failures_of(output)} lists them"
+    typer.echo(f"{len(failures)} could not be read{where}.", err=True)
