@@ -204,7 +204,7 @@ def cost(dollars: float) -> list[dict]:
     prefill = 2 * PARAMETERS * POSITIONS / (FLOPS * PREFILL_SHARE)
     generate = encode + prefill + TOKENS * STEP / 64
     together = 256
-    cache = together * (POSITIONS + TOKENS) * KEY_VALUES * 2 / BANDWIDTH
+    cache = together * (POSITIONS + TOKENS) * KEY_VALUES / BANDWIDTH
     step = RECORDED_STEP + cache + 2 * PARAMETERS * together / FLOPS
     engine = encode + prefill + TOKENS * step / together
     found = []
