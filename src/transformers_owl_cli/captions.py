@@ -79,6 +79,8 @@ def run(
         kept = "" if target is None else " The same command goes on from here."
         typer.echo(f"Interrupted after {count.read} images.{kept}", err=True)
         raise typer.Exit(130) from None
+    if target is not None:
+        typer.echo(f"{count.read} images; the answers are in {target.record}.", err=True)
     report(answered, failures, target)
 
 

@@ -124,6 +124,12 @@ def test_every_image_is_there_once(kind, folder):
     assert len({part.key for part in parts}) == len(parts)
 
 
+def test_a_shard_and_earlier_rows_of_it_are_read_once(tmp_path):
+    shard = write_tar(tmp_path / "0.tar", range(COUNT))
+    (part,) = find_parts([f"{shard}, 001", shard, f"{shard}, 002"])
+    assert len(list(items(part))) == COUNT and part.only is None
+
+
 def test_names_come_from_the_standard_input(folder, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(str(path) for path in folder.rglob("*.png"))))
     assert sum(len(part.files) for part in find_parts(["-"])) == COUNT

@@ -245,4 +245,4 @@ def test_ray_answers_as_the_plain_command_does(killed, plain):
     assert read(plain / f"{output}.errors.jsonl") == read(plain / "plain.jsonl.errors.jsonl")
     answered, failed = read(plain / output), read(plain / f"{output}.errors.jsonl")
     assert len({row["image"] for row in answered}) == len(answered) > BLOCK
-    assert len(failed) == 8
+    assert len(failed) >= 5 and sum("broken shard" in row["error"] for row in failed) == 1

@@ -207,6 +207,12 @@ def test_captions_lie_beside_images(files, tmp_path):
         run(files, "{}.txt", prompts=("What?",))
 
 
+def test_two_images_never_share_a_caption(files, tmp_path):
+    (tmp_path / "in/3.jpg").write_bytes(png(3))
+    with pytest.raises(ValueError, match=r"3\.jpg and .*3\.png would have one .*3\.txt"):
+        run([str(tmp_path / "in")], "{}.txt", prompts=("What?",))
+
+
 def test_shards_get_captions_that_training_reads(tmp_path):
     whole = write_tar(tmp_path / "a.tar", range(3))
     broken = cut(tmp_path / "b.tar", range(3, 7))

@@ -84,7 +84,10 @@ def find_parts(names: Iterable[str], image_column: str = "image", split: str = "
             parts.update(dict.fromkeys(_dataset_parts(name, image_column, split)))
         else:
             parts[Part(_kind(name), name, image_column=image_column)] = None
+    whole = {part.name for part in parts}
     for container, wanted in within.items():
+        if container in whole:
+            continue
         if container.startswith(DATASET) and _kind(container) == "dataset":
             raise ValueError(f"{container}: rows of a data set cannot be named one by one; name the data set.")
         parts[Part(_kind(container), container, only=frozenset(wanted), image_column=image_column)] = None

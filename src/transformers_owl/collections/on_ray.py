@@ -295,7 +295,7 @@ def start(address: str, workers: int | None, settings: Settings) -> tuple[int, i
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             cores = os.cpu_count() or 1
             readers = max(1, cores // 4)
-            ray.init(num_cpus=max(cores, workers or 0) + readers, include_dashboard=False, **options)
+            ray.init(LOCAL, num_cpus=max(cores, workers or 0) + readers, include_dashboard=False, **options)
         else:
             ray.init(address=address, **options)
     there = ray.cluster_resources()

@@ -53,10 +53,17 @@ class Output:
         kinds = {part.kind for part in self.parts}
         if len(self.settings.prompts) > 1 or self.settings.score:
             raise ValueError(f"{self.name} holds one answer an image: use one prompt and no --score, or NAME.jsonl.")
+        if "://" in self.name:
+            raise ValueError(f"{self.name} is an address; captions are only written to folders here.")
         if self.suffix == ".txt":
             remote = [file for part in self.parts for file in part.files if "://" in file or file.startswith("data:")]
             if self.name != "{}.txt" or kinds != {"files"} or remote:
                 raise ValueError("`.txt` files lie beside images that are files here: name them {}.txt, or NAME.jsonl.")
+            of_captions: dict[Path, str] = {}
+            for file in (file for part in self.parts for file in part.files):
+                other = of_captions.setdefault(beside(file), file)
+                if other != file:
+                    raise ValueError(f"{other} and {file} would have one {beside(file)}: rename one, or NAME.jsonl.")
         elif "{}" not in self.name or kinds != {"shard"}:
             raise ValueError("Shards are written from shards: name them FOLDER/{}.tar, {} being a shard's own name.")
         elif len({Path(part.name).name for part in self.parts}) < len(self.parts):

@@ -185,16 +185,6 @@ def check_earlier_output(output: Output, append: bool) -> None:
             pass
 
 
-def check_before(output: Output, append: bool) -> None:
-    """What `caption` checks about the output, for callers that have more to check before they load a model."""
-    check_no_blocks(output)
-    check_earlier_output(output, append)
-    journal = partial_of(Path(output.record))
-    if "://" not in output.record and journal.exists():
-        with Journal(journal) as held:
-            resume(output, held, append)
-
-
 def check_no_blocks(output: Output) -> None:
     """Raises a ValueError where a run on Ray is not finished."""
     if Path(f"{output.record}.blocks").exists():
