@@ -56,7 +56,12 @@ class Settings:
         if self.engine not in ENGINES:
             raise ValueError(f"There is no engine {self.engine!r}: choose one of {', '.join(ENGINES)}.")
         if self.engine == "vllm":
-            odd = {"--device": self.device, "--load-in-4bit": self.load_in_4bit, "--fast": self.fast, "--score": self.score}
+            odd = {
+                "--device": self.device,
+                "--load-in-4bit": self.load_in_4bit,
+                "--fast": self.fast,
+                "--score": self.score,
+            }
             named = [name for name, value in odd.items() if value]
             if named:
                 raise ValueError(f"{' and '.join(named)} cannot be used with vLLM: leave it out, or --engine generate.")
