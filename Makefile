@@ -32,7 +32,7 @@ test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m slow
 
 test-serving: $(VLLM_VENV)/installed
-	$(VLLM_VENV)/bin/python -m pytest tests/test_serving_plugin.py -m slow
+	$(VLLM_VENV)/bin/python -m pytest tests/test_serving_plugin.py tests/collections/test_engines.py -m slow
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python research/benchmarks/run.py --full

@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from clips import write_clip
 
 from transformers_owl import MINIATURE
 from transformers_owl.collections.engines import GenerateEngine, Settings, VllmEngine
@@ -38,6 +37,9 @@ def engine():
 
 def shown(engine, folder) -> list:
     """Images, a video and a GIF that moves, which this model takes for a video."""
+    pytest.importorskip("av")
+    from clips import write_clip
+
     clips = [write_clip(folder / "a.mp4", "mpeg4"), write_clip(folder / "b.gif", "gif", pixels="rgb8")]
     visuals = [engine.prepare(Item(name, name)) for name in [*samples(), *clips]]
     assert [visual["type"] for visual in visuals] == ["image"] * 5 + ["video"] * 2
@@ -56,13 +58,13 @@ def test_answers_are_those_of_a_chat(engine, tmp_path):
 
 
 @pytest.mark.slow
-def test_vllm_answers_as_generate_does(engine, tmp_path, monkeypatch):
+def test_vllm_answers_as_generate_does(engine, monkeypatch):
     pytest.importorskip("vllm")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    visuals = shown(engine, tmp_path)
     served = VllmEngine(Settings(str(MINIATURE), engine="vllm", dtype="float32", max_new_tokens=20))
-    again = shown(served, tmp_path)
+    images = [served.prepare(Item(name, name)) for name in samples()]
+    visuals = [*images, {"type": "video", "video": [image["image"] for image in images[:4]]}]
     prompt = "What is in the picture?"
     wanted = [engine.answer([visual], prompt)[0]["answer"].strip() for visual in visuals]
-    assert [row["answer"].strip() for row in served.answer(again, prompt)] == wanted
+    assert [row["answer"].strip() for row in served.answer(visuals, prompt)] == wanted
