@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,7 @@ def run(
     from transformers_owl.collections.outputs import Output
     from transformers_owl.collections.running import Count, caption
 
+    settings = replace(settings, images=sum(len(part.files) or part.rows[1] - part.rows[0] for part in parts))
     target = None if output is None else Output(output, settings, parts)
     count = Count(parts)
     rows: Iterable[dict[str, Any]]

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from transformers_owl import MINIATURE
+from transformers_owl.collections import engines
 from transformers_owl.collections.engines import GenerateEngine, Settings, VllmEngine
 from transformers_owl.collections.reading import Item
 from transformers_owl.demo.caption import samples
@@ -33,6 +34,17 @@ def test_mistakes_are_named(message):
 @pytest.fixture(scope="module")
 def engine():
     return GenerateEngine(Settings(str(MINIATURE), device="cpu", dtype="float32", max_new_tokens=20))
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [({}, []), ({"images": 1999}, []), ({"images": 2000}, [2000]), ({"fast": True, "images": 3}, [None])],
+)
+def test_many_images_look_for_a_fast_path_unasked(monkeypatch, given, asked):
+    seen = []
+    monkeypatch.setattr(engines, "optimize", lambda model, for_, images: seen.append(images))
+    GenerateEngine(Settings(str(MINIATURE), device="cpu", **given))
+    assert seen == asked
 
 
 def shown(engine, folder) -> list:

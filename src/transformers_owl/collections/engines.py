@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..inference import score_answers
+from ..inference import optimize, score_answers
 from ..loading import check_dtype, check_folder, choose_device, choose_template, load, memory_advice
 from .reading import Decoder, Item, Visual, decoded, decoder_of
 
 
 ENGINES = ("generate", "vllm")
 LIKELIHOOD = "log_likelihood_"
+MANY = 2000  # images for which a fast path is looked for without being asked
 ADVICE = "Answer fewer images at once (--batch-size), or more briefly (--max-new-tokens)."
 
 
@@ -27,7 +28,8 @@ class Settings:
         max_new_tokens (`int`, *optional*): Longest answer; by default what the checkpoint's settings say.
         engine (`str`): "generate" or "vllm".
         device, dtype, chat_template, load_in_4bit: As [`load`] takes them.
-        fast (`bool`): Whether to optimize the model for throughput.
+        fast (`bool`): Whether to optimize the model for throughput; for 2,000 images and more it is where that pays.
+        images (`int`): How many images are known to come.
         num_frames (`int`, *optional*): Frames of a video; by default as many as the checkpoint's settings say.
     """
 
@@ -43,6 +45,7 @@ class Settings:
     chat_template: str | None = None
     load_in_4bit: bool = False
     fast: bool = False
+    images: int = 0
 
     @property
     def columns(self) -> list[str]:
@@ -87,8 +90,9 @@ class GenerateEngine:
             settings.dtype,
             settings.chat_template,
             settings.load_in_4bit,
-            "throughput" if settings.fast else None,
         )
+        if settings.fast or settings.images >= MANY:
+            optimize(self.model, "throughput", None if settings.fast else settings.images)
         if settings.num_frames is not None:
             self.processor.video_processor.num_frames = settings.num_frames
         self.decoder = Decoder(self.processor, self.model.config.sees_videos)
