@@ -20,9 +20,9 @@ from .stages import STAGES, choose_stage, rated_parts
 # The least that a setting may be.
 LEAST = {
     "global_batch_size": 1, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1, "max_length": 1, "num_frames": 1, "lora_r": 1, "lora_alpha": 1, "lora_dropout": 0,
-    "peak_tflops": 0, "learning_rate": 0, "weight_decay": 0, "max_grad_norm": 0,
-    "num_train_epochs": 0, "dataloader_num_workers": 0, "save_total_limit": 1,
+    "gradient_accumulation_steps": 1, "max_length": 1, "num_frames": 1, "max_crops": 1,
+    "lora_r": 1, "lora_alpha": 1, "lora_dropout": 0, "peak_tflops": 0, "learning_rate": 0, "weight_decay": 0,
+    "max_grad_norm": 0, "num_train_epochs": 0, "dataloader_num_workers": 0, "save_total_limit": 1,
 }  # fmt: skip
 # Where this command departs from the library's defaults.
 DEFAULTS = {"report_to": "tensorboard", "remove_unused_columns": False, "save_total_limit": 3, "logging_steps": 10}
@@ -72,6 +72,9 @@ class OwlArguments:
         default=False, metadata={"help": "Conversations end to end in rows of max_length, none seeing another."}
     )
     num_frames: int | None = field(default=None, metadata={"help": "Frames of a video (default: the processor's)."})
+    max_crops: int | None = field(
+        default=None, metadata={"help": "Most cells that an image is also cut into; 1: none (default: the model's)."}
+    )
     crop: list[float] = field(
         default_factory=lambda: [0.5, 1.0],
         metadata={"help": "Least and largest share of a picture in its random crop; 1 1 keeps pictures whole."},

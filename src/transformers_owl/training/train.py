@@ -8,14 +8,17 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     TrainingArguments,
     set_seed,
 )
 
 from ..loading import choose_template
+from ..mplug_owl.configuration_mplug_owl import check_max_crops
 from .arguments import OwlArguments, parse_recipe
 from .checkpoints import set_aside
 from .collator import ConversationCollator
@@ -89,9 +92,10 @@ def prepare(recipe: str | Path | None, options: list[str], console: Console | No
     processor: Any = AutoProcessor.from_pretrained(owl.model)
     if owl.chat_template is not None:
         choose_template(processor, owl.chat_template)
+    config = None if owl.max_crops is None else choose_max_crops(processor, owl)
     mixture = make_mixture(owl, args, processor)
     samples = evaluation_samples(owl, mixture.collator, console)  # before the model: it says sooner what is wrong
-    model = load_model(owl, args)
+    model = load_model(owl, args, config)
     if owl.packing:
         check_packing(model)
     print_table(model, console, args.learning_rate, owl.rates)
@@ -124,7 +128,37 @@ def compute_dtype(args: TrainingArguments) -> torch.dtype:
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
-def load_model(owl: OwlArguments, args: TrainingArguments):
+def choose_max_crops(processor, owl: OwlArguments) -> PreTrainedConfig:
+    """
+    Sets `owl.max_crops` in a processor, and returns the model's configuration with embeddings of so many cells.
+
+    Raises:
+        ValueError: if the model would need embeddings of cells that this run does not train, or that its adapter's base
+            would lack.
+    """
+    config: Any = AutoConfig.from_pretrained(owl.model)
+    abstractor, wanted = config.visual_abstractor_config, owl.max_crops
+    assert wanted is not None
+    check_max_crops(wanted)
+    processor.image_processor.max_crops = wanted
+    if wanted <= abstractor.max_crops:
+        return config
+    if abstractor.max_crops > 1:
+        raise ValueError(
+            f"`max_crops` is {wanted}, but {owl.model} has embeddings for at most {abstractor.max_crops} cells: give "
+            f"1 to {abstractor.max_crops}."
+        )
+    if "abstractor" not in owl.parts.trains or owl.parts.lora:
+        raise ValueError(
+            f"`max_crops` is {wanted}, but {owl.model} has no embeddings of cells, and stage {owl.stage!r} cannot add "
+            "them: it must train the whole abstractor, without LoRA. Train stage 1 (`pretrain`) with `max_crops`, or "
+            "build the model with `transformers-owl build --max-crops`."
+        )
+    abstractor.max_crops = wanted
+    return config
+
+
+def load_model(owl: OwlArguments, args: TrainingArguments, config: PreTrainedConfig | None = None):
     """The model, prepared for its stage. Frozen weights have the type of the computation, trained ones float32."""
     dtype = compute_dtype(args)
     quantization = {
@@ -137,7 +171,11 @@ def load_model(owl: OwlArguments, args: TrainingArguments):
     address = str(Path(owl.model).resolve()) if Path(owl.model).is_dir() else owl.model
     with kept_in_float32(trained_parts(owl.parts)):
         model = AutoModelForImageTextToText.from_pretrained(
-            address, dtype=dtype, attn_implementation=owl.attn_implementation, quantization_config=quantization
+            address,
+            config=config,
+            dtype=dtype,
+            attn_implementation=owl.attn_implementation,
+            quantization_config=quantization,
         )
     model = prepare_stage(model, owl.parts, owl.lora_r, owl.lora_alpha, owl.lora_dropout)
     for name, parameter in model.named_parameters():
