@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import GoldenCase, relative_error, tiny_config
+from towers import owl_with, tower_of
 from transformers import CompileConfig, StaticCache, TorchAoConfig
 
 from transformers_owl import MplugOwlForConditionalGeneration
@@ -125,6 +126,23 @@ def test_compiled_pictures_give_what_the_original_gave(name, path):
             some = model.get_image_features(pixels[:count])
             assert relative_error(some.pooler_output, features.pooler_output[:count]) <= 1e-5
     assert stats["unique_graphs"] == 4
+    assert not graph_breaks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["siglip_vision_model", "siglip2_vision_model", "dinov2"])
+def test_compiled_towers_of_the_library_give_their_own_features(kind):
+    model = owl_with(tower_of(kind))
+    pixels = torch.randn(5, 3, 56, 56)
+    stats, graph_breaks = (torch._dynamo.utils.counters[kind] for kind in ("stats", "graph_break"))
+    stats.clear()
+    graph_breaks.clear()
+    with torch.no_grad():
+        expected = model.get_image_features(pixels)
+        found = compile_vision(model).get_image_features(pixels)
+    for name in ("last_hidden_state", "pooler_output"):
+        assert relative_error(found[name], expected[name]) <= 1e-5
+    assert stats["unique_graphs"] == 4  # of two parts, for four images and for one
     assert not graph_breaks
 
 

@@ -83,4 +83,4 @@ def test_packed_layers_take_about_half_a_byte(tmp_path):
 @pytest.mark.slow
 def test_the_table_in_the_documentation_is_what_the_command_prints(capsys):
     memory.main()
-    assert capsys.readouterr().out in (Path(memory.__file__).parents[1] / "docs/memory.md").read_text()
+    assert capsys.readouterr().out in (Path(memory.__file__).parents[2] / "docs/memory.md").read_text()

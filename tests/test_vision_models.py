@@ -7,17 +7,17 @@ import torch
 from conftest import relative_error
 from fresh_interpreter import in_fresh_interpreter
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CONFIG_MAPPING, AutoModel, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
+from towers import PATCHES, language_model, owl_with, tower_of
+from transformers import AutoModelForImageTextToText
 
 from transformers_owl import MplugOwlImageProcessor, MplugOwlProcessor, MplugOwlTokenizer
-from transformers_owl.fresh import build_owl, resize_positions
+from transformers_owl.fresh import resize_positions
 from transformers_owl.inference import Chat, extract_features, image_attention
 from transformers_owl.mplug_owl.vision_mplug_owl import call_with_patches, tokens_and_idle_weights
 from transformers_owl.training import prepare_stage
 from transformers_owl.training.throughput import TrainingFlops
 
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 14}
 # Tokens before the patches.
 FIRST = {
     "siglip_vision_model": 0,
@@ -33,7 +33,6 @@ FIRST = {
     "internvl_vision": 1,
     "chinese_clip_vision_model": 1,
 }
-PATCHES = 16
 # Refused, with a part of the reason.
 OTHERS = {
     "vit_mae": "gave features of shape",  # it hides three of four patches
@@ -42,27 +41,9 @@ OTHERS = {
 }
 
 
-def tower_of(kind: str, **fields):
-    sizes = {**SIZES, **({"num_patches": PATCHES} if kind == "siglip2_vision_model" else {"image_size": 56}), **fields}
-    torch.manual_seed(0)
-    tower = AutoModel.from_config(CONFIG_MAPPING[kind](**sizes)).eval()
-    for parameter in tower.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return tower
-
-
 def own_features(tower, pixels):
     call = call_with_patches if tower.config.model_type == "siglip2_vision_model" else type(tower).__call__
     return call(tower, pixels).last_hidden_state
-
-
-def language_model():
-    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=1002, pad_token_id=0, **sizes)).eval()
-
-
-def owl_with(tower, **options):
-    return build_owl(tower, language_model(), num_query_tokens=8, num_abstractor_layers=2, **options).eval()
 
 
 @pytest.mark.parametrize("width", [32, 48])

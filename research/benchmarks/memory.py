@@ -1,8 +1,10 @@
 """
-Memory of one GPU in training, as a Markdown table in GiB: `python research/benchmarks/memory.py`.
+Memory of one GPU in training, as a Markdown table in GiB: `python research/benchmarks/memory.py`, and with `--modern`
+that of configs/modern-*.yaml.
 
 Nothing is allocated: the model is built on the meta device, and hooks see which tensors the backward pass would need.
-What is counted, with bfloat16 in the computation and the recipes' micro-batches, each row full and with one image:
+What is counted, with bfloat16 in the computation and the recipes' micro-batches, each row full and with one image, in
+as many views as the recipe's `max_crops` allows:
 
 - weights: 4 bytes where they train, 2 where they are frozen, 0.52 in the layers that QLoRA packs
 - gradients: 4 bytes for each trained weight, and with DDP 4 more for its buckets
@@ -19,14 +21,19 @@ Not counted: the CUDA context (about 0.5 GiB), gaps of the allocator, the larges
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import LlamaConfig, Qwen3Config, SiglipVisionConfig
 from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import transformers_owl
+from transformers_owl.fresh import fresh_config
+from transformers_owl.mplug_owl.vision_mplug_owl import see
 from transformers_owl.training import prepare_stage
 from transformers_owl.training.arguments import parse_recipe
 
@@ -42,14 +49,40 @@ RECIPES = {
     "instruct (QLoRA)": "instruct.yaml",
     "instruct-full": "instruct-full.yaml",
 }
+MODERN_RECIPES = {
+    "pretrain": "modern-pretrain.yaml",
+    "instruct (LoRA)": "modern-instruct.yaml",
+    "instruct (QLoRA)": "modern-instruct.yaml",
+}
 CONFIGS = Path(__file__).parents[2] / "configs"
+# Sizes as the models' own configurations have them.
+SIGLIP_2 = {
+    "SigLIP 2 B/16, 224 pixels": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "image_size": 224, "patch_size": 16,
+    },
+    "SigLIP 2 So400m/14, 384 pixels": {
+        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+        "image_size": 384, "patch_size": 14,
+    },
+}  # fmt: skip
+LANGUAGE_MODELS = {
+    "SmolLM2-1.7B": LlamaConfig(
+        vocab_size=49152, hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=32,
+        num_key_value_heads=32, max_position_embeddings=8192, tie_word_embeddings=True,
+    ),
+    "Qwen3-4B": Qwen3Config(
+        vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, max_position_embeddings=262144, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
 
 
-def build(config, stage: str, trained: torch.dtype) -> nn.Module:
+def build(config, stage: str, trained: torch.dtype, lora_r: int = 8) -> nn.Module:
     """A model for a stage as the command `train` loads it: frozen weights in bfloat16, trained ones in `trained`."""
     with torch.device("meta"), no_init_weights():
         model = transformers_owl.MplugOwlForConditionalGeneration(config)
-        model = prepare_stage(model, stage, lora_dropout=0.0)
+        model = prepare_stage(model, stage, lora_r, lora_dropout=0.0)
     # Out of the meta device, which autocast does not know, to tensors of a CPU that have no data either.
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
@@ -146,12 +179,15 @@ def activations(model: nn.Module, rows: int, length: int) -> Kept:
     """What a forward pass of rows with one image each keeps; parts one by one, since checks would read values."""
     owl = owl_of(model)
     config, kept = owl.config, Kept(model)
+    cells = config.visual_abstractor_config.max_crops
+    views = rows * (1 if cells == 1 else 1 + cells)
     mode = next(parameter.fake_mode for parameter in model.parameters())
     size = config.vision_config.image_size
     with mode, kept.watch(model), torch.autocast("cpu", torch.bfloat16):
         ids = torch.zeros(rows, length, dtype=torch.long)
         is_image = torch.zeros(rows, length, 1, dtype=torch.bool)
-        features = owl.get_image_features(torch.zeros(rows, 3, size, size)).pooler_output
+        patches = see(owl.model.vision_model, torch.zeros(views, 3, size, size), sees_videos=False).last_hidden_state
+        features = owl.model.abstractor(patches).last_hidden_state
         embeddings = owl.get_input_embeddings()(ids)
         embeddings = embeddings.masked_scatter(is_image, features.to(embeddings.dtype))
         hidden = owl.model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
@@ -159,16 +195,17 @@ def activations(model: nn.Module, rows: int, length: int) -> Kept:
     return kept
 
 
-def table_of(name: str, config) -> list[list[str]]:
-    """The table's rows of a recipe."""
-    owl, args = parse_recipe(CONFIGS / RECIPES[name], ["--use_cpu", "true", "--bf16", "false"])
+def table_of(name: str, recipe: str, config, sharded: tuple[int, ...] = (8, 64)) -> list[list[str]]:
+    """The table's rows of a recipe, on one GPU and several."""
+    owl, args = parse_recipe(CONFIGS / recipe, ["--use_cpu", "true", "--bf16", "false"])
     rows, packed = args.per_device_train_batch_size, "QLoRA" in name
-    held = states(build(config, owl.stage, torch.float32), packed)
-    model = build(config, owl.stage, torch.bfloat16)
+    held = states(build(config, owl.stage, torch.float32, owl.lora_r), packed)
+    model = build(config, owl.stage, torch.bfloat16, owl.lora_r)
     kept = activations(model, rows, owl.max_length)
-    lines = [("1", held), ("8 or 64, DDP", held | {"gradients": 2 * held["gradients"]})]
+    several = " or ".join(map(str, sharded))
+    lines = [("1", held), (f"{several}, DDP", held | {"gradients": 2 * held["gradients"]})]
     if not packed:  # FSDP2 leaves packed weights whole
-        for gpus in (8, 64):
+        for gpus in sharded:
             shares = {part: size / gpus for part, size in held.items()}
             lines.append((f"{gpus}, sharded", shares | {"copies": gathered(model)}))
     table = []
@@ -179,15 +216,33 @@ def table_of(name: str, config) -> list[list[str]]:
     return table
 
 
-def main() -> None:
+def modern_owl(vision: str, language: str) -> transformers_owl.MplugOwlConfig:
+    """What `build` makes of a vision model and a language model, with the crops of modern-pretrain.yaml."""
+    owl, _ = parse_recipe(CONFIGS / "modern-pretrain.yaml", ["--use_cpu", "true", "--bf16", "false"])
+    assert owl.max_crops is not None
+    tower = SiglipVisionConfig(**SIGLIP_2[vision])
+    return fresh_config(tower, LANGUAGE_MODELS[language], max_crops=owl.max_crops)
+
+
+def main(
+    modern: Annotated[bool, typer.Option("--modern", help="Owls of SigLIP 2 and today's language models.")] = False,
+) -> None:
+    """Print the memory of one GPU in training as a Markdown table, in GiB."""
     columns = ["stage", "rows x positions", "GPUs", "weights", "gradients", "optimizer", "copies"]
     columns += ["activations", "checkpointed", "total", "total, checkpointed"]
+    if modern:
+        columns = ["vision model and language model", *columns]
+    texts = len(columns) - 8
     print("| " + " | ".join(columns) + " |")
-    print("|" + "---|" * 3 + "---:|" * (len(columns) - 3))
-    for name in RECIPES:
-        for row in table_of(name, transformers_owl.MplugOwlConfig()):
+    print("|" + "---|" * texts + "---:|" * (len(columns) - texts))
+    for name, recipe in ({} if modern else RECIPES).items():
+        for row in table_of(name, recipe, transformers_owl.MplugOwlConfig()):
             print("| " + " | ".join(row) + " |", flush=True)
+    for vision, language in zip(SIGLIP_2, LANGUAGE_MODELS, strict=True) if modern else ():
+        for name, recipe in MODERN_RECIPES.items():
+            for row in table_of(name, recipe, modern_owl(vision, language), (8,)):
+                print("| " + " | ".join([f"{vision}; {language}", *row]) + " |", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,18 +1,22 @@
 """Pictures by compiled code: how many are looked at together, and that nothing else changes. See test_fast_paths.py."""
 
 import copy
+import math
 
 import pytest
 import torch
 from conftest import relative_error, tiny_config
+from towers import owl_with, tower_of
 
 from transformers_owl import MplugOwlForConditionalGeneration
 from transformers_owl.inference import compile_vision
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(params=["mplug_owl_vision_model", "siglip_vision_model", "dinov2"])
+def model(request):
     torch.manual_seed(0)
+    if request.param != "mplug_owl_vision_model":
+        return owl_with(tower_of(request.param), use_temporal=True)
     return MplugOwlForConditionalGeneration(tiny_config(vision_config={"use_temporal": True})).eval()
 
 
@@ -46,7 +50,10 @@ def test_a_few_are_looked_at_together_and_the_features_stay(model, shape, groups
     wanted = {"output_attentions": True, "output_hidden_states": True}
     expected = look(pixels, **wanted)
     assert compile_vision(model) is model
-    model.model.vision_model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    frames = math.prod(shape[1:])  # which a vision model of the library is given one by one
+    model.model.vision_model.register_forward_pre_hook(
+        lambda module, given: seen.append(given[0].shape[:-3].numel() // frames)
+    )
     found = look(pixels, **wanted)
     assert seen == groups
     assert list(found) == list(expected)

@@ -1,25 +1,29 @@
-"""Releases loaded over several processes have the weights, features and logits that they have on one."""
+"""Models loaded over several processes have the weights, features and logits that they have on one."""
 
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import GoldenCase, tiny_config
+from towers import owl_with, tower_of
 
 from transformers_owl import MplugOwlForConditionalGeneration
 from transformers_owl.mplug_owl.weights_mplug_owl import SplitHeads
 
 
 NAMES = ["image-llama", "image-bloom", "video-llama"]
+TOWERS = ["siglip_vision_model", "dinov2"]
+RELEASES = tuple(GoldenCase(name).checkpoint for name in NAMES)
 
 
-def loaded(script: str, processes: int, folder: Path) -> dict[str, dict]:
-    """What a script beside this file finds about the releases, in several processes."""
+def loaded(script: str, processes: int, folder: Path, models: Sequence[str] = RELEASES) -> dict[str, dict]:
+    """What a script beside this file finds about models, in several processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {
         **os.environ,
@@ -27,7 +31,7 @@ def loaded(script: str, processes: int, folder: Path) -> dict[str, dict]:
         "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
-    words = [str(Path(__file__).with_name(script)), str(folder), *(GoldenCase(name).checkpoint for name in NAMES)]
+    words = [str(Path(__file__).with_name(script)), str(folder), *models]
     done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "found.json").read_text())
@@ -41,7 +45,24 @@ def test_releases_are_the_same_over_processes(processes, tmp_path):
     for name, each in found.items():
         assert each["other weights"] == [], name
         assert all(error <= 1e-5 for error in each["errors"].values()), (name, each["errors"])
-        assert (each["cut"] > 20) == (processes > 1), name
+        assert (len(each["cut"]) > 20) == (processes > 1), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_owls_with_towers_of_the_library_are_the_same_over_processes(processes, tmp_path):
+    """Tensor parallelism leaves such a tower whole, as the library's own plans do; FSDP2 cuts it."""
+    folders = [tmp_path / kind / "owl" for kind in TOWERS]
+    for kind, folder in zip(TOWERS, folders, strict=True):
+        owl_with(tower_of(kind)).save_pretrained(folder)
+    found = loaded("loads_over_processes.py", processes, tmp_path, list(map(str, folders)))
+    assert found.keys() == {f"{kind}, {way}" for kind in TOWERS for way in ("tensors", "FSDP2")}
+    for name, each in found.items():
+        assert each["other weights"] == [], name
+        assert all(error <= 1e-5 for error in each["errors"].values()), (name, each["errors"])
+        vision = [weight for weight in each["cut"] if weight.startswith("model.vision_model.")]
+        assert bool(vision) == (processes > 1 and name.endswith("FSDP2")), name
+        assert (len(each["cut"]) > 20) == (processes > 1), name
 
 
 @pytest.mark.slow

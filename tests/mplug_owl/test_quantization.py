@@ -5,7 +5,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 from conftest import GoldenCase, relative_error, tiny_config
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torchao.quantization import Int8WeightOnlyConfig
+from towers import tower_of
 from transformers import AutoModel, BitsAndBytesConfig, EetqConfig, FineGrainedFP8Config, QuantoConfig, TorchAoConfig
 
 from transformers_owl import MplugOwlForConditionalGeneration, MplugOwlModel
@@ -29,15 +31,22 @@ CONFIGS = {
 BOUNDS = {"bitsandbytes 4 bits": 0.3, "quanto 4 bits": 0.3}
 
 
+PLAIN = (torch.nn.Linear, NonDynamicallyQuantizableLinear)  # the second in SigLIP's head
+
+
 def is_quantized(module: torch.nn.Linear) -> bool:
-    return type(module) is not torch.nn.Linear or type(module.weight.data) is not torch.Tensor
+    return type(module) not in PLAIN or type(module.weight.data) not in (torch.Tensor, torch.nn.Parameter)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+@pytest.fixture(scope="module", params=["mplug_owl_vision_model", "siglip_vision_model", "dinov2"])
+def saved(request, tmp_path_factory):
+    """A model with the releases' ViT, or with a vision model of the library."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("saved")
-    model = MplugOwlForConditionalGeneration(tiny_config({"hidden_size": 64, "intermediate_size": 128})).eval()
+    config = tiny_config({"hidden_size": 64, "intermediate_size": 128}, vision_config={"image_size": 56})
+    if request.param != config.vision_config.model_type:
+        config.vision_config = tower_of(request.param).config
+    model = MplugOwlForConditionalGeneration(config).eval()
     model.save_pretrained(folder)
     return folder, model
 
@@ -53,7 +62,7 @@ def test_only_the_language_model_is_quantised(saved, name):
     }
     ids = torch.randint(3, 90, (2, 14))
     ids[:, 3:8] = model.config.image_token_id
-    inputs = {"input_ids": ids, "pixel_values": torch.randn(2, 3, 28, 28)}
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(2, 3, 56, 56)}
     with torch.no_grad():
         expected = model(**inputs)
         output = quantised(**inputs)
@@ -65,7 +74,8 @@ def test_a_list_of_ones_own_is_kept(saved):
     folder, _ = saved
     given = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["lm_head"])
     quantised = MplugOwlForConditionalGeneration.from_pretrained(folder, quantization_config=given)
-    assert is_quantized(quantised.model.vision_model.layers[0].mlp.fc1)
+    linears = [module for module in quantised.model.vision_model.modules() if type(module) is torch.nn.Linear]
+    assert linears and all(map(is_quantized, linears))
     assert given.modules_to_not_convert == ["lm_head"]
 
 

@@ -40,6 +40,14 @@ EXPECTED = {
     "kosmos-instruct": {"stage": "kosmos", "max_steps": 2000},
     "llava-pretrain": {"stage": "llava-pretrain", "max_steps": 50000},
     "llava-instruct": {"stage": "llava-instruct", "max_steps": 2000},
+    "modern-pretrain": {
+        "stage": "pretrain", "max_steps": 20000, "max_crops": 6, "crop": [1, 1], "max_length": 1024,
+        "rates": {"vision": 2e-5, "abstractor": 2e-4}, "global_batch_size": 512, "chat_template": None,
+    },
+    "modern-instruct": {
+        "stage": "instruct", "max_steps": 2000, "max_crops": None, "crop": [1, 1], "max_length": 2048, "lora_r": 32,
+        "lora_alpha": 64, "rates": {"abstractor": 2e-5, "language_model": 1e-4}, "chat_template": None,
+    },
     "tiny-pretrain": {"stage": "pretrain", "max_steps": 20},
     "tiny-instruct": {"stage": "instruct", "max_steps": 20},
 }  # fmt: skip
