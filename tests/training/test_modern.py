@@ -68,7 +68,8 @@ def trained(request, tmp_path_factory):
     SiglipImageProcessorPil().save_pretrained(folder / "vision")
     torch.manual_seed(0)
     save_language_model(language_model, own_template(request.param), folder / "language")
-    command = shlex.split(re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)[0])
+    (block, *_) = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    command = shlex.split(block.replace("\\\n", ""))
     places = {"--vision": "vision", "--language": "language", "--output": "fresh"}
     for option, name in places.items():
         command[command.index(option) + 1] = str(folder / name)
