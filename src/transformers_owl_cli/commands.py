@@ -172,6 +172,7 @@ def chat(
 @errors("demo")
 def web(
     model: Owl = None,
+    endpoint: Endpoint = None,
     host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Port = 7860,
     device: Device = None,
@@ -180,17 +181,22 @@ def web(
     load_in_4bit: LoadIn4bit = False,
     fast: Fast = False,
 ) -> None:
-    """Chat about images in the browser."""
+    """Chat about images in the browser, with a model of this machine or of an endpoint."""
     from transformers_owl import MINIATURE
+    from transformers_owl.demo.desk import Desk, OwlDesk, about, at_endpoint
     from transformers_owl.demo.web import check_port, serving
     from transformers_owl.loading import load
 
-    model = model or MINIATURE
     check_port(host, port)
-    owl, processor = load(model, device, dtype, chat_template, load_in_4bit, "latency" if fast else None)
-    # The page does not say where on this machine a folder lies.
-    name = Path(model).resolve().name if Path(model).is_dir() else model
-    with serving(owl, processor, name, host, port) as page:
+    if endpoint is None:
+        name = model or MINIATURE
+        desk: Desk = OwlDesk(*load(name, device, dtype, chat_template, load_in_4bit, "latency" if fast else None), about(name))
+    else:
+        if (device, dtype, chat_template, load_in_4bit, fast) != (None, "auto", None, False, False):
+            raise ValueError("An --endpoint has loaded its model: leave out how to load one.")
+        desk = at_endpoint(endpoint, model)
+    with serving(desk, host, port) as page:
+        print(f"{desk.about.name} answers at http://{host}:{port} (Ctrl-C ends)", flush=True)
         page.block_thread()
 
 
