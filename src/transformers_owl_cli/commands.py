@@ -160,12 +160,14 @@ def chat(
     """Chat about images in the terminal. Ctrl-C stops an answer."""
     from transformers_owl import MINIATURE
     from transformers_owl.demo.caption import check_files
+    from transformers_owl.demo.desk import about
     from transformers_owl.demo.terminal import TerminalChat
     from transformers_owl.loading import generation_options, load
 
     check_files(pictures or [])
     owl, processor = load(model or MINIATURE, device, dtype, chat_template, load_in_4bit, "latency" if fast else None)
-    TerminalChat(owl, processor, generation_options(max_new_tokens, temperature, top_p), system).run(pictures or [])
+    options = generation_options(max_new_tokens, temperature, top_p)
+    TerminalChat(owl, processor, options, system, str(about(model or MINIATURE))).run(pictures or [])
 
 
 @app.command()
@@ -184,8 +186,9 @@ def web(
     """Chat about images in the browser, with a model of this machine or of an endpoint."""
     from transformers_owl import MINIATURE
     from transformers_owl.demo.desk import Desk, OwlDesk, about, at_endpoint
-    from transformers_owl.demo.web import check_port, serving
+    from transformers_owl.demo.web import serving
     from transformers_owl.loading import load
+    from transformers_owl.pages import check_port
 
     check_port(host, port)
     if endpoint is None:
@@ -270,7 +273,9 @@ def rate(
     from transformers_owl.evaluation.rating_desk import RatingDesk
     from transformers_owl.evaluation.rating_page import launch
     from transformers_owl.evaluation.records import read_owleval, read_systems
+    from transformers_owl.pages import check_port
 
+    check_port(host, port)
     questions = read_owleval(owleval)
     launch(RatingDesk(questions, read_systems(answers, questions), ratings), host, port)
 

@@ -33,7 +33,7 @@ class Shown(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         given = dict(attributes)
-        if tag == "section":
+        if tag == "article":
             self.turns.append([given["class"].split()[1], [], given.get("data-text", "")])
         elif tag == "img":
             self.turns[-1][1].append(given["alt"])

@@ -1,5 +1,6 @@
 """What the page asks for: answers to the questions of its conversation, and where the model looked."""
 
+import itertools
 import logging
 import os
 import re
@@ -46,6 +47,9 @@ class About:
     knows: str | None = None
     knows_photographs: bool = True
 
+    def __str__(self) -> str:
+        return ". ".join(filter(None, (self.name, self.knows)))
+
 
 def about(model: str) -> About:
     """Of a folder its name alone: the page does not say where on this machine it lies."""
@@ -81,8 +85,7 @@ class Desk:
             if len(given) > MAX_FILES:
                 raise ValueError(f"The conversation has {len(given)} images, {MAX_FILES} at most: start a new one.")
             options = generation_options(int(length), temperature, top_p, int(num_beams))
-            for piece in self.stream(turns, options):
-                written += piece
+            for written in self.stream(turns, options):
                 yield turns, written
         except Exception as error:  # the page outlives every failure of a model, and the log has it
             yield [*turns, {"role": "error", "text": explain(error, files(turns))}], ""
@@ -104,6 +107,7 @@ class Desk:
         return None
 
     def stream(self, turns: list[Turn], options: dict[str, Any]) -> Iterator[str]:
+        """What is written of the answer, again and again until it is whole."""
         raise NotImplementedError
 
 
@@ -138,7 +142,9 @@ class OwlDesk(Desk):
         *seen, question = asked["content"]
         with self.lock, memory_advice(ADVICE):
             chat = Chat(self.model, self.processor, history=earlier)
-            yield from chat.stream(question["text"], [part[part["type"]] for part in seen], **options)
+            pieces = chat.stream(question["text"], [part[part["type"]] for part in seen], **options)
+            yield from itertools.accumulate(pieces)
+        yield chat.messages[-1]["content"]  # a character of several tokens may have come in pieces
 
     def look(
         self, turns: list[Turn], number: int, span: tuple[int, int] | None = None
@@ -203,7 +209,7 @@ class EndpointDesk(Desk):
     def stream(self, turns: list[Turn], options: dict[str, Any]) -> Iterator[str]:
         taken = {"max_tokens": options["max_new_tokens"]}
         taken |= {name: options[name] for name in ("temperature", "top_p") if name in options}
-        yield from self.endpoint.stream(messages(turns, self.read), **taken)
+        yield from itertools.accumulate(self.endpoint.stream(messages(turns, self.read), **taken))
 
 
 def models_of(url: str) -> list[str]:

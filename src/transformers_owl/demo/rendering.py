@@ -35,8 +35,8 @@ def render(turns: Sequence[Turn], looks: bool = False) -> str:
             shown.append(_answer(turn, number, looks and sees, is_last))
         else:
             shown.append(
-                f'<section class="turn error" role="alert"><p>{html.escape(turn["text"])}</p>'
-                f'<div class="tools">{_button("retry", "Retry")}{_button("clear", "Clear")}</div></section>'
+                f'<article class="turn error" role="alert"><p>{html.escape(turn["text"])}</p>'
+                f'<div class="tools">{_button("retry", "Retry")}{_button("clear", "Clear")}</div></article>'
             )
     return "".join(shown)
 
@@ -82,8 +82,8 @@ def _question(turn: Turn) -> str:
     seen = "".join(show_file(Path(file["path"])) for file in turn["files"])
     files = f'<div class="files">{seen}</div>' if seen else ""
     return (
-        f'<section class="turn user" aria-label="Question">{files}<div class="said">{html.escape(turn["text"])}</div>'
-        "</section>"
+        f'<article class="turn user" aria-label="Question">{files}<div class="said">{html.escape(turn["text"])}</div>'
+        "</article>"
     )
 
 
@@ -102,9 +102,9 @@ def _answer(turn: Turn, number: int, looks: bool, is_last: bool) -> str:
     buttons += [_button("look", "Where it looked")] if looks and turn["text"].strip() else []
     buttons += [_button("retry", "Retry"), _button("undo", "Undo"), _button("clear", "Clear")] if is_last else []
     return (
-        f'<section class="turn owl" aria-label="Answer" data-turn="{number}" '
+        f'<article class="turn owl" aria-label="Answer" data-turn="{number}" '
         f'data-text="{html.escape(turn["text"], quote=True)}"><div class="markdown">{text}</div>{note}'
-        f'<div class="tools">{"".join(buttons)}</div></section>'
+        f'<div class="tools">{"".join(buttons)}</div></article>'
     )
 
 

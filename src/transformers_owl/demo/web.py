@@ -5,7 +5,6 @@ import html
 import io
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -65,7 +64,7 @@ class Page:
 
     def send(self, box: Box, log: Log) -> tuple[Any, Log]:
         if conversation.is_pending(log["turns"]):
-            raise gr.Error("The answer is still being written.", visible=False)
+            raise gr.Error("The answer is still being written.", visible=False, print_exception=False)
         turns, left = conversation.send(log["turns"], box)
         return self.box(left, is_answering=True), self.log(turns)
 
@@ -124,7 +123,7 @@ class Page:
 
 def live(written: str) -> dict[str, str]:
     """What shows an answer while it is written."""
-    shown = f'<section class="turn owl"><div class="markdown">{render_answer(written)}</div></section>'
+    shown = f'<article class="turn owl"><div class="markdown">{render_answer(written)}</div></article>'
     return {"text": written, "html": shown if written else ""}
 
 
@@ -219,16 +218,6 @@ def _settings(has_beams: bool) -> list[Any]:
         gr.Slider(1, 5, 1, step=1, label="Beams", info="Beyond 1 the answer comes in one piece.", visible=has_beams),
         gr.Slider(16, 1024, 512, step=16, label="Longest answer", info="In tokens."),
     ]
-
-
-def check_port(host: str, port: int) -> None:
-    """Raises a ValueError if the port cannot be served at."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ValueError(f"{host}:{port} cannot be served at ({error.strerror}): choose another --port.") from error
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 element.addEventListener('click', (event) => {
   const target = event.target.closest('[data-example]');
-  if (target) trigger('example', { number: Number(target.dataset.example) });
+  const isAnswering = document.querySelector('#box .stop-button');
+  if (target && !isAnswering) trigger('example', { number: Number(target.dataset.example) });
 });

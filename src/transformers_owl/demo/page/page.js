@@ -18,12 +18,20 @@
     input.files = event.dataTransfer.files;
     input.dispatchEvent(new Event('change', { bubbles: true }));
   });
-  // Gradio's buttons have no names.
+  // While an answer is written, Enter waits.
+  document.addEventListener('keydown', (event) => {
+    if (event.key !== 'Enter' || event.shiftKey || !box().contains(event.target)) return;
+    if (!event.target.matches('textarea') || !box().querySelector('.stop-button')) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+  }, true);
+  // Gradio's buttons have no names, and its thumbnails are items of no list.
   const names = { '.upload-button': 'Attach images', '.submit-button': 'Send', '.stop-button': 'Stop' };
   const name = () => {
     for (const [button, label] of Object.entries(names)) {
       document.querySelectorAll(`#box ${button}`).forEach((found) => found.setAttribute('aria-label', label));
     }
+    document.querySelectorAll('#box [role=listitem]').forEach((item) => item.parentElement.setAttribute('role', 'list'));
   };
   name();
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
