@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from . import captions, conversion
+from .quiet import keep_quiet
 from .running import errors
 
 
@@ -29,6 +30,7 @@ def main(
     ] = False,
 ) -> None:
     """mPLUG-Owl: a language model that sees."""
+    keep_quiet()
 
 
 OwlEval = Annotated[Path | None, typer.Option("--owleval", help="OwlEval's folder: questions.jsonl and cases/.")]
@@ -206,7 +208,7 @@ def web(
 @app.command()
 @errors()
 def look(
-    pictures: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files or URLs.")],
+    pictures: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files or URLs of images and videos.")],
     output: Annotated[
         Path,
         typer.Option(

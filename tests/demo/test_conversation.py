@@ -14,6 +14,7 @@ from transformers_owl import MINIATURE, MplugOwlForConditionalGeneration
 from transformers_owl.demo import conversation
 from transformers_owl.demo.conversation import EMPTY
 from transformers_owl.demo.desk import NO_IMAGE, PHOTOGRAPH, About, OwlDesk, about, is_photograph
+from transformers_owl.demo.looking import seen_frames
 from transformers_owl.demo.rendering import WORD, render, render_answer
 from transformers_owl.inference import draw_attention, image_attention, video_attention
 
@@ -248,11 +249,16 @@ def test_html_is_escaped_and_nothing_is_fetched(text):
 def test_markdown_is_rendered():
     text = "**b** *i*\n\n- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n`c`\n\n```\nd < e\n```\n1. x\n\nline\nbreak"
     html = render_answer(text)
-    for part in ("<strong>b</strong>", "<em>i</em>", "<li>one</li>", "<th>a</th>", "<td>1</td>", "<code>c</code>", "d &lt; e", "<ol>", "<br"):  # fmt: skip
+    for part in (
+        "<strong>b</strong>", "<em>i</em>", "<li>one</li>", "<th>a</th>", "<td>1</td>", "<code>c</code>", "d &lt; e", "<ol>",
+        "<br",
+    ):  # fmt: skip
         assert part in html, part
 
 
-@pytest.mark.parametrize("text", ["A red owl, a red **owl** and `code` *owl*.", "- don't\n- <b>\n\n> owl-like", "x" * 99])
+@pytest.mark.parametrize(
+    "text", ["A red owl, a red **owl** and `code` *owl*.", "- don't\n- <b>\n\n> owl-like", "x" * 99]
+)
 def test_each_word_says_where_it_stands(text):
     spans = []
     parser = HTMLParser()
@@ -297,7 +303,7 @@ def test_a_clip_has_a_map_for_each_frame():
     assert len(maps) == len(attention.patches) == 6
     assert attention.patches.sum().item() == pytest.approx(1)
     every = [PIL.Image.fromarray(frame) for frame in frames_of(clip)]
-    seen = desk.frames(clip)
+    seen = seen_frames(desk.processor, clip)
     assert all(any(frame.tobytes() == one.tobytes() for one in every) for frame in seen)
     assert len({frame.tobytes() for frame in seen}) == 6
     for (caption, image), frame, patches in zip(maps, seen, attention.patches, strict=True):

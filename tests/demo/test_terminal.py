@@ -130,7 +130,9 @@ def test_words_that_leave(talk, word):
 
 def test_a_saved_conversation_goes_on_where_it_was(talk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = talk("What is it?", "/save talk.json", "So?", "/save whole.json", options=[ASTRONAUT, "--system", "Be brief."])
+    result = talk(
+        "What is it?", "/save talk.json", "So?", "/save whole.json", options=[ASTRONAUT, "--system", "Be brief."]
+    )
     assert f"Saved to {tmp_path}/talk.json." in result.stdout
     result = talk("/load talk.json", "So?", "/save again.json")
     assert f"Loaded {tmp_path}/talk.json: 1 questions and answers." in result.stdout
@@ -172,7 +174,9 @@ def test_lines_are_typed_pasted_and_completed(tmp_path, typed):
         assert read() == TYPED[typed].format(folder=tmp_path)
 
 
-@pytest.mark.parametrize("text", ["a few words that are wrapped as a whole\nand a line ", "一二三四五六七八九十" * 3, "x" * 50, "a  b\n\nc"])
+@pytest.mark.parametrize(
+    "text", ["a few words that are wrapped as a whole\nand a line ", "一二三四五六七八九十" * 3, "x" * 50, "a  b\n\nc"]
+)
 @pytest.mark.parametrize("width", [7, 10, 33])
 def test_words_are_not_cut_by_the_end_of_a_line(monkeypatch, capsys, text, width):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)

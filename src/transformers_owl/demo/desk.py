@@ -14,11 +14,12 @@ import PIL.Image
 
 from .. import MINIATURE
 from ..evaluation.models import Endpoint
-from ..inference import Chat, draw_attention, image_attention, video_attention
+from ..inference import Chat
 from ..loading import generation_options, memory_advice
 from ..mplug_owl.image_processing_mplug_owl import read_image
-from ..mplug_owl.video_processing_mplug_owl import VideoFile, visual_part
+from ..mplug_owl.video_processing_mplug_owl import visual_part
 from .conversation import Turn, files, is_pending, messages
+from .looking import heat_maps
 
 
 MAX_FILES = 16  # of one conversation
@@ -160,29 +161,11 @@ class OwlDesk(Desk):
             ValueError: without an image.
         """
         read = messages(turns[: number + 1], self.read)
-        seen = [part for message in read[::2] for part in message["content"] if part["type"] != "text"]
-        maps: list[tuple[str, PIL.Image.Image]] = []
-        found = {}
         with self.lock, memory_advice(ADVICE):
-            for kind, find in (("image", image_attention), ("video", video_attention)):
-                if any(part["type"] == kind for part in seen):
-                    found[kind] = iter(find(self.model, self.processor, read, span))
-        for part in seen:
-            attention = next(found[part["type"]])
-            share = f"{attention.positions.sum():.0%}"
-            if part["type"] == "image":
-                maps.append((f"{share} of its attention", draw_attention(small(part["image"]), attention.patches)))
-                continue
-            shown = zip(self.frames(part["video"]), attention.patches, strict=True)
-            for at, (frame, patches) in enumerate(shown, 1):
-                caption = f"Frame {at}: {patches.sum():.0%} of the clip's {share}"
-                maps.append((caption, draw_attention(small(frame), patches, attention.patches.max())))
+            maps = heat_maps(self.model, self.processor, read, span)
+        for _, image in maps:
+            image.thumbnail(LARGEST_MAP)
         return maps
-
-    def frames(self, path: Path) -> list[PIL.Image.Image]:
-        """Those that the model sees of a video."""
-        (metadata,) = self.processor.video_processor([path], return_metadata=True)["video_metadata"]
-        return VideoFile(path).frames(metadata.frames_indices)
 
 
 class EndpointDesk(Desk):
@@ -242,12 +225,6 @@ def at_endpoint(url: str, model: str | None) -> EndpointDesk:
     if model not in names:
         raise ValueError(f"The endpoint {url} has no model {model!r}: give --model, one of {', '.join(names)}.")
     return EndpointDesk(Endpoint(model, url))
-
-
-def small(image: PIL.Image.Image) -> PIL.Image.Image:
-    copy = image.copy()
-    copy.thumbnail(LARGEST_MAP)
-    return copy
 
 
 def is_photograph(image: PIL.Image.Image) -> bool:

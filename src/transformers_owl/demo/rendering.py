@@ -12,10 +12,8 @@ from ..mplug_owl.video_processing_mplug_owl import media_type
 from .conversation import Turn
 
 
-MARKDOWN = (
-    MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"]).disable("image")
-)
-WORD = re.compile(r"\w+(?:['’-]\w+)*")
+MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"]).disable("image")
+WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 
 
 def render(turns: Sequence[Turn], looks: bool = False) -> str:

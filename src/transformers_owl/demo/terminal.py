@@ -287,7 +287,7 @@ class Wrapped:
 
     def _place(self, space: str) -> None:
         length = sum(1 + (east_asian_width(letter) in "WF") for letter in self.word)
-        if self.width is not None and self.column + length > self.width and 0 < self.column:
+        if self.width is not None and self.column + length > self.width and self.column > 0:
             print()
             self.column = 0
         self.column += length

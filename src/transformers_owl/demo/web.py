@@ -68,9 +68,10 @@ class Page:
         turns, left = conversation.send(log["turns"], box)
         return self.box(left, is_answering=True), self.log(turns)
 
-    def answer(self, log: Log, *settings: float) -> Iterator[tuple[Log, dict]]:
+    def answer(self, log: Log, *settings: float) -> Iterator[tuple[Any, dict]]:
         for turns, written in self.desk.answer(log["turns"], *settings):
-            yield log if turns is log["turns"] else self.log(turns), live(written)
+            # Only the last one changes the conversation: one that is late, after a stop, does not bring it back.
+            yield gr.skip() if turns is log["turns"] else self.log(turns), live(written)
 
     def settle(self, log: Log, written: dict, box: Box) -> tuple[Any, Log, dict]:
         turns, left = conversation.settle(log["turns"], written["text"], box)
@@ -91,8 +92,9 @@ class Page:
         turns, left = conversation.retry(log["turns"], box)
         return self.box(left, is_answering=True), self.log(turns)
 
-    def example(self, log: Log, event: gr.EventData) -> tuple[Any, Log]:
-        return self.send(self.examples[event.number], log)
+    def example(self, event: gr.EventData) -> tuple[Any, Log]:
+        """Begins anew: earlier images would be seen, too."""
+        return self.send(self.examples[event.number], self.log([]))
 
     def clear(self) -> tuple[Log, dict]:
         return self.log([]), live("")
@@ -104,10 +106,16 @@ class Page:
         try:
             maps = self.desk.look(turns, event.turn, span)
         except Exception as error:
-            return f'<h2>Where it looked</h2><p role="alert">{html.escape(explain(error, conversation.files(turns)))}</p>'
+            return (
+                f'<h2>Where it looked</h2><p role="alert">{html.escape(explain(error, conversation.files(turns)))}</p>'
+            )
         word = "while it wrote the answer" if span is None else f"when it wrote “{html.escape(text[slice(*span)])}”"
         pressed = "" if span is None else f'data-span="{span[0]},{span[1]}"'
-        words = mark_words(text, text).replace(pressed, f'{pressed} aria-pressed="true"') if span else mark_words(text, text)
+        words = (
+            mark_words(text, text).replace(pressed, f'{pressed} aria-pressed="true"')
+            if span
+            else mark_words(text, text)
+        )
         shown = "".join(
             f'<figure><img src="{as_url(image)}" alt="Heat map: {caption}"><figcaption>{caption}</figcaption></figure>'
             for caption, image in maps
@@ -163,7 +171,7 @@ def build_page(desk: Desk, folder: str) -> gr.Blocks:
 
         asking = [
             box.submit(page.send, [box, log], [box, log], **NOW),
-            examples.example(page.example, [log], [box, log], **NOW),
+            examples.example(page.example, None, [box, log], **NOW),
             log.retry(page.retry, [log, box], [box, log], **NOW),
         ]
         lane = {"concurrency_id": "answers", "concurrency_limit": desk.side_by_side, "api_visibility": "private"}
@@ -174,7 +182,8 @@ def build_page(desk: Desk, folder: str) -> gr.Blocks:
         shown = [box, log, written]
         for answered in answering:
             answered.then(page.settle, [log, written, box], shown, **NOW)
-        box.stop(page.settle, [log, written, box], shown, cancels=answering, **NOW)
+        stopped = box.stop(lambda: None, None, None, cancels=answering, **NOW)
+        stopped.then(page.settle, [log, written, box], shown, **NOW)
         log.undo(page.undo, [log, box], [box, log], **NOW)
         log.clear(page.clear, None, [log, written], **NOW)
         if desk.looks:
@@ -190,9 +199,8 @@ def title(about: About) -> str:
     if about.link:
         name = f'<a href="{html.escape(about.link, quote=True)}" target="_blank" rel="noopener">{name}</a>'
     said = " ".join(filter(None, (about.knows, WARNING)))
-    return (
-        f'<div class="title"><h1>mPLUG-Owl</h1><strong>{name}</strong><div class="quiet">{html.escape(said)}</div></div>'
-    )
+    quiet = f'<div class="quiet">{html.escape(said)}</div>'
+    return f'<div class="title"><h1>mPLUG-Owl</h1><strong>{name}</strong>{quiet}</div>'
 
 
 def chips(examples: Sequence[Box]) -> str:

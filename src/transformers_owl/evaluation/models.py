@@ -254,7 +254,10 @@ def _as_text(name: str, message: dict) -> dict:
 def _for_endpoint(message: dict) -> dict:
     if message["role"] == "assistant":
         said = message["content"]
-        return {"role": "assistant", "content": said if isinstance(said, str) else "".join(part["text"] for part in said)}
+        return {
+            "role": "assistant",
+            "content": said if isinstance(said, str) else "".join(part["text"] for part in said),
+        }
     content = [part if part["type"] == "text" else _visual_part(part) for part in message["content"]]
     return {"role": message["role"], "content": content}
 

@@ -86,7 +86,7 @@ class RatingDesk:
         alpha, shared = agreement(self.sheets.values())
         if alpha is None:
             return f"{shared} answers have ratings of two or more people: too few to tell, or all the same."
-        return f"Krippendorff's alpha is {alpha:.2f} over {shared} answers that two or more people rated (1: full agreement)."
+        return f"Krippendorff's alpha is {alpha:.2f} over {shared} answers that two or more people rated (at most 1)."
 
     def neighbour(self, number: int, step: int) -> int:
         numbers = list(self.questions)

@@ -36,7 +36,7 @@ KEYS = (
 )
 INSTRUCTIONS = (
     '<div class="words"><h1>Rate answers about images</h1></div><div class="quiet"><p>Each question shows an image and '
-    "the answers of several systems, in random order and without their names. Give every answer a level, and mark which "
+    "the answers of several systems, in random order, without their names. Give every answer a level, and mark which "
     "of the needed abilities it shows. Every click is saved at once; come back under the same name to go on.</p>"
     "<dl>{levels}</dl>{keys}</div>"
 )
@@ -91,7 +91,11 @@ def build_page(desk: RatingDesk) -> gr.Blocks:
             known = desk.same_rater(name)
             if name and known in (None, name):
                 return enter(name, None)
-            what = f"There are ratings by {known}. Is that you?" if known else "Write your name: ratings are kept under it."
+            what = (
+                f"There are ratings by {known}. Is that you?"
+                if known
+                else "Write your name: ratings are kept under it."
+            )
             closed = [gr.skip(), gr.skip(), gr.skip(), _notice(what), gr.update(visible=bool(known))]
             return closed + [gr.skip() for _ in view]
 
@@ -106,7 +110,12 @@ def build_page(desk: RatingDesk) -> gr.Blocks:
             (jump.click, lambda name, shown, place: desk.at(place, shown)),
         ]
         for clicked, way in ways:
-            clicked(lambda name, shown, place, way=way: show(name, way(name, shown, place)), [rater, number, to], view, **LANE)
+            clicked(
+                lambda name, shown, place, way=way: show(name, way(name, shown, place)),
+                [rater, number, to],
+                view,
+                **LANE,
+            )
         for place, (_, _, level, abilities) in enumerate(cards):
 
             def save(name, shown, level, abilities, place=place):

@@ -31,7 +31,7 @@
     for (const [button, label] of Object.entries(names)) {
       document.querySelectorAll(`#box ${button}`).forEach((found) => found.setAttribute('aria-label', label));
     }
-    document.querySelectorAll('#box [role=listitem]').forEach((item) => item.parentElement.setAttribute('role', 'list'));
+    document.querySelectorAll('#box [role=listitem]').forEach((item) => item.setAttribute('role', 'group'));
   };
   name();
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
