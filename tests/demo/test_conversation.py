@@ -250,8 +250,8 @@ def test_markdown_is_rendered():
     text = "**b** *i*\n\n- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n`c`\n\n```\nd < e\n```\n1. x\n\nline\nbreak"
     html = render_answer(text)
     for part in (
-        "<strong>b</strong>", "<em>i</em>", "<li>one</li>", "<th>a</th>", "<td>1</td>", "<code>c</code>", "d &lt; e", "<ol>",
-        "<br",
+        "<strong>b</strong>", "<em>i</em>", "<li>one</li>", "<th>a</th>", "<td>1</td>", "<code>c</code>", "d &lt; e",
+        "<ol>", "<br",
     ):  # fmt: skip
         assert part in html, part
 
