@@ -195,7 +195,9 @@ def web(
     check_port(host, port)
     if endpoint is None:
         name = model or MINIATURE
-        desk: Desk = OwlDesk(*load(name, device, dtype, chat_template, load_in_4bit, "latency" if fast else None), about(name))
+        desk: Desk = OwlDesk(
+            *load(name, device, dtype, chat_template, load_in_4bit, "latency" if fast else None), about(name)
+        )
     else:
         if (device, dtype, chat_template, load_in_4bit, fast) != (None, "auto", None, False, False):
             raise ValueError("An --endpoint has loaded its model: leave out how to load one.")

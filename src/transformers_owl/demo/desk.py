@@ -111,6 +111,21 @@ class Desk:
         """What is written of the answer, again and again until it is whole."""
         raise NotImplementedError
 
+    def look(
+        self, turns: list[Turn], number: int, span: tuple[int, int] | None = None
+    ) -> list[tuple[str, PIL.Image.Image]]:
+        """
+        Heat maps over the images, and over the frames of videos, up to an answer, with their captions.
+
+        Args:
+            number (`int`): Which of the turns is the answer.
+            span (`tuple[int, int]`, *optional*): Where a word of it begins and ends; by default the whole of it counts.
+
+        Raises:
+            ValueError: without an image, and where the model does not tell.
+        """
+        raise ValueError("An endpoint does not tell where its model looked.")
+
 
 class OwlDesk(Desk):
     """
@@ -150,16 +165,6 @@ class OwlDesk(Desk):
     def look(
         self, turns: list[Turn], number: int, span: tuple[int, int] | None = None
     ) -> list[tuple[str, PIL.Image.Image]]:
-        """
-        Heat maps over the images, and over the frames of videos, up to an answer, with their captions.
-
-        Args:
-            number (`int`): Which of the turns is the answer.
-            span (`tuple[int, int]`, *optional*): Where a word of it begins and ends; by default the whole of it counts.
-
-        Raises:
-            ValueError: without an image.
-        """
         read = messages(turns[: number + 1], self.read)
         with self.lock, memory_advice(ADVICE):
             maps = heat_maps(self.model, self.processor, read, span)
@@ -230,7 +235,7 @@ def at_endpoint(url: str, model: str | None) -> EndpointDesk:
 def is_photograph(image: PIL.Image.Image) -> bool:
     """Whether no colour of an image covers much of it, as the ground of a drawing does."""
     dots = image.convert("RGB").resize((64, 64), PIL.Image.Resampling.NEAREST).point([v // 16 for v in range(256)] * 3)
-    return max(count for count, _ in dots.getcolors(64 * 64)) < 0.25 * 64 * 64
+    return max(count for count, _ in dots.getcolors(64 * 64) or []) < 0.25 * 64 * 64
 
 
 def explain(error: Exception, given: Sequence[Path]) -> str:

@@ -68,7 +68,7 @@ class Page:
         turns, left = conversation.send(log["turns"], box)
         return self.box(left, is_answering=True), self.log(turns)
 
-    def answer(self, log: Log, *settings: float) -> Iterator[tuple[Any, dict]]:
+    def answer(self, log: Log, *settings: Any) -> Iterator[tuple[Any, dict]]:
         for turns, written in self.desk.answer(log["turns"], *settings):
             # Only the last one changes the conversation: one that is late, after a stop, does not bring it back.
             yield gr.skip() if turns is log["turns"] else self.log(turns), live(written)
@@ -110,12 +110,10 @@ class Page:
                 f'<h2>Where it looked</h2><p role="alert">{html.escape(explain(error, conversation.files(turns)))}</p>'
             )
         word = "while it wrote the answer" if span is None else f"when it wrote “{html.escape(text[slice(*span)])}”"
-        pressed = "" if span is None else f'data-span="{span[0]},{span[1]}"'
-        words = (
-            mark_words(text, text).replace(pressed, f'{pressed} aria-pressed="true"')
-            if span
-            else mark_words(text, text)
-        )
+        words = mark_words(text, text)
+        if span is not None:
+            place = f'data-span="{span[0]},{span[1]}"'
+            words = words.replace(place, f'{place} aria-pressed="true"')
         shown = "".join(
             f'<figure><img src="{as_url(image)}" alt="Heat map: {caption}"><figcaption>{caption}</figcaption></figure>'
             for caption, image in maps

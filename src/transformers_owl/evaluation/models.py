@@ -191,9 +191,10 @@ class Endpoint:
         import openai
 
         key = os.environ.get("OPENAI_API_KEY", "none")
+        client: Any = openai.OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=0)
         with (
             self._named_errors(),
-            openai.OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=0) as client,
+            client,
             client.chat.completions.create(
                 model=self.name,
                 messages=[_for_endpoint(message) for message in chat],
@@ -274,5 +275,5 @@ def _data_url(path: str) -> str:
     kind = media_type(path)
     if not kind.startswith("video/"):
         with PIL.Image.open(io.BytesIO(data)) as picture:
-            kind = picture.get_format_mimetype()
+            kind = picture.get_format_mimetype() or kind
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
