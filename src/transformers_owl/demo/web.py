@@ -101,7 +101,10 @@ class Page:
 
     def look(self, log: Log, event: gr.EventData) -> str:
         """What the dialog shows."""
-        turns, span = log["turns"], None if event.span is None else tuple(map(int, event.span.split(",")))
+        turns, span = log["turns"], None
+        if event.span is not None:
+            start, end = map(int, event.span.split(","))
+            span = (start, end)
         text = turns[event.turn]["text"]
         try:
             maps = self.desk.look(turns, event.turn, span)

@@ -5,7 +5,7 @@ import html
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,7 @@ def build_page(desk: RatingDesk) -> gr.Blocks:
                     asked = gr.HTML()
                 with gr.Column(scale=3, min_width=300):
                     cards = [_card() for _ in desk.systems]
-            with gr.Row():
-                previous = gr.Button("Previous question", elem_id="previous")
-                following = gr.Button("Next question", elem_id="next", variant="primary")
-                still_open = gr.Button("Next open question", elem_id="open")
-            with gr.Row(equal_height=True):
-                to = gr.Number(label="Go to question", precision=0, minimum=1, maximum=len(desk.questions))
-                jump = gr.Button("Go", elem_id="jump")
+            ways, to = _moves(desk)
             _add_export(desk, rater)
         view: list[Any] = [number, progress, picture, asked, *(part for card in cards for part in card)]
 
@@ -103,12 +97,6 @@ def build_page(desk: RatingDesk) -> gr.Blocks:
         gr.on([start.click, rater.submit], begin, [rater], opening, **LANE)
         same.click(lambda name: enter(name, desk.same_rater(" ".join(name.split()))), [rater], opening, **LANE)
         other.click(lambda name: enter(" ".join(name.split()), None), [rater], opening, **LANE)
-        ways: list[tuple[Any, Callable[[str, int, int | None], int]]] = [
-            (previous.click, lambda name, shown, _: desk.neighbour(shown, -1)),
-            (following.click, lambda name, shown, _: desk.neighbour(shown, 1)),
-            (still_open.click, lambda name, shown, _: desk.open_question(name, shown)),
-            (jump.click, lambda name, shown, place: desk.at(place, shown)),
-        ]
         for clicked, way in ways:
             clicked(
                 lambda name, shown, place, way=way: show(name, way(name, shown, place)),
@@ -116,15 +104,39 @@ def build_page(desk: RatingDesk) -> gr.Blocks:
                 view,
                 **LANE,
             )
-        for place, (_, _, level, abilities) in enumerate(cards):
-
-            def save(name, shown, level, abilities, place=place):
-                desk.save(name, shown, desk.order(name, shown)[place], Mark(level, tuple(abilities)))
-                return _small(desk.progress(name, shown))
-
-            said = [rater, number, level, abilities]
-            gr.on([level.input, abilities.input], save, said, [progress], show_progress="hidden", **LANE)
+        _save_clicks(desk, cards, rater, number, progress)
     return page
+
+
+def _save_clicks(
+    desk: RatingDesk, cards: Sequence[tuple], rater: gr.Textbox, number: gr.Number, progress: gr.HTML
+) -> None:
+    for place, (_, _, level, abilities) in enumerate(cards):
+
+        def save(name, shown, level, abilities, place=place):
+            desk.save(name, shown, desk.order(name, shown)[place], Mark(level, tuple(abilities)))
+            return _small(desk.progress(name, shown))
+
+        said = [rater, number, level, abilities]
+        gr.on([level.input, abilities.input], save, said, [progress], show_progress="hidden", **LANE)
+
+
+def _moves(desk: RatingDesk) -> tuple[list[tuple[Any, Callable[[str, int, int | None], int]]], gr.Number]:
+    """What leads to other questions: events, each with the question that it leads to, and the place to go to."""
+    with gr.Row():
+        previous = gr.Button("Previous question", elem_id="previous")
+        following = gr.Button("Next question", elem_id="next", variant="primary")
+        still_open = gr.Button("Next open question", elem_id="open")
+    with gr.Row(equal_height=True):
+        to = gr.Number(label="Go to question", precision=0, minimum=1, maximum=len(desk.questions))
+        jump = gr.Button("Go", elem_id="jump")
+    ways: list[tuple[Any, Callable[[str, int, int | None], int]]] = [
+        (previous.click, lambda name, shown, _: desk.neighbour(shown, -1)),
+        (following.click, lambda name, shown, _: desk.neighbour(shown, 1)),
+        (still_open.click, lambda name, shown, _: desk.open_question(name, shown)),
+        (jump.click, lambda name, shown, place: desk.at(place, shown)),
+    ]
+    return ways, to
 
 
 def _add_export(desk: RatingDesk, rater: gr.Textbox) -> None:
