@@ -128,7 +128,7 @@ def _moves(desk: RatingDesk) -> tuple[list[tuple[Any, Callable[[str, int, int | 
         following = gr.Button("Next question", elem_id="next", variant="primary")
         still_open = gr.Button("Next open question", elem_id="open")
     with gr.Row(equal_height=True):
-        to = gr.Number(label="Go to question", precision=0, minimum=1, maximum=len(desk.questions))
+        to = gr.Number(label="Go to question", info=f"1 to {len(desk.questions)}", precision=0)
         jump = gr.Button("Go", elem_id="jump")
     ways: list[tuple[Any, Callable[[str, int, int | None], int]]] = [
         (previous.click, lambda name, shown, _: desk.neighbour(shown, -1)),
