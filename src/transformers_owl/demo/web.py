@@ -101,7 +101,8 @@ class Page:
 
     def look(self, log: Log, event: gr.EventData) -> str:
         """What the dialog shows."""
-        turns, span = log["turns"], None
+        turns: list[Turn] = log["turns"]
+        span: tuple[int, int] | None = None
         if event.span is not None:
             start, end = map(int, event.span.split(","))
             span = (start, end)
