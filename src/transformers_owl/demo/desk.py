@@ -4,7 +4,8 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -86,8 +87,9 @@ class Desk:
             if len(given) > MAX_FILES:
                 raise ValueError(f"The conversation has {len(given)} images, {MAX_FILES} at most: start a new one.")
             options = generation_options(int(length), temperature, top_p, int(num_beams))
-            for written in self.stream(turns, options):
-                yield turns, written
+            with closing(self.stream(turns, options)) as answers:
+                for written in answers:
+                    yield turns, written
         except Exception as error:  # the page outlives every failure of a model, and the log has it
             yield [*turns, {"role": "error", "text": explain(error, files(turns))}], ""
             return
@@ -107,7 +109,7 @@ class Desk:
             return PHOTOGRAPH
         return None
 
-    def stream(self, turns: list[Turn], options: dict[str, Any]) -> Iterator[str]:
+    def stream(self, turns: list[Turn], options: dict[str, Any]) -> Generator[str, None, None]:
         """What is written of the answer, again and again until it is whole."""
         raise NotImplementedError
 
@@ -153,13 +155,14 @@ class OwlDesk(Desk):
         part = visual_part(path, self.sees_videos)
         return part if part["type"] == "video" else {"type": "image", "image": read_image(path)}
 
-    def stream(self, turns: list[Turn], options: dict[str, Any]) -> Iterator[str]:
+    def stream(self, turns: list[Turn], options: dict[str, Any]) -> Generator[str, None, None]:
         *earlier, asked = messages(turns, self.read)
         *seen, question = asked["content"]
         with self.lock, memory_advice(ADVICE):
             chat = Chat(self.model, self.processor, history=earlier)
-            pieces = chat.stream(question["text"], [part[part["type"]] for part in seen], **options)
-            yield from itertools.accumulate(pieces)
+            pieces: Any = chat.stream(question["text"], [part[part["type"]] for part in seen], **options)
+            with closing(pieces):
+                yield from itertools.accumulate(pieces)
         yield chat.messages[-1]["content"]  # a character of several tokens may have come in pieces
 
     def look(
@@ -194,7 +197,7 @@ class EndpointDesk(Desk):
             read_image(path)
         return {"type": kind, "path": str(path)}
 
-    def stream(self, turns: list[Turn], options: dict[str, Any]) -> Iterator[str]:
+    def stream(self, turns: list[Turn], options: dict[str, Any]) -> Generator[str, None, None]:
         taken = {"max_tokens": options["max_new_tokens"]}
         taken |= {name: options[name] for name in ("temperature", "top_p") if name in options}
         yield from itertools.accumulate(self.endpoint.stream(messages(turns, self.read), **taken))
