@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from transformers_owl import MINIATURE
+from transformers_owl.demo.desk import OwlDesk, about
 from transformers_owl.demo.looking import look
 from transformers_owl.demo.web import serving
 from transformers_owl.loading import load
@@ -66,11 +67,11 @@ def page() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     model, processor = load(MINIATURE)
-    with serving(model, processor, "the miniature", "127.0.0.1", port), sync_playwright() as playwright:
+    with serving(OwlDesk(model, processor, about(MINIATURE)), "127.0.0.1", port), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         view = browser.new_context(viewport={"width": 900, "height": 900}).new_page()
         view.goto(f"http://127.0.0.1:{port}")
-        box = view.get_by_label("Multimedia input field").locator("textarea")
+        box = view.locator("#box textarea")
         view.locator("input[type=file]").first.set_input_files(ROOT / DRAWING)
         view.wait_for_timeout(2500)
         for question in (QUESTION, "What is on the right?"):

@@ -428,7 +428,7 @@ def _(entry):
     pytest.importorskip("gradio")
     given = {
         "server_name", "server_port", "theme", "footer_links", "run_history", "ssr_mode", "allowed_paths", "app_kwargs",
-        "prevent_thread_lock", "css", "js", "max_file_size",
+        "prevent_thread_lock", "css", "js", "max_file_size", "quiet",
     }  # fmt: skip
     assert given <= set(parameters(found(entry)))
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -185,6 +187,35 @@ def test_other_requests_are_refused(site, bait, method, path):
     body = b"{}" if method != "GET" else None
     assert ask(site + path.format(url=bait[0]), body, method=method) == (403, "Not here.")
     assert bait[1] == []
+
+
+def test_previews_of_links_are_the_pages_own_and_it_loads_nothing_from_elsewhere(shown):
+    port = free_port()
+    with pages.serving(build, "127.0.0.1", port, description='Says "hello" & <more>.'):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as response:
+            policy, text = response.headers["Content-Security-Policy"], response.read().decode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Accept-Encoding": "gzip, br"})
+        with urllib.request.urlopen(request) as response:
+            assert response.read().decode() == text
+    assert "default-src 'self'" in policy
+    assert "http" not in policy
+    said = re.findall(r'<meta\s+(?:property="og|name="twitter):?(\w+)"\s+content="([^"]*)"', text)
+    assert said == [
+        ("title", "Gradio"),
+        ("type", "website"),
+        ("description", "Says &quot;hello&quot; &amp; &lt;more&gt;."),
+    ]
+    assert "header-image" not in text
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"127.0.0.1:{port} cannot be served at .* choose another --port"):
+            pages.check_port("127.0.0.1", port)
+    pages.check_port("127.0.0.1", free_port())
 
 
 def test_a_page_that_takes_no_files_gets_none_and_its_folder_goes_with_it(shown):

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 OURS = {path.name for path in (ROOT / "src").iterdir()}
 HOSTS = {"lmms_eval", "vllm"}  # find us by an entry point, and import us
-PACKAGES = {"PIL": "pillow", "yaml": "pyyaml"}  # of another name than their modules
+PACKAGES = {"markdown_it": "markdown-it-py", "PIL": "pillow", "yaml": "pyyaml"}  # of another name than their modules
 
 
 def imported() -> set[str]:

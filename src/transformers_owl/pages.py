@@ -5,9 +5,12 @@ Gradio would fetch an address that a request names as a file, forward one in the
 than a page makes. Here only what a page asks for passes, and the files that a request names are those of its folder.
 """
 
+import html
 import os
+import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -18,9 +21,10 @@ from typing import Any
 
 import gradio as gr
 import psutil
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .asgi import TooLargeError, read_json, rewritten
 
@@ -41,6 +45,15 @@ UPLOAD, FILE = "/gradio_api/upload", "/gradio_api/file="
 MAX_CALL = 4 * 2**20  # bytes
 
 
+# A page loads nothing from elsewhere, whatever stands on it. Gradio makes functions of strings.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; worker-src 'self' blob:; "
+    "form-action 'self'; base-uri 'self'; object-src 'none'"
+)
+PREVIEW = re.compile(rb'<meta\s+(?:property="og:|name="twitter:)[^>]*>')  # what gradio tells of itself
+
+
 class RefusedError(Exception):
     """A status, and a word for whoever asked."""
 
@@ -53,12 +66,17 @@ class Gate:
         app (`ASGIApp`): Gradio's.
         folder (`str`): Absolute path of the only one whose files may be read, links resolved.
         takes_uploads (`bool`): Whether files may be sent.
+        title, description (`str`): What a link's preview says of the page.
     """
 
-    def __init__(self, app: ASGIApp, folder: str, takes_uploads: bool):
+    def __init__(self, app: ASGIApp, folder: str, takes_uploads: bool, title: str = "", description: str = ""):
         self.app = app
         self.folder = folder
         self.takes_uploads = takes_uploads
+        said = {"title": title, "type": "website", "description": description}
+        self.preview = "".join(
+            f'<meta property="og:{name}" content="{html.escape(text, quote=True)}">' for name, text in said.items()
+        ).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -69,7 +87,32 @@ class Gate:
             except RefusedError as refusal:
                 status, word = refusal.args
                 return await PlainTextResponse(word, status)(scope, receive, send)
+            if scope["path"] == "/":
+                return await self.send_page(scope, receive, send)
         return await self.app(scope, receive, send)
+
+    async def send_page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The page itself: with what it may load, and what previews of its links say."""
+        started: Message = {}
+        body = b""
+
+        async def rewrite(message: Message) -> None:
+            nonlocal started, body
+            if message["type"] == "http.response.start":
+                started = message
+            elif message["type"] == "http.response.body":
+                body += message.get("body", b"")
+                if not message.get("more_body", False):
+                    text = PREVIEW.sub(b"", body).replace(b"<head>", b"<head>" + self.preview, 1)
+                    headers = MutableHeaders(raw=list(started["headers"]))
+                    headers["content-security-policy"] = POLICY
+                    if scope["method"] == "GET":
+                        headers["content-length"] = str(len(text))
+                    await send({**started, "headers": headers.raw})
+                    await send({"type": "http.response.body", "body": text if scope["method"] == "GET" else b""})
+
+        plain = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+        await self.app({**scope, "headers": plain}, receive, rewrite)
 
     async def admit(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
         """
@@ -144,6 +187,16 @@ def ending_by_signals() -> Iterator[None]:
             signal.signal(end, handler)
 
 
+def check_port(host: str, port: int) -> None:
+    """Raises a ValueError if the port cannot be served at."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(f"{host}:{port} cannot be served at ({error.strerror}): choose another --port.") from error
+
+
 @contextmanager
 def serving(
     build: Callable[[], gr.Blocks],
@@ -151,6 +204,7 @@ def serving(
     port: int,
     files: Sequence[Path] = (),
     takes_uploads: bool = False,
+    description: str = "",
     **options: Any,
 ) -> Iterator[gr.Blocks]:
     """
@@ -161,12 +215,14 @@ def serving(
         build: Makes the page.
         files (`Sequence[Path]`): What it may show besides: copies of them lie in that folder, too.
         takes_uploads (`bool`): Whether files may be sent to it.
+        description (`str`): What previews of its links say, below its title.
         options: Further ones of `Blocks.launch`.
     """
     delete_leftovers()
     with ending_by_signals(), tempfile.TemporaryDirectory(prefix=f"{UPLOADS}{os.getpid()}-") as made:
         folder = os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(made)
         page = build()
+        gate = {"folder": folder, "takes_uploads": takes_uploads, "title": page.title, "description": description}
         page.launch(
             server_name=host,
             server_port=port,
@@ -175,7 +231,8 @@ def serving(
             run_history=False,
             ssr_mode=False,
             allowed_paths=[os.path.abspath(file) for file in files],
-            app_kwargs={"middleware": [Middleware(Gate, folder=folder, takes_uploads=takes_uploads)]},
+            app_kwargs={"middleware": [Middleware(Gate, **gate)]},
+            quiet=True,
             prevent_thread_lock=True,
             **options,
         )

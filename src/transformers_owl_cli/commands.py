@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from . import captions, conversion
+from .quiet import keep_quiet
 from .running import errors
 
 
@@ -29,6 +30,7 @@ def main(
     ] = False,
 ) -> None:
     """mPLUG-Owl: a language model that sees."""
+    keep_quiet()
 
 
 OwlEval = Annotated[Path | None, typer.Option("--owleval", help="OwlEval's folder: questions.jsonl and cases/.")]
@@ -160,18 +162,21 @@ def chat(
     """Chat about images in the terminal. Ctrl-C stops an answer."""
     from transformers_owl import MINIATURE
     from transformers_owl.demo.caption import check_files
+    from transformers_owl.demo.desk import about
     from transformers_owl.demo.terminal import TerminalChat
     from transformers_owl.loading import generation_options, load
 
     check_files(pictures or [])
     owl, processor = load(model or MINIATURE, device, dtype, chat_template, load_in_4bit, "latency" if fast else None)
-    TerminalChat(owl, processor, generation_options(max_new_tokens, temperature, top_p), system).run(pictures or [])
+    options = generation_options(max_new_tokens, temperature, top_p)
+    TerminalChat(owl, processor, options, system, str(about(model or MINIATURE))).run(pictures or [])
 
 
 @app.command()
 @errors("demo")
 def web(
     model: Owl = None,
+    endpoint: Endpoint = None,
     host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Port = 7860,
     device: Device = None,
@@ -180,24 +185,32 @@ def web(
     load_in_4bit: LoadIn4bit = False,
     fast: Fast = False,
 ) -> None:
-    """Chat about images in the browser."""
+    """Chat about images in the browser, with a model of this machine or of an endpoint."""
     from transformers_owl import MINIATURE
-    from transformers_owl.demo.web import check_port, serving
+    from transformers_owl.demo.desk import Desk, OwlDesk, about, at_endpoint
+    from transformers_owl.demo.web import serving
     from transformers_owl.loading import load
+    from transformers_owl.pages import check_port
 
-    model = model or MINIATURE
     check_port(host, port)
-    owl, processor = load(model, device, dtype, chat_template, load_in_4bit, "latency" if fast else None)
-    # The page does not say where on this machine a folder lies.
-    name = Path(model).resolve().name if Path(model).is_dir() else model
-    with serving(owl, processor, name, host, port) as page:
+    if endpoint is None:
+        name = model or MINIATURE
+        desk: Desk = OwlDesk(
+            *load(name, device, dtype, chat_template, load_in_4bit, "latency" if fast else None), about(name)
+        )
+    else:
+        if (device, dtype, chat_template, load_in_4bit, fast) != (None, "auto", None, False, False):
+            raise ValueError("An --endpoint has loaded its model: leave out how to load one.")
+        desk = at_endpoint(endpoint, model)
+    with serving(desk, host, port) as page:
+        print(f"{desk.about.name} answers at http://{host}:{port} (Ctrl-C ends)", flush=True)
         page.block_thread()
 
 
 @app.command()
 @errors()
 def look(
-    pictures: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files or URLs.")],
+    pictures: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files or URLs of images and videos.")],
     output: Annotated[
         Path,
         typer.Option(
@@ -264,7 +277,9 @@ def rate(
     from transformers_owl.evaluation.rating_desk import RatingDesk
     from transformers_owl.evaluation.rating_page import launch
     from transformers_owl.evaluation.records import read_owleval, read_systems
+    from transformers_owl.pages import check_port
 
+    check_port(host, port)
     questions = read_owleval(owleval)
     launch(RatingDesk(questions, read_systems(answers, questions), ratings), host, port)
 

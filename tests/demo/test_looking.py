@@ -50,3 +50,15 @@ def test_mistakes_are_named(look, tmp_path, arguments, code, message):
     assert result.exit_code == code
     assert message in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_clip_gives_a_map_for_each_frame(tmp_path):
+    pytest.importorskip("av")
+    clip = Path(__file__).parents[2] / "examples/videos/elephant-moves.mp4"
+    result = CliRunner().invoke(app, ["look", str(clip), "--output", str(tmp_path / "map.webp"), "--word", "elephant"])
+    assert result.exit_code == 0, result.output
+    assert "elephant" in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"map-{number}.webp" for number in range(1, 7)]
+    frames = [PIL.Image.open(tmp_path / f"map-{number}.webp") for number in range(1, 7)]
+    assert {frame.size for frame in frames} == {frames[0].size}
+    assert len({frame.tobytes() for frame in frames}) == 6

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pexpect
@@ -13,7 +16,7 @@ from typer.testing import CliRunner
 
 from transformers_owl import MplugOwlForConditionalGeneration
 from transformers_owl.cli import app
-from transformers_owl.demo.terminal import TerminalChat
+from transformers_owl.demo.terminal import COMPLETES, TerminalChat, Wrapped, typed_lines
 from transformers_owl.inference import Chat
 from transformers_owl.loading import memory_advice
 
@@ -80,21 +83,115 @@ def test_commands_begin_anew(talk, tmp_path):
     assert "never read" not in result.stdout
 
 
-def test_mistakes_are_named_and_the_chat_goes_on(talk, tmp_path):
+MISTAKES = {
+    "/image no-such.png": "no-such.png' cannot be read",
+    "/image {bad}": "bad.png' cannot be read",
+    "/image ~/no-such.png": f"{Path.home()}/no-such.png' cannot be read",
+    "/imge x": "Did you mean /image?",
+    "/save": "/save needs the name of a file",
+    "/save /no/such/folder/x": "No such file or directory",
+    "/load": "/load needs the name of a file",
+    "/load /no/such/file": "No such file or directory",
+    "/load {bad}": "bad.png is not a conversation that /save wrote",
+    "/system": "/system needs a sentence",
+    "/image 'unclosed": "No closing quotation",
+    "word " * 2100: "language model holds 2048",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake[:20])
+def test_a_mistake_in_piped_lines_ends_the_command_with_an_error(talk, tmp_path, mistake):
     (tmp_path / "bad.png").write_text("no picture")
-    mistakes = [
-        "/image no-such.png", f"/image {tmp_path}/bad.png", "/imge x", "/save", "/save /no/such/folder/x", "/system",
-        "/image 'unclosed", "word " * 2100, "Hi",
-    ]  # fmt: skip
-    result = talk(*mistakes)
-    assert result.exit_code == 0, result.output
-    for message in (
-        "No image yet", "no-such.png' cannot be read", "bad.png' cannot be read", "Did you mean /image?",
-        "/save needs the name of a file", "No such file or directory", "/system needs a sentence",
-        "No closing quotation", "language model holds 2048",
-    ):  # fmt: skip
-        assert message in result.stdout
-    assert result.stdout.count("Owl: ") == 2
+    result = talk(mistake.format(bad=tmp_path / "bad.png"), "What is in the image?")
+    assert result.exit_code == 1
+    assert MISTAKES[mistake] in result.stderr
+    assert "What is" not in result.stdout
+
+
+def test_a_person_is_told_of_mistakes_and_goes_on(llama_model, llama_processor, tmp_path, monkeypatch, capsys):
+    (tmp_path / "bad.png").write_text("no picture")
+    lines = [mistake.format(bad=tmp_path / "bad.png") for mistake in MISTAKES] + ["Hi", "exit", "never read"]
+    read = iter(lines)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("transformers_owl.demo.terminal.piped_line", lambda: next(read))
+    TerminalChat(llama_model, llama_processor, {"max_new_tokens": 3}, name="a tiny owl").run([])
+    shown = capsys.readouterr().out
+    assert shown.startswith("a tiny owl\nAsk a question.")
+    assert all(message in shown for message in [*MISTAKES.values(), "No image yet"])
+    assert shown.count("Owl: ") == 2
+    assert list(read) == ["never read"]
+
+
+@pytest.mark.parametrize("word", ["exit", "quit", "/quit", "/exit"])
+def test_words_that_leave(talk, word):
+    result = talk(word, "never read")
+    assert (result.exit_code, "Owl:" in result.stdout) == (0, False)
+
+
+def test_a_saved_conversation_goes_on_where_it_was(talk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = talk(
+        "What is it?", "/save talk.json", "So?", "/save whole.json", options=[ASTRONAUT, "--system", "Be brief."]
+    )
+    assert f"Saved to {tmp_path}/talk.json." in result.stdout
+    result = talk("/load talk.json", "So?", "/save again.json")
+    assert f"Loaded {tmp_path}/talk.json: 1 questions and answers." in result.stdout
+    whole, again = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "again"))
+    assert again[:4] == whole[:4]
+    assert len(again) == 5
+    assert again[1]["content"][0] == {"type": "image", "path": ASTRONAUT}
+
+
+# What is typed, and what is read of it.
+TYPED = {
+    "one line\r": "one line",
+    "first\x1b\rsecond\r": "first\nsecond",
+    "\x1b[200~pasted\nlines\n\nas one\x1b[201~ question\r": "pasted\nlines\n\nas one question",
+    "/im\t x\r": "/image x",
+    "/im\t {folder}/ow\t\r": "/image {folder}/owl.png",
+    "/save {folder}/ow\t\r": "/save {folder}/owl.png",
+    "/clear {folder}/ow\r": "/clear {folder}/ow",
+    "/image ~/.no-such\r": "/image ~/.no-such",
+}
+
+
+@pytest.mark.parametrize("typed", TYPED, ids=lambda typed: ascii(typed)[:24])
+def test_lines_are_typed_pasted_and_completed(tmp_path, typed):
+    pytest.importorskip("prompt_toolkit")
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+
+    (tmp_path / "owl.png").touch()
+    with create_pipe_input() as keys:
+        read = typed_lines(COMPLETES, input=keys, output=DummyOutput())
+
+        def type_slowly():
+            for part in re.findall(r"[^\t]+\t?", typed.format(folder=tmp_path)):
+                keys.send_text(part)
+                time.sleep(0.4)  # until a completion is there
+
+        threading.Thread(target=type_slowly).start()
+        assert read() == TYPED[typed].format(folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["a few words that are wrapped as a whole\nand a line ", "一二三四五六七八九十" * 3, "x" * 50, "a  b\n\nc"]
+)
+@pytest.mark.parametrize("width", [7, 10, 33])
+def test_words_are_not_cut_by_the_end_of_a_line(monkeypatch, capsys, text, width):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((width, 24)))
+    words = Wrapped(0)
+    for letter in text:
+        words.write(letter)
+    words.end()
+    lines = capsys.readouterr().out.split("\n")
+    assert "".join("".join(lines).split()) == "".join(text.split())
+    for line in lines:
+        cells = sum(2 if ord(letter) > 0x2000 else 1 for letter in line)
+        assert cells <= width or " " not in line.strip()
+    if text[0] == "a":
+        assert {word for line in lines for word in line.split()} == set(text.split())
 
 
 def test_a_model_without_eyes_is_named(tmp_path):
@@ -131,6 +228,7 @@ def test_a_ctrl_c_before_the_first_word_stops_the_answer_too(llama_model, llama_
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal of POSIX")
 def test_ctrl_c_stops_the_answer_and_not_the_program(llama, tmp_path):
     """In a real terminal, with a model that would write for minutes."""
+    pytest.importorskip("prompt_toolkit")
     program = tmp_path / "slow.py"
     program.write_text(
         "import time, torch\n"
@@ -148,7 +246,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(llama, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job of a script ignores it
     )  # fmt: skip
     terminal.expect("You: ")
-    for _ in range(30):  # readline waits on where one comes after its prompt and before its wait
+    for _ in range(30):  # one may come after the prompt and before it is read
         terminal.sendintr()
         if terminal.expect(["Ctrl-D leaves", pexpect.TIMEOUT], timeout=6) == 0:
             break
@@ -161,7 +259,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(llama, tmp_path):
         terminal.sendintr()
         terminal.expect("Stopped.", timeout=60)
     terminal.expect("You: ")
-    terminal.sendeof()
-    terminal.expect(pexpect.EOF)
+    for _ in range(30):
+        terminal.sendeof()
+        if terminal.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=6) == 0:
+            break
     terminal.close()
     assert terminal.exitstatus == 0

@@ -1,6 +1,8 @@
 """The rating page in Chromium: what a person sees, clicks and types is what the file holds."""
 
 import json
+import random
+from pathlib import Path
 
 import pytest
 from browser import NEEDS_CHROMIUM, chromium, free_port
@@ -71,10 +73,9 @@ def test_mouse_and_keyboard_rate_what_is_shown(browser, site, questions, systems
     view.get_by_text("Question 3 of 8").wait_for()
     view.keyboard.press("d")
     progress(view, 4)
-    for key in "pp":
-        view.keyboard.press(key)
-        view.wait_for_timeout(300)
-    view.get_by_text("Question 1 of 8").wait_for()
+    for number in (2, 1):
+        view.keyboard.press("p")
+        view.get_by_text(f"Question {number} of 8").wait_for()
     assert card.get_by_label("B", exact=True).is_checked()
     first, second = order("anna", 2)
     assert marks(output, "anna") == {
@@ -133,8 +134,138 @@ def test_nothing_sticks_out_in_the_dark_or_on_a_phone(browser, site, settings):
         assert sum(map(int, ground[4:-1].split(", "))) < 120 < 600 < sum(map(int, ink[4:-1].split(", ")))
 
 
-def test_a_name_is_needed(browser, site):
+def test_a_name_is_needed_and_the_form_stays(browser, site):
     view = browser.new_page()
     view.goto(site[0])
+    for part in ("random order", "Every click is saved", "to the next one with an answer"):
+        view.get_by_text(part).wait_for()
+    for name in ("", "  "):
+        view.get_by_label("Your name").fill(name)
+        view.get_by_role("button", name="Start").click()
+        view.get_by_text("Write your name").wait_for()
+    view.get_by_label("Your name").fill("anna")
     view.get_by_role("button", name="Start").click()
-    view.get_by_text("Please give a name").wait_for()
+    view.get_by_text("rated by anna").wait_for()
+
+
+@pytest.mark.parametrize("answer", ["That is me: go on", "I am somebody else"])
+def test_a_name_that_differs_by_case_is_asked_about(browser, site, answer):
+    address, output = site
+    view = enter(browser, address, "Anna")
+    view.keyboard.press("b")
+    progress(view, 1)
+    other = browser.new_page()
+    other.goto(address)
+    other.get_by_label("Your name").fill("anna")
+    other.get_by_role("button", name="Start").click()
+    other.get_by_text("There are ratings by Anna. Is that you?").wait_for()
+    other.get_by_role("button", name=answer).click()
+    other.get_by_text("rated by Anna" if "me" in answer else "rated by anna").wait_for()
+    other.keyboard.press("c")
+    other.get_by_text("2 of 11" if "That" in answer else "1 of 11").wait_for()
+    assert len(marks(output, "Anna")) == (2 if "That" in answer else 1)
+
+
+LISTEN = """() => {
+    window.heard = [];
+    document.addEventListener('change', (event) => {
+        if (event.target.type === 'radio')
+            heard.push([
+                Number(document.querySelector('[data-question]').dataset.question),
+                [...document.querySelectorAll('.card')].indexOf(event.target.closest('.card')),
+                event.target.value,
+            ]);
+    }, true);
+}"""
+
+
+def test_keys_count_for_what_is_on_screen_at_50_a_second(browser, site, questions, systems):
+    address, output = site
+    order = RatingDesk(questions, systems, output.with_name("other.jsonl")).order
+    view = enter(browser, address, "anna")
+    view.evaluate(LISTEN)
+    choose = random.Random(0)
+    keys = [choose.choice(["n", "n", "a", "b", "c", "d", "p", "o", "j"]) for _ in range(300)]
+    view.evaluate(
+        """async (keys) => {
+            for (const key of keys) {
+                document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true }));
+                await new Promise((done) => setTimeout(done, 20));
+            }
+        }""",
+        keys,
+    )
+    view.wait_for_timeout(6000)
+    heard = {(question, place): level for question, place, level in view.evaluate("heard")}
+    assert len({question for question, _ in heard}) > 3
+    written = {
+        (number, order("anna", number).index(name)): level
+        for (number, name), (level, _) in marks(output, "anna").items()
+    }
+    assert written == heard
+
+
+def test_questions_are_reached_by_number_and_by_what_is_open(browser, site):
+    view = enter(browser, site[0], "anna")
+    view.get_by_label("Go to question").fill("5")
+    view.get_by_role("button", name="Go", exact=True).click()
+    view.get_by_text("Question 5 of 8").wait_for()
+    view.keyboard.press("o")
+    view.get_by_text("Question 6 of 8").wait_for()
+    view.get_by_role("button", name="Next open question").click()
+    view.get_by_text("Question 7 of 8").wait_for()
+
+
+@pytest.mark.parametrize("size", [(1280, 500), (390, 844)])
+def test_image_and_question_stay_in_sight(browser, site, size):
+    view = enter(browser, site[0], "anna", viewport=dict(zip(("width", "height"), size, strict=True)))
+    view.keyboard.press("n")
+    view.get_by_text("Question 2 of 8").wait_for()
+    view.evaluate("document.body.style.minHeight = '3000px'; document.querySelector('.card').style.height = '2000px'")
+    view.wait_for_timeout(300)
+    view.mouse.wheel(0, 900)
+    view.wait_for_timeout(500)
+    assert view.evaluate("scrollY") > 500
+    for part in ("#picture img", "#sheet h2"):
+        place = view.locator(part).first.bounding_box()
+        assert place["y"] > -10
+        assert place["y"] < size[1]
+
+
+def test_unfinished_ratings_can_be_taken_away(browser, site, systems):
+    address, _ = site
+    for name in ("anna", "ben"):
+        view = enter(browser, address, name)
+        for question, key in ((1, "a"), (2, "d")):
+            view.get_by_text(f"Question {question} of 8").wait_for()
+            view.wait_for_timeout(300)
+            view.keyboard.press(key)
+            view.get_by_text(f"{question} of 11").wait_for()
+            view.keyboard.press("n")
+    view.get_by_text("Ratings so far").click()
+    view.get_by_role("button", name="Agreement of all raters").click()
+    view.get_by_text("answers").first.wait_for()
+    view.get_by_role("button", name="My ratings as a file").click()
+    with view.expect_download() as download:
+        view.locator("a[download]").first.click()
+    text = Path(download.value.path()).read_text()
+    assert text.startswith("question,answer,level,abilities")
+    assert "1,1,A," in text
+    assert not any(name in text for name in systems)
+
+
+def test_nothing_serious_keeps_anybody_out(browser, site):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for scheme in ("light", "dark"):
+        view = browser.new_context(color_scheme=scheme).new_page()
+        view.goto(site[0])
+        view.get_by_role("button", name="Start").click()
+        view.get_by_text("Write your name").wait_for()
+        for state in ("entrance", "sheet"):
+            found = axe.run(view).response["violations"]
+            serious = [rule["id"] for rule in found if rule["impact"] in ("serious", "critical")]
+            assert serious == [], (scheme, state, [node["html"] for rule in found for node in rule["nodes"]])
+            if state == "entrance":
+                view.get_by_label("Your name").fill("anna")
+                view.get_by_role("button", name="Start").click()
+                view.get_by_text("rated by anna").wait_for()

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import PIL.Image
 
-from ..inference import Chat, draw_attention, image_attention
+from ..inference import Chat, draw_attention, image_attention, video_attention
 from ..loading import load, memory_advice
 from ..mplug_owl.image_processing_mplug_owl import read_image
+from ..mplug_owl.video_processing_mplug_owl import VideoFile, media_type
 
 
 ADVICE = "Ask for a shorter answer (--max-new-tokens), or about fewer images."
@@ -26,10 +27,10 @@ def look(
     load_in_4bit: bool = False,
 ) -> tuple[str, list[Path]]:
     """
-    Answers about images, and writes for each a heat map over it.
+    Answers about images and videos, and writes a heat map over each image and each frame that was seen of a video.
 
     Args:
-        output (`Path`): The image file, in the format of its suffix; for several images, `NAME-1.png`, `NAME-2.png`
+        output (`Path`): The image file, in the format of its suffix; for several maps, `NAME-1.png`, `NAME-2.png`
             and so on.
         word (`str`, *optional*): A word of the answer; by default the whole of it.
 
@@ -46,19 +47,57 @@ def look(
         raise ValueError(f"{output} is not the name of an image: end it with .png, .jpg or .webp.")
     if not output.parent.is_dir():
         raise ValueError(f"There is no folder {output.parent} to write {output.name} into.")
-    opened = [read_image(picture) for picture in pictures]
+    given = [picture if media_type(picture).startswith("video/") else read_image(picture) for picture in pictures]
     owl, processor = load(model, device, dtype, chat_template, load_in_4bit)
     chat = Chat(owl, processor)
     options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     with memory_advice(ADVICE):
-        answer = chat.ask(prompt, opened, **options)
-        found = image_attention(owl, processor, chat.messages, word)
-    paths = [output] if len(opened) == 1 else [numbered(output, at + 1) for at in range(len(opened))]
-    for path, picture, attention in zip(paths, opened, found, strict=True):
+        answer = chat.ask(prompt, given, **options)
+        maps = [image for _, image in heat_maps(owl, processor, chat.messages, word)]
+    paths = [output] if len(maps) == 1 else [numbered(output, at + 1) for at in range(len(maps))]
+    for path, image in zip(paths, maps, strict=True):
         partial = path.with_name(path.name + ".partial")
-        draw_attention(picture, attention.patches).save(partial, format=writes)
+        image.save(partial, format=writes)
         partial.replace(path)
     return answer, paths
+
+
+def heat_maps(
+    model, processor, messages: Sequence[dict], word: str | tuple[int, int] | None = None
+) -> list[tuple[str, PIL.Image.Image]]:
+    """
+    Heat maps over the images of a chat, and over the frames that the model sees of its videos, with their captions.
+
+    Args:
+        messages (`Sequence[dict]`): As of `image_attention`; images are opened, videos are files.
+        word: As there.
+
+    Raises:
+        ValueError: without an image or video, and for a word that the answer does not have.
+    """
+    parts = [part for message in messages if message["role"] == "user" for part in message["content"]]
+    seen = [part for part in parts if part["type"] != "text"]
+    kinds = {"image": image_attention, "video": video_attention}
+    wanted = {part["type"] for part in seen} or {"image"}
+    found = {kind: iter(find(model, processor, messages, word)) for kind, find in kinds.items() if kind in wanted}
+    maps: list[tuple[str, PIL.Image.Image]] = []
+    for part in seen:
+        attention = next(found[part["type"]])
+        share = f"{attention.positions.sum():.0%}"
+        if part["type"] == "image":
+            maps.append((f"{share} of its attention", draw_attention(part["image"], attention.patches)))
+            continue
+        shown = zip(seen_frames(processor, part["video"]), attention.patches, strict=True)
+        for at, (frame, patches) in enumerate(shown, 1):
+            caption = f"Frame {at}: {patches.sum():.0%} of the clip's {share}"
+            maps.append((caption, draw_attention(frame, patches, attention.patches.max())))
+    return maps
+
+
+def seen_frames(processor, video: str | Path) -> list[PIL.Image.Image]:
+    """Those that the model sees of a video."""
+    (metadata,) = processor.video_processor([video], return_metadata=True)["video_metadata"]
+    return VideoFile(video).frames(metadata.frames_indices)
 
 
 def numbered(path: Path, number: int) -> Path:

@@ -1,14 +1,16 @@
 """A chat in the terminal."""
 
-import contextlib
 import difflib
 import json
 import os
 import shlex
+import shutil
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import PIL.Image
 import typer
@@ -24,9 +26,11 @@ HELP = {
     "/clear": "a new conversation",
     "/system": "SENTENCE: another system sentence, and a new conversation",
     "/save": "FILE: write the conversation as JSON",
-    "/help": "this list",
-    "/quit": "leave; so does Ctrl-D. Ctrl-C stops an answer",
+    "/load": "FILE: go on with a saved conversation",
+    "/help": "this list. Tab completes commands and paths, Alt-Enter begins a new line",
+    "/quit": "leave; so do exit, quit and Ctrl-D. Ctrl-C stops an answer, and keeps what was written",
 }
+LEAVE = {"/quit", "/exit", "quit", "exit"}
 ADVICE = "Ask for shorter answers (--max-new-tokens), give fewer images, or start a new conversation with /clear."
 
 
@@ -39,38 +43,47 @@ class TerminalChat:
         processor ([`MplugOwlProcessor`]): Its processor.
         options (`dict`): For `generate`.
         system (`str`, *optional*): A system sentence in place of the original's.
+        name (`str`): What the model is called, and perhaps what it knows.
     """
 
-    def __init__(self, model, processor, options: dict, system: str | None = None):
+    def __init__(self, model, processor, options: dict, system: str | None = None, name: str = ""):
         self.model = model
         self.processor = processor
         self.options = options
         self.system = system
+        self.name = name
         self.sees_videos = model.config.sees_videos
         self.commands: dict[str, Callable[[str], None]] = {
             "/image": self.add_images,
             "/clear": self.clear,
             "/system": self.change_system,
             "/save": self.save,
+            "/load": self.load,
             "/help": self.show_help,
         }
-        self._begin()
+        self._begin([])
 
-    def _begin(self) -> None:
-        self.chat = Chat(self.model, self.processor, self.system)
+    def _begin(self, messages: list[dict]) -> None:
+        self.chat = Chat(self.model, self.processor, self.system, messages)
         self.waiting: list[tuple[str, PIL.Image.Image | str]] = []
         self.sources: list[str] = []
 
     def run(self, pictures: list[str]) -> None:
-        """Talks until /quit or the end of the input, about the images first of all."""
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (lets `input` edit lines and remember them, where there is such a thing)
-        _note("Ask a question. /help lists the commands.")
+        """
+        Talks until /quit or the end of the input, about the images first of all.
+
+        Raises:
+            ValueError: and other errors for a mistake in lines that come from a file or another program. People are
+                told, and go on.
+        """
+        is_person = sys.stdin.isatty()
+        read = typed_lines(COMPLETES) if is_person and sys.stdout.isatty() else piped_line
+        _note(f"{self.name}\nAsk a question. /help lists the commands.".lstrip())
         first = [f"/image {shlex.join(pictures)}"]
         while True:
             try:
-                line = first.pop() if first else input("You: ").strip()
-                if line == "/quit":
+                line = first.pop() if first else read().strip()
+                if line in LEAVE:
                     return
                 self.follow(line)
             except EOFError:
@@ -80,6 +93,8 @@ class TerminalChat:
                 print()
                 _note("/quit or Ctrl-D leaves.")
             except (ImportError, MemoryError, OSError, ValueError) as error:
+                if not is_person:
+                    raise
                 _note(f"Error: {error}", typer.colors.RED)
 
     def follow(self, line: str) -> None:
@@ -98,19 +113,21 @@ class TerminalChat:
         try:
             with memory_advice(ADVICE), _interrupts(self.chat.stop) as stopped:
                 typer.secho("Owl: ", fg=typer.colors.GREEN, bold=True, nl=False)
+                words = Wrapped(len("Owl: "))
                 for piece in self.chat.stream(question, pictures, **self.options):
-                    print(piece, end="", flush=True)
+                    words.write(piece)
                     if stopped:  # also by a Ctrl-C that came before the answer had begun
                         self.chat.stop()
+                words.end()
         finally:
             print()
         if stopped:
-            _note("Stopped.")
+            _note("Stopped. What was written stays in the conversation.")
         self.sources += [source for source, _ in self.waiting]
         self.waiting = []
 
     def add_images(self, rest: str) -> None:
-        for source in shlex.split(rest):
+        for source in map(home, shlex.split(rest)):
             if visual_part(source, self.sees_videos)["type"] == "video":
                 self.add_video(source)
             else:
@@ -128,7 +145,7 @@ class TerminalChat:
         _note(f"{source}: a video, of which {frames} frames are seen, for the next question.")
 
     def clear(self, _: str) -> None:
-        self._begin()
+        self._begin([])
         _note("A new conversation.")
 
     def change_system(self, sentence: str) -> None:
@@ -140,11 +157,30 @@ class TerminalChat:
     def save(self, name: str) -> None:
         if not name:
             raise ValueError("/save needs the name of a file.")
-        path = Path(name).expanduser()
+        path = Path(home(name))
         partial = path.with_name(path.name + ".partial")
         partial.write_text(json.dumps(self._messages(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         partial.replace(path)
-        _note(f"Saved to {path}.")
+        _note(f"Saved to {path.absolute()}.")
+
+    def load(self, name: str) -> None:
+        if not name:
+            raise ValueError("/load needs the name of a file.")
+        path = Path(home(name))
+        try:
+            messages = json.loads(path.read_text(encoding="utf-8"))
+            seen = [part for message in messages for part in message["content"] if isinstance(message["content"], list)]
+            sources = [part.get("path", part.get("url")) for part in seen if part["type"] != "text"]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path.absolute()} is not a conversation that /save wrote.") from error
+        for source in sources:
+            if visual_part(source, self.sees_videos)["type"] == "image":
+                read_image(source)
+        has_system = bool(messages) and messages[0]["role"] == "system"
+        self.system = messages[0]["content"] if has_system else None
+        self._begin(messages[has_system:])
+        self.sources = sources
+        _note(f"Loaded {path.absolute()}: {len(messages[has_system:]) // 2} questions and answers.")
 
     def _messages(self) -> list[dict]:
         """The conversation as `apply_chat_template` takes it, with images by path or URL."""
@@ -167,6 +203,99 @@ class TerminalChat:
     def show_help(self, _: str) -> None:
         for name, what in HELP.items():
             _note(f"{name:8} {what}")
+
+
+def home(source: str) -> str:
+    """A path with its `~` written out; URLs stay."""
+    return os.path.expanduser(source) if source.startswith("~") else source
+
+
+def piped_line() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
+
+
+# Commands, and whether paths come after them.
+COMPLETES = {name: name in ("/image", "/save", "/load") for name in HELP}
+
+
+def typed_lines(commands: Mapping[str, bool], **options) -> Callable[[], str]:
+    """
+    What reads a question from a person: several lines by Alt-Enter or by pasting, earlier ones by the arrow keys,
+    commands and paths by Tab.
+
+    Args:
+        commands: Whether paths come after each.
+        options: Of `PromptSession`.
+    """
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.key_binding import KeyBindings
+
+    paths = PathCompleter(expanduser=True)
+
+    class CommandCompleter(Completer):
+        def get_completions(self, document, complete_event):
+            text = document.text_before_cursor
+            name, space, rest = text.partition(" ")
+            if space and commands.get(name):
+                yield from paths.get_completions(Document(rest.rpartition(" ")[2]), complete_event)
+            elif text.startswith("/") and not space:
+                yield from (Completion(known, -len(text)) for known in commands if known.startswith(text))
+
+    keys = KeyBindings()
+    keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
+    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+    session: PromptSession[str] = PromptSession(
+        "You: ", completer=CommandCompleter(), complete_while_typing=False, multiline=True, key_bindings=keys, **options
+    )
+    return session.prompt
+
+
+class Wrapped:
+    """
+    Prints text as it comes, and begins a new line before a word that would be cut by the end of one.
+
+    Args:
+        column (`int`): Where the text begins.
+    """
+
+    def __init__(self, column: int):
+        self.column = column
+        self.width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        self.word = ""
+
+    def write(self, text: str) -> None:
+        if self.width is None:
+            print(text, end="", flush=True)
+            return
+        for letter in text:
+            if letter.isspace():
+                self._place(letter)
+            elif east_asian_width(letter) in "WF":  # a word of its own
+                self._place("")
+                self.word = letter
+                self._place("")
+            else:
+                self.word += letter
+
+    def end(self) -> None:
+        self._place("")
+
+    def _place(self, space: str) -> None:
+        length = sum(1 + (east_asian_width(letter) in "WF") for letter in self.word)
+        if self.width is not None and self.column + length > self.width and self.column > 0:
+            print()
+            self.column = 0
+        self.column += length
+        is_full = self.width is not None and self.column + len(space) > self.width
+        ends = space == "\n" or (is_full and space != "")
+        print(self.word, end="\n" if ends else space, flush=True)
+        self.column = 0 if ends else self.column + len(space)
+        self.word = ""
 
 
 def _note(text: str, colour: str | None = None) -> None:

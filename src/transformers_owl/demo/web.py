@@ -1,219 +1,246 @@
 """A chat in the browser."""
 
+import base64
 import html
-import socket
-from collections.abc import Iterator
+import io
+import os
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import gradio as gr
 import PIL.Image
 
 from .. import pages
-from ..inference import Chat, draw_attention, image_attention
-from ..loading import generation_options, memory_advice
-from ..mplug_owl.image_processing_mplug_owl import read_image
-from ..mplug_owl.video_processing_mplug_owl import visual_part
+from . import conversation
+from .conversation import EMPTY, Box, Turn
+from .desk import About, Desk, OwlDesk, explain
+from .rendering import mark_words, render, render_answer
 
 
 MAX_FILE_SIZE = "20mb"
-MAX_IMAGES = 16  # of one conversation
 PICTURES = Path(__file__).parent / "pictures"
-EXAMPLES: list[Any] = [
-    [{"text": question, "files": [str(PICTURES / f"{name}.png") for name in names]}]
-    for question, *names in (
-        ("What is on the left?", "castle-and-octopus"),
-        ("How many things are there?", "helicopters"),
-        ("What number is written?", "number"),
+PAGE = Path(__file__).parent / "page"
+EXAMPLES: list[Box] = [
+    {"text": question, "files": names, **more}
+    for question, names, more in (
+        ("What is on the left?", ["castle-and-octopus.png"], {}),
+        ("How many things are there?", ["helicopters.png"], {}),
+        ("What number is written?", ["number.png"], {}),
+        ("Was ist das?", ["sunflower.png"], {}),
+        ("Which picture shows an elephant?", ["sunflower.png", "elephant.png"], {}),
+        ("What is on the right?", ["castle-and-octopus.png"], {"next": "What kind of thing is it?"}),
+        ("Describe the clip.", ["elephant-moves.mp4"], {}),
     )
 ]
-ADVICE = "Lower the number of beams or the longest answer in the settings, or start again with fewer images."
-STYLE = """
-.gradio-container main { max-width: 860px !important; width: 100%; margin: 0 auto !important; }
-.bubble-wrap .message img { max-height: 220px; width: auto; }
-.title { text-align: center; color: var(--body-text-color); overflow-wrap: anywhere; }
-.title h1 { font-size: 1.5rem; margin: 8px 0 2px; }
-.message-buttons-right { display: none; } /* what shares a question would upload its pictures */
-.quiet { color: var(--body-text-color); opacity: 0.75; font-size: 0.9rem; }
-"""
+WARNING = "It can be wrong with confidence. Images and words are not kept on the server."
+Log = dict[str, Any]
+NOW: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
-class OwlDesk:
+class Page:
     """
-    What the page asks for; one answer at a time.
+    The page of a desk. Its conversation travels with every event, as the value of the component that shows it.
 
     Args:
-        model ([`MplugOwlForConditionalGeneration`]): The model.
-        processor ([`MplugOwlProcessor`]): Its processor.
+        desk ([`Desk`]): What answers.
+        folder (`str`): Of what the page may show; the images of the examples are copied there.
     """
 
-    def __init__(self, model, processor):
-        self.model = model
-        self.processor = processor
-        self.sees_videos = model.config.sees_videos
-        self.lock = Lock()
+    def __init__(self, desk: Desk, folder: str):
+        self.desk = desk
+        self.examples = [
+            {**example, "files": [shutil.copy(PICTURES / name, folder) for name in example["files"]]}
+            for example in EXAMPLES
+            if not any(name.endswith(".mp4") for name in example["files"])
+            or (desk.sees_videos and find_spec("av") is not None)
+        ]
 
-    def answer(
-        self, message: dict, history: list[dict], temperature: float, top_p: float, num_beams: float, length: float
-    ) -> Iterator[str]:
-        """The answer so far, again and again until it is whole."""
-        with _shown():
-            if not message["text"].strip():
-                raise ValueError("There is no question: write one to go with the image.")
-            earlier = read_history(history, self.sees_videos)
-            # Uploads come as paths, examples as gradio's descriptions of files.
-            files = [file["path"] if isinstance(file, dict) else file for file in message["files"]]
-            pictures = [read_upload(path, self.sees_videos) for path in files]
-            _check_number(len(pictures) + len(_shown_parts(earlier)))
-            options = generation_options(int(length), temperature, top_p, int(num_beams))
-            with self.lock, memory_advice(ADVICE):
-                written = ""
-                for piece in Chat(self.model, self.processor, history=earlier).stream(
-                    message["text"], pictures, **options
-                ):
-                    written += piece
-                    yield written
+    def log(self, turns: Sequence[Turn]) -> Log:
+        return {"turns": list(turns), "html": render(turns, self.desk.looks)}
 
-    def look(self, history: list[dict], word: str) -> list[tuple[PIL.Image.Image, str]] | None:
-        """Heat maps over the images of the conversation, for its last answer; none where that fails."""
-        with _shown():
-            messages = read_history(history, self.sees_videos)
-            if not messages:
-                raise ValueError("There is no answer yet: ask about an image first.")
-            pictures = _shown_parts(messages)
-            if any(part["type"] == "video" for part in pictures):
-                raise ValueError("Maps are drawn over images, but the conversation has a video.")
-            with self.lock, memory_advice(ADVICE):
-                found = image_attention(self.model, self.processor, messages, word.strip() or None)
-            return [
-                (draw_attention(part["image"], attention.patches), f"{attention.positions.sum():.0%} of the attention")
-                for part, attention in zip(pictures, found, strict=True)
-            ]
-        return None
+    def send(self, box: Box, log: Log) -> tuple[Any, Log]:
+        if conversation.is_pending(log["turns"]):
+            raise gr.Error("The answer is still being written.", visible=False, print_exception=False)
+        turns, left = conversation.send(log["turns"], box)
+        return self.box(left, is_answering=True), self.log(turns)
 
+    def answer(self, log: Log, *settings: Any) -> Iterator[tuple[Any, dict]]:
+        for turns, written in self.desk.answer(log["turns"], *settings):
+            # Only the last one changes the conversation: one that is late, after a stop, does not bring it back.
+            yield gr.skip() if turns is log["turns"] else self.log(turns), live(written)
 
-def read_history(history: list[dict], sees_videos: bool) -> list[dict[str, Any]]:
-    """The page's messages as the processor takes them; a question that got no answer is left out."""
-    messages: list[dict[str, Any]] = []
-    for asked, answered in pairwise(history):
-        if (asked["role"], answered["role"]) == ("user", "assistant"):
-            answer = "".join(part["text"] for part in answered["content"])
-            messages.append({"role": "user", "content": [_read_part(part, sees_videos) for part in asked["content"]]})
-            messages.append({"role": "assistant", "content": answer})
-    return messages
+    def settle(self, log: Log, written: dict, box: Box) -> tuple[Any, Log, dict]:
+        turns, left = conversation.settle(log["turns"], written["text"], box)
+        return self.box(left), self.log(turns), live("")
 
+    def resume(self, turns: list[Turn] | None, written: str | None) -> tuple[Any, Log, dict]:
+        """The conversation that the browser kept over a reload."""
+        kept = turns or []
+        if not all(path.is_file() for path in conversation.files(kept)):
+            kept = [{"role": "error", "text": "The images of the conversation are no longer here: it begins anew."}]
+        return self.settle({"turns": kept}, {"text": written or ""}, EMPTY)
 
-def _read_part(part: dict, sees_videos: bool) -> dict[str, Any]:
-    if part["type"] == "file":
-        return visual_part(read_upload(part["file"]["path"], sees_videos), sees_videos)
-    return {"type": "text", "text": part["text"]}
+    def undo(self, log: Log, box: Box) -> tuple[Any, Log]:
+        turns, left = conversation.undo(log["turns"], box)
+        return self.box(left), self.log(turns)
 
+    def retry(self, log: Log, box: Box) -> tuple[Any, Log]:
+        turns, left = conversation.retry(log["turns"], box)
+        return self.box(left, is_answering=True), self.log(turns)
 
-def read_upload(path: str, sees_videos: bool) -> PIL.Image.Image | Path:
-    """An uploaded image, or the path of a video. As a `Path` it is a file, never a URL."""
-    if sees_videos and visual_part(Path(path), sees_videos)["type"] == "video":
-        return Path(path)
-    try:
-        return read_image(Path(path))
-    except ValueError as error:
-        raise ValueError(f"{Path(path).name} cannot be read as an image: give a whole PNG, JPEG or WebP.") from error
+    def example(self, event: gr.EventData) -> tuple[Any, Log]:
+        """Begins anew: earlier images would be seen, too."""
+        return self.send(self.examples[event.number], self.log([]))
 
+    def clear(self) -> tuple[Log, dict]:
+        return self.log([]), live("")
 
-def _shown_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The images and videos of a conversation."""
-    parts = [part for message in messages if message["role"] == "user" for part in message["content"]]
-    return [part for part in parts if part["type"] != "text"]
-
-
-def _check_number(number: int) -> None:
-    if number > MAX_IMAGES:
-        raise ValueError(f"The conversation has {number} images, {MAX_IMAGES} at most: start a new one.")
-
-
-@contextmanager
-def _shown() -> Iterator[None]:
-    """What a user can get wrong is shown on the page. A `gr.Error` would leave it waiting for the end of the answer."""
-    try:
-        yield
-    except (ImportError, MemoryError, ValueError) as error:
-        gr.Warning(str(error), title="No answer")
-
-
-def build_page(desk: OwlDesk, name: str) -> gr.Blocks:
-    """The page for the model called `name`, to be served with `css=STYLE`."""
-    with gr.Blocks(title="mPLUG-Owl", analytics_enabled=False, delete_cache=(300, 3600)) as page:
-        gr.HTML(
-            f'<div class="title"><h1>mPLUG-Owl</h1><div class="quiet">{html.escape(name)}<br>'
-            "It can be wrong with confidence. Pictures and words are not kept.</div></div>"
-        )
-        chat = gr.ChatInterface(
-            desk.answer,
-            multimodal=True,
-            chatbot=gr.Chatbot(
-                show_label=False, height="60vh", min_height=340, render_markdown=False, buttons=["copy"],
-                layout="bubble", allow_file_downloads=False,
-                placeholder="Add an image and ask about it.",
-            ),
-            textbox=gr.MultimodalTextbox(
-                file_count="multiple", file_types=["image", "video"] if desk.sees_videos else ["image"],
-                placeholder="Ask about an image", autofocus=True, submit_btn=True, stop_btn=True, max_lines=6,
-            ),
-            additional_inputs=_settings(),
-            additional_inputs_accordion=gr.Accordion("Settings", open=False, render=False),
-            examples=EXAMPLES,
-            concurrency_limit=1,
-            api_visibility="private",
-            fill_height=False,
-        )  # fmt: skip
-        _add_attention(desk, chat)
-    return page
-
-
-def _settings() -> list[Any]:
-    return [
-        gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 always takes the likeliest word.", render=False),
-        gr.Slider(0.1, 1, 0.9, step=0.05, label="Top-p", info="The likeliest words of this share.", render=False),
-        gr.Slider(1, 5, 1, step=1, label="Beams", info="Beyond 1 the answer comes in one piece.", render=False),
-        gr.Slider(16, 1024, 512, step=16, label="Longest answer", info="In tokens.", render=False),
-    ]  # fmt: skip
-
-
-def _add_attention(desk: OwlDesk, chat: gr.ChatInterface) -> None:
-    """Where the model looked, below the conversation."""
-    with gr.Accordion("Where it looked", open=False):
-        word = gr.Textbox(label="A word of the last answer", info="Empty: the whole answer.", submit_btn="Show")
-        maps = gr.Gallery(show_label=False, columns=2, object_fit="contain", interactive=False, buttons=["fullscreen"])
-    word.submit(desk.look, [chat.chatbot, word], maps, concurrency_limit=1, api_visibility="private")
-    # They are of the last answer: with another one they go.
-    changes = [
-        chat.textbox.submit,
-        chat.chatbot.retry,
-        chat.chatbot.undo,
-        chat.chatbot.clear,
-        chat.chatbot.example_select,
-    ]
-    gr.on(changes, lambda: None, None, maps, queue=False, show_progress="hidden", api_visibility="private")
-
-
-def check_port(host: str, port: int) -> None:
-    """Raises a ValueError if the port cannot be served at."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    def look(self, log: Log, event: gr.EventData) -> str:
+        """What the dialog shows."""
+        turns: list[Turn] = log["turns"]
+        span: tuple[int, int] | None = None
+        if event.span is not None:
+            start, end = map(int, event.span.split(","))
+            span = (start, end)
+        text = turns[event.turn]["text"]
         try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ValueError(f"{host}:{port} cannot be served at ({error.strerror}): choose another --port.") from error
+            maps = self.desk.look(turns, event.turn, span)
+        except Exception as error:
+            return (
+                f'<h2>Where it looked</h2><p role="alert">{html.escape(explain(error, conversation.files(turns)))}</p>'
+            )
+        word = "while it wrote the answer" if span is None else f"when it wrote “{html.escape(text[slice(*span)])}”"
+        words = mark_words(text, text)
+        if span is not None:
+            place = f'data-span="{span[0]},{span[1]}"'
+            words = words.replace(place, f'{place} aria-pressed="true"')
+        shown = "".join(
+            f'<figure><img src="{as_url(image)}" alt="Heat map: {caption}"><figcaption>{caption}</figcaption></figure>'
+            for caption, image in maps
+        )
+        return (
+            f'<h2>Where it looked {word}</h2><div data-turn="{event.turn}">{words}</div><div class="maps">{shown}</div>'
+            '<div class="legend">less<i></i>more attention</div>'
+        )
+
+    def box(self, box: Box, is_answering: bool = False) -> Any:
+        return gr.update(value=box, submit_btn=not is_answering, stop_btn=is_answering)
+
+
+def live(written: str) -> dict[str, str]:
+    """What shows an answer while it is written."""
+    shown = f'<article class="turn owl"><div class="markdown">{render_answer(written)}</div></article>'
+    return {"text": written, "html": shown if written else ""}
+
+
+def as_url(image: PIL.Image.Image, size: int | None = None) -> str:
+    """The image within the page itself."""
+    shown = image.convert("RGB")
+    if size is not None:
+        shown.thumbnail((size, size))
+    file = io.BytesIO()
+    shown.save(file, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def build_page(desk: Desk, folder: str) -> gr.Blocks:
+    """The page, to be served with the files of `PAGE`."""
+    page = Page(desk, folder)
+    with gr.Blocks(title=f"mPLUG-Owl: {desk.about.name}", analytics_enabled=False, delete_cache=(300, 3600)) as blocks:
+        gr.HTML(title(desk.about))
+        with gr.Column(elem_id="talk"):
+            log = gr.HTML(
+                page.log([]), js_on_load=(PAGE / "log.js").read_text(),
+                html_template='<div role="log" aria-label="Conversation">${value.html}</div>',
+            )  # fmt: skip
+            written = gr.HTML(live(""), html_template="${value.html}", js_on_load=(PAGE / "live.js").read_text())
+        box = gr.MultimodalTextbox(
+            file_count="multiple", file_types=["image", "video"] if desk.sees_videos else ["image"], elem_id="box",
+            label="Your question", show_label=False, placeholder="Ask about an image", autofocus=True, max_lines=6,
+        )  # fmt: skip
+        examples = gr.HTML(chips(page.examples), js_on_load=(PAGE / "examples.js").read_text())
+        with gr.Accordion("Settings", open=False):
+            settings = _settings(isinstance(desk, OwlDesk))
+        maps = gr.HTML(
+            "", elem_id="maps", js_on_load=(PAGE / "maps.js").read_text(),
+            html_template='<dialog aria-label="Where it looked"><button type="button" class="close" data-do="close">'
+            "Close</button>${value}</dialog>",
+        )  # fmt: skip
+
+        asking = [
+            box.submit(page.send, [box, log], [box, log], **NOW),
+            examples.example(page.example, None, [box, log], **NOW),
+            log.retry(page.retry, [log, box], [box, log], **NOW),
+        ]
+        lane = {"concurrency_id": "answers", "concurrency_limit": desk.side_by_side, "api_visibility": "private"}
+        answering = [
+            asked.success(page.answer, [log, *settings], [log, written], show_progress_on=written, **lane)
+            for asked in asking
+        ]
+        shown = [box, log, written]
+        for answered in answering:
+            answered.then(page.settle, [log, written, box], shown, **NOW)
+        stopped = box.stop(lambda: None, None, None, cancels=answering, **NOW)
+        stopped.then(page.settle, [log, written, box], shown, **NOW)
+        log.undo(page.undo, [log, box], [box, log], **NOW)
+        log.clear(page.clear, None, [log, written], **NOW)
+        if desk.looks:
+            for clicked in (log.look, maps.look):
+                clicked(page.look, [log], maps, show_progress="hidden", **lane)
+        kept = "() => ['owl-turns', 'owl-written'].map((name) => JSON.parse(sessionStorage.getItem(name)))"
+        blocks.load(page.resume, [log, written], shown, js=kept, **NOW)
+    return blocks
+
+
+def title(about: About) -> str:
+    name = html.escape(about.name)
+    if about.link:
+        name = f'<a href="{html.escape(about.link, quote=True)}" target="_blank" rel="noopener">{name}</a>'
+    said = " ".join(filter(None, (about.knows, WARNING)))
+    quiet = f'<div class="quiet">{html.escape(said)}</div>'
+    return f'<div class="title"><h1>mPLUG-Owl</h1><strong>{name}</strong>{quiet}</div>'
+
+
+def chips(examples: Sequence[Box]) -> str:
+    """Buttons that ask the examples."""
+    shown = []
+    for number, example in enumerate(examples):
+        seen = "".join(
+            '<span aria-hidden="true">▶</span>'
+            if path.endswith(".mp4")
+            else f'<img src="{as_url(PIL.Image.open(path), 72)}" alt="">'
+            for path in example["files"]
+        )
+        then = f" … {example['next']}" if "next" in example else ""
+        name = html.escape(example["text"] + then)
+        shown.append(f'<button type="button" data-example="{number}">{seen}{name}</button>')
+    return f'<div class="examples" role="group" aria-label="Examples">{"".join(shown)}</div>'
+
+
+def _settings(has_beams: bool) -> list[Any]:
+    return [
+        gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 always takes the likeliest word."),
+        gr.Slider(0.1, 1, 0.9, step=0.05, label="Top-p", info="The likeliest words of this share."),
+        gr.Slider(1, 5, 1, step=1, label="Beams", info="Beyond 1 the answer comes in one piece.", visible=has_beams),
+        gr.Slider(16, 1024, 512, step=16, label="Longest answer", info="In tokens."),
+    ]
 
 
 @contextmanager
-def serving(model, processor, name: str, host: str, port: int) -> Iterator[gr.Blocks]:
+def serving(desk: Desk, host: str, port: int) -> Iterator[gr.Blocks]:
     """Serves the page at `http://HOST:PORT`; uploads lie in a folder that goes with it."""
-
-    def build() -> gr.Blocks:
-        return build_page(OwlDesk(model, processor), name).queue(max_size=64)
-
-    with pages.serving(build, host, port, takes_uploads=True, css=STYLE, max_file_size=MAX_FILE_SIZE) as page:
+    with pages.serving(
+        lambda: build_page(desk, os.environ["GRADIO_TEMP_DIR"]).queue(max_size=64),
+        host,
+        port,
+        takes_uploads=True,
+        description=f"Ask {desk.about.name} about images.",
+        css=(PAGE / "page.css").read_text(),
+        js=(PAGE / "page.js").read_text(),
+        max_file_size=MAX_FILE_SIZE,
+    ) as page:
         yield page

@@ -5,10 +5,13 @@ import base64
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import PIL.Image
+
+from ..mplug_owl.video_processing_mplug_owl import media_type
 
 
 Chat = list[dict[str, Any]]
@@ -175,22 +178,55 @@ class Endpoint:
                 await asyncio.sleep(0.2 * number)
         raise AssertionError
 
-    async def _ask(self, client, messages: list[dict]) -> str:
+    def stream(self, chat: Chat, **options) -> Iterator[str]:
+        """
+        The answer to one chat, piece by piece.
+
+        Args:
+            options: Of `chat.completions.create`, such as `temperature`.
+
+        Raises:
+            ConnectionError: as of `answer`.
+        """
+        import openai
+
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        client: Any = openai.OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=0)
+        with (
+            self._named_errors(),
+            client,
+            client.chat.completions.create(
+                model=self.name,
+                messages=[_for_endpoint(message) for message in chat],
+                stream=True,
+                **{"max_tokens": self.max_new_tokens, "temperature": 0, **options},
+            ) as pieces,
+        ):
+            for piece in pieces:
+                yield from (choice.delta.content for choice in piece.choices if choice.delta.content)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
         import openai
 
         try:
-            async with asyncio.timeout(self.timeout):
-                reply = await client.chat.completions.create(
-                    model=self.name, messages=messages, max_tokens=self.max_new_tokens, temperature=0
-                )
-        except TimeoutError as error:
-            raise ConnectionError(f"The endpoint {self.url} gave no answer within {self.timeout:g} seconds.") from error
+            yield
         except openai.APIStatusError as error:
             passes = error.status_code in PASSING or error.status_code >= 500
             kind = ConnectionError if passes else RefusedError
             raise kind(f"The endpoint {self.url} refused with {error.status_code}: {error.message}") from error
-        except (openai.APIConnectionError, openai.APIResponseValidationError, json.JSONDecodeError) as error:
+        except (openai.APIError, json.JSONDecodeError) as error:
             raise ConnectionError(f"The endpoint {self.url} cannot be reached: {error.__cause__ or error}") from error
+
+    async def _ask(self, client, messages: list[dict]) -> str:
+        try:
+            async with asyncio.timeout(self.timeout):
+                with self._named_errors():
+                    reply = await client.chat.completions.create(
+                        model=self.name, messages=messages, max_tokens=self.max_new_tokens, temperature=0
+                    )
+        except TimeoutError as error:
+            raise ConnectionError(f"The endpoint {self.url} gave no answer within {self.timeout:g} seconds.") from error
         try:
             text = reply.choices[0].message.content
         except (AttributeError, IndexError, TypeError):
@@ -218,18 +254,26 @@ def _as_text(name: str, message: dict) -> dict:
 
 def _for_endpoint(message: dict) -> dict:
     if message["role"] == "assistant":
-        return {"role": "assistant", "content": "".join(part["text"] for part in message["content"])}
-    content = [
-        part if part["type"] == "text" else {"type": "image_url", "image_url": {"url": _data_url(part["path"])}}
-        for part in message["content"]
-    ]
+        said = message["content"]
+        return {
+            "role": "assistant",
+            "content": said if isinstance(said, str) else "".join(part["text"] for part in said),
+        }
+    content = [part if part["type"] == "text" else _visual_part(part) for part in message["content"]]
     return {"role": message["role"], "content": content}
+
+
+def _visual_part(part: dict) -> dict:
+    kind = f"{part['type']}_url"
+    return {"type": kind, kind: {"url": _data_url(part["path"])}}
 
 
 def _data_url(path: str) -> str:
     """The file as it is. Its own bytes say its format: 49.jpg of OwlEval is a PNG."""
     with open(path, "rb") as file:
         data = file.read()
-    with PIL.Image.open(io.BytesIO(data)) as picture:
-        kind = picture.get_format_mimetype()
+    kind = media_type(path)
+    if not kind.startswith("video/"):
+        with PIL.Image.open(io.BytesIO(data)) as picture:
+            kind = picture.get_format_mimetype() or kind
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

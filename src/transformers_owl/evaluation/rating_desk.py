@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..journal import Journal
-from .ratings import Mark, Sheet, read_ratings
+from .ratings import Mark, Sheet, agreement, read_ratings
 from .records import Answers, Question
 
 
@@ -50,13 +50,43 @@ class RatingDesk:
         sheet = self.sheets.setdefault((number, rater), Sheet(number, rater, {}))
         sheet.marks[model_id] = mark
 
-    def open_question(self, rater: str) -> int:
-        """The first question with an answer that the rater has not rated; the first of all when there is none."""
+    def open_question(self, rater: str, after: int | None = None) -> int:
+        """
+        The first question with an answer that the rater has not rated, looking from the one `after` another on, and
+        then from the first of all; without any, `after` itself or the first of all.
+        """
         numbers = list(self.questions)
-        for number in numbers:
+        start = 0 if after is None else numbers.index(after) + 1
+        for number in numbers[start:] + numbers[:start]:
             if any(self.mark(rater, number, name).level is None for name in self.order(rater, number)):
                 return number
-        return numbers[0]
+        return numbers[0] if after is None else after
+
+    def at(self, place: int | None, otherwise: int) -> int:
+        """The question at a place, counted from 1; `otherwise` where there is none."""
+        numbers = list(self.questions)
+        return numbers[place - 1] if place is not None and 0 < place <= len(numbers) else otherwise
+
+    def same_rater(self, name: str) -> str | None:
+        """Who rated under this name, or under one that differs only by case."""
+        raters = {rater for _, rater in self.sheets}
+        return name if name in raters else next((one for one in raters if one.casefold() == name.casefold()), None)
+
+    def rated(self, rater: str) -> list[tuple[int, int, str | None, str]]:
+        """`(question, answer as it was shown, level, abilities)` of each rating, blind as they were given."""
+        return [
+            (number, place, mark.level, " ".join(mark.abilities))
+            for number in self.questions
+            for place, name in enumerate(self.order(rater, number), 1)
+            if (mark := self.mark(rater, number, name)) != Mark()
+        ]
+
+    def agreement(self) -> str:
+        """How far all raters agree so far."""
+        alpha, shared = agreement(self.sheets.values())
+        if alpha is None:
+            return f"{shared} answers have ratings of two or more people: too few to tell, or all the same."
+        return f"Krippendorff's alpha is {alpha:.2f} over {shared} answers that two or more people rated (at most 1)."
 
     def neighbour(self, number: int, step: int) -> int:
         numbers = list(self.questions)

@@ -1,8 +1,13 @@
 """A page on which people rate answers: blind, in random order, by mouse or keyboard, saved at every click."""
 
+import csv
 import html
-from collections.abc import Iterator
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,48 +20,7 @@ from .records import Answers, Question
 from .rubric import ABILITIES, LEVELS
 
 
-STYLE = """
-.card { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 14px; gap: 10px; }
-.card[data-active="true"] { border-color: var(--color-accent); box-shadow: 0 0 0 2px var(--color-accent); }
-.words { white-space: pre-wrap; overflow-wrap: anywhere; color: var(--body-text-color); line-height: 1.5; }
-.words h2 { font-size: 1.25rem; margin: 0; }
-.words h3 { font-size: 0.95rem; margin: 0 0 4px; }
-.quiet { color: var(--body-text-color); opacity: 0.75; font-size: 0.9rem; overflow-wrap: anywhere; }
-.quiet dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 10px; margin: 4px 0 10px; }
-.quiet dt { font-weight: 600; } .quiet dd { margin: 0; }
-.quiet kbd { border: 1px solid var(--border-color-primary); border-radius: 4px; padding: 0 5px; }
-.earlier { border-left: 3px solid var(--border-color-primary); padding-left: 10px; margin-bottom: 8px; }
-@media (min-width: 900px) { .subject { position: sticky; top: 8px; align-self: start; } }
-@media (max-width: 700px) { .quiet dl.needed { grid-template-columns: 1fr; } .quiet .keys { display: none; } }
-"""
-KEYS = """() => {
-  let active = 0;
-  const cards = () => [...document.querySelectorAll('.card')].filter((card) => card.offsetParent);
-  const show = (index) => {
-    active = Math.max(0, Math.min(index, cards().length - 1));
-    cards().forEach((card, place) => { card.dataset.active = place === active; });
-  };
-  const choose = (kind, place) => cards()[active].querySelectorAll(`input[type=${kind}]`)[place]?.click();
-  const turn = (button) => { document.querySelector(button).click(); show(0); scrollTo(0, 0); };
-  document.addEventListener('focusin', (event) => {
-    const place = cards().indexOf(event.target.closest('.card'));
-    if (place >= 0) show(place);
-  });
-  document.addEventListener('keydown', (event) => {
-    const typing = event.target.matches('textarea, input:not([type=radio], [type=checkbox])');
-    if (typing || event.ctrlKey || event.metaKey || event.altKey || !cards().length) return;
-    const key = event.key.toLowerCase();
-    if (['a', 'b', 'c', 'd'].includes(key)) choose('radio', 'abcd'.indexOf(key));
-    else if (['1', '2', '3', '4', '5', '6'].includes(key)) choose('checkbox', key - 1);
-    else if (key === 'j' || key === 'k') {
-      show(active + (key === 'j' ? 1 : -1));
-      cards()[active].scrollIntoView({ block: 'nearest' });
-    } else if (key === 'n') turn('#next');
-    else if (key === 'p') turn('#previous');
-    else return;
-    event.preventDefault();
-  });
-}"""
+PAGE = Path(__file__).parent / "page"
 # Every event is taken, one after the other: by default an event is dropped while the one before it is on its way.
 LANE: dict[str, Any] = {
     "trigger_mode": "multiple",
@@ -64,64 +28,136 @@ LANE: dict[str, Any] = {
     "concurrency_limit": 1,
     "api_visibility": "private",
 }
-HELP = (
+VIEWS = itertools.count()  # each view is another one, also of the same question
+KEYS = (
     '<div class="keys"><kbd>A</kbd> to <kbd>D</kbd> rate the framed answer, <kbd>1</kbd> to <kbd>6</kbd> mark its '
     "abilities, <kbd>J</kbd> and <kbd>K</kbd> go to the next and the previous answer, <kbd>N</kbd> and <kbd>P</kbd> to "
-    "the next and the previous question.</div>"
+    "the next and the previous question, <kbd>O</kbd> to the next one with an answer that is not rated.</div>"
+)
+INSTRUCTIONS = (
+    '<div class="words"><h1>Rate answers about images</h1></div><div class="quiet"><p>Each question shows an image and '
+    "the answers of several systems, in random order, without their names. Give every answer a level, and mark which "
+    "of the needed abilities it shows. Every click is saved at once; come back under the same name to go on.</p>"
+    "<dl>{levels}</dl>{keys}</div>"
 )
 
 
+def _levels() -> str:
+    return "".join(f"<dt>{level}</dt><dd>{meaning}</dd>" for level, meaning in LEVELS.items())
+
+
 def build_page(desk: RatingDesk) -> gr.Blocks:
-    """The page, to be served with `css=STYLE` and `js=KEYS`."""
+    """The page, to be served with the files of `PAGE`."""
     # The question's id travels with every event: a click that is still on its way belongs to what its rater saw.
     with gr.Blocks(title="OwlEval: rate answers", analytics_enabled=False, fill_width=True) as page:
         number = gr.Number(visible=False, precision=0)
         with gr.Column() as entrance:
-            gr.HTML('<div class="words"><h2>Rate answers about images</h2></div>')
+            gr.HTML(INSTRUCTIONS.format(levels=_levels(), keys=KEYS))
             rater = gr.Textbox(label="Your name", info="Ratings are kept under it; give it again to go on.")
+            notice = gr.HTML()
             start = gr.Button("Start", variant="primary")
-        with gr.Column(visible=False) as sheet:
+            with gr.Row(visible=False) as doubt:
+                same, other = gr.Button("That is me: go on", variant="primary"), gr.Button("I am somebody else")
+        with gr.Column(visible=False, elem_id="sheet") as sheet:
             progress = gr.HTML()
-            with gr.Row():
-                with gr.Column(scale=2, min_width=320, elem_classes="subject"):
+            with gr.Row(elem_classes="split"):
+                with gr.Column(scale=2, min_width=300, elem_classes="subject"):
                     picture = gr.Image(
-                        show_label=False, interactive=False, buttons=["fullscreen"], height=400, alt_text="The picture"
-                    )
+                        show_label=False, interactive=False, buttons=["fullscreen"], alt_text="The picture",
+                        elem_id="picture",
+                    )  # fmt: skip
                     asked = gr.HTML()
-                with gr.Column(scale=3, min_width=320):
+                with gr.Column(scale=3, min_width=300):
                     cards = [_card() for _ in desk.systems]
-            with gr.Row():
-                previous = gr.Button("Previous question", elem_id="previous")
-                following = gr.Button("Next question", elem_id="next", variant="primary")
+            ways, to = _moves(desk)
+            _add_export(desk, rater)
         view: list[Any] = [number, progress, picture, asked, *(part for card in cards for part in card)]
 
         def show(name: str, shown: int) -> list[Any]:
             return _view(desk, name, shown, len(cards))
 
-        def enter(name: str) -> list[Any]:
-            name = " ".join(name.split())
-            if not name:
-                raise gr.Error("Please give a name: ratings are kept under it.")
-            opened = [gr.update(visible=False), gr.update(visible=True), name]
-            return opened + show(name, desk.open_question(name))
+        def enter(name: str, known: str | None) -> list[Any]:
+            opened = [gr.update(visible=False), gr.update(visible=True), known or name, "", gr.update(visible=False)]
+            return opened + show(known or name, desk.open_question(known or name))
 
-        gr.on([start.click, rater.submit], enter, [rater], [entrance, sheet, rater, *view], **LANE)
-        for button, step in ((previous, -1), (following, 1)):
-            button.click(
-                lambda name, shown, step=step: show(name, desk.neighbour(shown, step)),
-                [rater, number],
+        def begin(name: str) -> list[Any]:
+            name = " ".join(name.split())
+            known = desk.same_rater(name)
+            if name and known in (None, name):
+                return enter(name, None)
+            what = (
+                f"There are ratings by {known}. Is that you?"
+                if known
+                else "Write your name: ratings are kept under it."
+            )
+            closed = [gr.skip(), gr.skip(), gr.skip(), _notice(what), gr.update(visible=bool(known))]
+            return closed + [gr.skip() for _ in view]
+
+        opening = [entrance, sheet, rater, notice, doubt, *view]
+        gr.on([start.click, rater.submit], begin, [rater], opening, **LANE)
+        same.click(lambda name: enter(name, desk.same_rater(" ".join(name.split()))), [rater], opening, **LANE)
+        other.click(lambda name: enter(" ".join(name.split()), None), [rater], opening, **LANE)
+        for clicked, way in ways:
+            clicked(
+                lambda name, shown, place, way=way: show(name, way(name, shown, place)),
+                [rater, number, to],
                 view,
                 **LANE,
             )
-        for place, (_, _, level, abilities) in enumerate(cards):
-
-            def save(name, shown, level, abilities, place=place):
-                desk.save(name, shown, desk.order(name, shown)[place], Mark(level, tuple(abilities)))
-                return _small(desk.progress(name, shown))
-
-            said = [rater, number, level, abilities]
-            gr.on([level.input, abilities.input], save, said, [progress], show_progress="hidden", **LANE)
+        _save_clicks(desk, cards, rater, number, progress)
     return page
+
+
+def _save_clicks(
+    desk: RatingDesk, cards: Sequence[tuple], rater: gr.Textbox, number: gr.Number, progress: gr.HTML
+) -> None:
+    for place, (_, _, level, abilities) in enumerate(cards):
+
+        def save(name, shown, level, abilities, place=place):
+            desk.save(name, shown, desk.order(name, shown)[place], Mark(level, tuple(abilities)))
+            return _small(desk.progress(name, shown))
+
+        said = [rater, number, level, abilities]
+        gr.on([level.input, abilities.input], save, said, [progress], show_progress="hidden", **LANE)
+
+
+def _moves(desk: RatingDesk) -> tuple[list[tuple[Any, Callable[[str, int, int | None], int]]], gr.Number]:
+    """What leads to other questions: events, each with the question that it leads to, and the place to go to."""
+    with gr.Row():
+        previous = gr.Button("Previous question", elem_id="previous")
+        following = gr.Button("Next question", elem_id="next", variant="primary")
+        still_open = gr.Button("Next open question", elem_id="open")
+    with gr.Row(equal_height=True):
+        to = gr.Number(label="Go to question", info=f"1 to {len(desk.questions)}", precision=0)
+        jump = gr.Button("Go", elem_id="jump")
+    ways: list[tuple[Any, Callable[[str, int, int | None], int]]] = [
+        (previous.click, lambda name, shown, _: desk.neighbour(shown, -1)),
+        (following.click, lambda name, shown, _: desk.neighbour(shown, 1)),
+        (still_open.click, lambda name, shown, _: desk.open_question(name, shown)),
+        (jump.click, lambda name, shown, place: desk.at(place, shown)),
+    ]
+    return ways, to
+
+
+def _add_export(desk: RatingDesk, rater: gr.Textbox) -> None:
+    """What was rated so far, by whoever rates: without names of systems."""
+    with gr.Accordion("Ratings so far", open=False):
+        with gr.Row():
+            count, export = gr.Button("Agreement of all raters"), gr.Button("My ratings as a file")
+        said, file = gr.HTML(), gr.File(visible=False, label="My ratings")
+
+        def write(name: str) -> Any:
+            path = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "ratings.csv"
+            with path.open("w", newline="", encoding="utf-8") as opened:
+                csv.writer(opened).writerows([("question", "answer", "level", "abilities"), *desk.rated(name)])
+            return gr.update(value=str(path), visible=True)
+
+        count.click(lambda: _small(desk.agreement()), None, said, **LANE)
+        export.click(write, [rater], file, **LANE)
+
+
+def _notice(text: str) -> str:
+    return f'<p class="notice" role="alert">{html.escape(text)}</p>'
 
 
 def _card() -> tuple[gr.Column, gr.HTML, gr.Radio, gr.CheckboxGroup]:
@@ -152,12 +188,12 @@ def _asked(question: Question, desk: RatingDesk) -> str:
         f'<div class="earlier">{html.escape(turn.text)}</div>' for turn in earlier_turns(question, desk.questions)
     )
     intro = f'<div class="quiet">Asked before about this picture:</div>{before}' if before else ""
-    levels = "".join(f"<dt>{level}</dt><dd>{meaning}</dd>" for level, meaning in LEVELS.items())
     needed = "".join(f"<dt>{ABILITIES[name][0]}</dt><dd>{ABILITIES[name][1]}</dd>" for name in question.abilities)
     return (
-        f'{intro}<div class="words"><h2>{html.escape(question.text)}</h2></div>'
-        f'<div class="quiet"><dl>{levels}</dl>Abilities that this question needs:'
-        f'<dl class="needed">{needed}</dl>{HELP}</div>'
+        f'<div data-view="{next(VIEWS)}" data-question="{question.question_id}">{intro}'
+        f'<div class="words"><h2>{html.escape(question.text)}</h2></div>'
+        f'<div class="quiet"><dl>{_levels()}</dl>Abilities that this question needs:'
+        f'<dl class="needed">{needed}</dl>{KEYS}</div></div>'
     )
 
 
@@ -180,11 +216,16 @@ def _small(text: str) -> str:
 def serving(desk: RatingDesk, host: str, port: int) -> Iterator[gr.Blocks]:
     """Serves the page at `http://HOST:PORT`."""
     pictures = {question.image for question in desk.questions.values() if question.image}
-    with pages.serving(lambda: build_page(desk), host, port, files=sorted(pictures), css=STYLE, js=KEYS) as page:
+    css, js = ((PAGE / f"rating.{kind}").read_text() for kind in ("css", "js"))
+    with pages.serving(
+        lambda: build_page(desk), host, port, files=sorted(pictures), css=css, js=js,
+        description="Rate answers about images: blind, in random order.",
+    ) as page:  # fmt: skip
         yield page
 
 
 def launch(desk: RatingDesk, host: str, port: int) -> None:
     """Serves the page until it is interrupted."""
     with serving(desk, host, port) as page:
+        print(f"Raters find the page at http://{host}:{port} (Ctrl-C ends)", flush=True)
         page.block_thread()

@@ -1,7 +1,7 @@
 """Beyond one `generate`: chats, scores of given answers, features of images, attention to them, faster CPUs."""
 
 from .assistant import text_assistant
-from .attention import ImageAttention, draw_attention, image_attention
+from .attention import ImageAttention, draw_attention, image_attention, video_attention
 from .chat import Chat
 from .compiled_vision import compile_vision
 from .features import VisualFeatures, extract_features
@@ -23,4 +23,5 @@ __all__ = [
     "score_answers",
     "text_assistant",
     "use_onednn",
+    "video_attention",
 ]

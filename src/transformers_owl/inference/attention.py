@@ -35,8 +35,10 @@ class ImageAttention:
     positions: torch.Tensor
 
 
-@torch.no_grad()
-def image_attention(model, processor, messages: Sequence[dict], word: str | None = None) -> list[ImageAttention]:
+Word = str | tuple[int, int]
+
+
+def image_attention(model, processor, messages: Sequence[dict], word: Word | None = None) -> list[ImageAttention]:
     """
     Where the model looks in each image when it writes the last answer of a chat, or one word of it.
 
@@ -52,8 +54,8 @@ def image_attention(model, processor, messages: Sequence[dict], word: str | None
         processor ([`MplugOwlProcessor`]): Its processor.
         messages (`Sequence[dict]`): A chat with images, and perhaps videos, that ends with
             the assistant's answer.
-        word (`str`, *optional*): A word or phrase as it stands in the answer; its first occurrence counts. By default
-            the whole answer.
+        word (`str` or `tuple[int, int]`, *optional*): A word or phrase as it stands in the answer, whose first
+            occurrence counts, or where its characters begin and end there. By default the whole answer.
 
     Returns:
         `list[ImageAttention]`: One for each image of the chat, in order.
@@ -61,25 +63,62 @@ def image_attention(model, processor, messages: Sequence[dict], word: str | None
     Raises:
         ValueError: without an image or an answer, and for a word that the answer does not have.
     """
+    inputs, features, positions = _look(model, processor, messages, word, "image")
+    grid = patch_grid(model.config.vision_config)
+    patches = _patches_of_queries(features.abstractor_attentions, processor.num_query_tokens, math.prod(grid))
+    seen = torch.stack([shares[:-1] @ of_queries for shares, of_queries in zip(positions, patches, strict=True)])
+    seen = seen.unflatten(1, grid)
+    places = inputs.get("crop_positions")
+    places = torch.zeros(len(seen), 2, dtype=torch.long) if places is None else places.cpu()
+    views = [*(~places.any(1)).nonzero().flatten().tolist(), len(places)]
+    return [
+        ImageAttention(_put_together(seen[start:end], places[start:end]), positions[start:end].flatten())
+        for start, end in itertools.pairwise(views)
+    ]
+
+
+def video_attention(model, processor, messages: Sequence[dict], word: Word | None = None) -> list[ImageAttention]:
+    """
+    The same of each video: `patches` (frames, rows, columns) sum to 1 over all frames that the model saw. A position
+    spreads as its query and its temporal query attend, in equal parts.
+    """
+    inputs, features, positions = _look(model, processor, messages, word, "video")
+    grid = patch_grid(model.config.vision_config)
+    frames, queries = inputs["pixel_values_videos"].shape[1], processor.num_query_tokens
+    mean = torch.stack([layer.float().mean(1).cpu() for layer in features.abstractor_attentions]).mean(0)
+    of_kinds = mean.unflatten(1, (-1, queries)).mean(1)[..., mean.shape[1] :]  # the keys are the queries, then patches
+    patches = of_kinds.unflatten(2, (frames, -1))[..., -math.prod(grid) :]
+    seen = torch.einsum("nq,nqfp->nfp", positions[:, :-1], patches).unflatten(2, grid)
+    return [ImageAttention(of_frames / of_frames.sum(), at) for of_frames, at in zip(seen, positions, strict=True)]
+
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+@torch.no_grad()
+def _look(model, processor, messages: Sequence[dict], word: Word | None, kind: str):
+    """The inputs, the features of one kind, and the attention (views or videos, Q + 1) to their positions."""
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("The chat does not end with an answer: its last message must be of role assistant.")
     inputs = processor.apply_chat_template(
         list(messages[:-1]), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     ).to(model.device)
-    if "pixel_values" not in inputs:
-        raise ValueError("The chat has no image to look at: give at least one.")
+    if PIXELS[kind] not in inputs:
+        raise ValueError(f"The chat has no {kind} to look at: give at least one.")
     prompt = inputs["input_ids"]
     answer, steps = _answer(processor, messages[-1]["content"], word)
     ids = torch.cat([prompt, answer.to(prompt.device)], dim=1)
     cache = DynamicCache()
     with _attention_weights(model):
-        places = inputs.get("crop_positions")
-        features = model.get_image_features(inputs["pixel_values"], places, output_attentions=True)
+        visual = {}
+        if "pixel_values" in inputs:
+            visual["image"] = model.get_image_features(
+                inputs["pixel_values"], inputs.get("crop_positions"), output_attentions=True
+            )
+        if "pixel_values_videos" in inputs:
+            visual["video"] = model.get_video_features(inputs["pixel_values_videos"], output_attentions=True)
         # The prompt is read first: of its own attention, which is large, nothing is needed.
         read = prompt.shape[1] - 1
-        visual = {"image": features}
-        if "pixel_values_videos" in inputs:
-            visual["video"] = model.get_video_features(inputs["pixel_values_videos"])
         model(input_ids=ids[:, :read], mm_encoder_outputs=visual, logits_to_keep=1, **{CACHE_NAME: cache})
         written = model(
             input_ids=ids[:, read:-1],
@@ -89,25 +128,16 @@ def image_attention(model, processor, messages: Sequence[dict], word: str | None
             **{CACHE_NAME: cache},
         ).attentions
     positions = torch.stack([layer[0].float().mean(0)[steps].mean(0).cpu() for layer in written]).mean(0)
-    at_images = positions[:read][(prompt[0, :read] == processor.image_token_id).cpu()]
-    at_images = at_images.view(-1, processor.num_positions())
-    grid = patch_grid(model.config.vision_config)
-    patches = _patches_of_queries(features.abstractor_attentions, processor.num_query_tokens, math.prod(grid))
-    seen = torch.stack([shares[:-1] @ of_queries for shares, of_queries in zip(at_images, patches, strict=True)])
-    seen = seen.unflatten(1, grid)
-    places = torch.zeros(len(seen), 2, dtype=torch.long) if places is None else places.cpu()
-    views = [*(~places.any(1)).nonzero().flatten().tolist(), len(places)]
-    return [
-        ImageAttention(_put_together(seen[start:end], places[start:end]), at_images[start:end].flatten())
-        for start, end in itertools.pairwise(views)
-    ]
+    token_id = {"image": processor.image_token_id, "video": processor.video_token_id}[kind]
+    at = positions[:read][(prompt[0, :read] == token_id).cpu()]
+    return inputs, visual[kind], at.view(-1, processor.num_positions())
 
 
-def _answer(processor, answer: str, word: str | None) -> tuple[torch.Tensor, list[int]]:
+def _answer(processor, answer: str, word: Word | None) -> tuple[torch.Tensor, list[int]]:
     """Ids (1, A) of the answer, and which of them make up the word."""
     encoded = processor.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
-    start, end = 0, len(answer)
-    if word is not None:
+    start, end = word if isinstance(word, tuple) else (0, len(answer))
+    if isinstance(word, str):
         found = re.search(rf"\b{re.escape(word)}\b", answer) or re.search(re.escape(word), answer)
         if found is None or not word.strip():
             raise ValueError(f"The answer has no {word!r}: give a word as it stands in {answer!r:.200}.")
@@ -149,15 +179,19 @@ def _put_together(seen: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return whole / whole.sum()
 
 
-def draw_attention(image: PIL.Image.Image, patches: torch.Tensor) -> PIL.Image.Image:
+def draw_attention(
+    image: PIL.Image.Image, patches: torch.Tensor, brightest: torch.Tensor | float | None = None
+) -> PIL.Image.Image:
     """
     A heat map over an image, in the image's size: the brighter and warmer, the more attention.
 
     Args:
-        image (`PIL.Image.Image`): The image that the model saw.
+        image (`PIL.Image.Image`): The image or frame that the model saw.
         patches (`torch.Tensor` (rows, columns)): Shares of [`ImageAttention`].
+        brightest (`float`, *optional*): The share that gets the brightest colour, so that several maps can be compared;
+            by default the largest of these.
     """
-    levels = (patches / patches.max() * 255).round().to(torch.uint8).numpy()
+    levels = (patches / (patches.max() if brightest is None else brightest) * 255).round().to(torch.uint8).numpy()
     heat = PIL.Image.fromarray(levels).resize(image.size, PIL.Image.Resampling.BICUBIC)
     colours = PIL.ImageOps.colorize(heat, black="#0b0b30", mid="#d1335b", white="#ffe27a")
     cover = heat.point([120 + level * 60 // 255 for level in range(256)])
