@@ -45,9 +45,9 @@ def by_onednn(name):
 
 # The library has no such attention for Bloom.
 PATHS = [
-    ("image-llama", sdpa), ("image-llama", eager), ("image-bloom", eager), ("image-llama", compiled),
+    ("image-llama", sdpa), ("image-llama", eager), ("image-bloom", eager),
     ("image-llama", by_onednn), ("image-bloom", by_onednn),
-    pytest.param("image-bloom", compiled, marks=pytest.mark.slow),
+    *(pytest.param(name, compiled, marks=pytest.mark.slow) for name in CASES),
     pytest.param("image-llama", in_machine_code, marks=pytest.mark.slow),
 ]  # fmt: skip
 

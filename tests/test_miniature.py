@@ -159,6 +159,7 @@ print(processor.decode(written, skip_special_tokens=True))
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_folder_is_a_whole_repository(tmp_path):
     """At most 32 MB, with a card; with the code beside it, as in a wheel, it works where the package is not."""
     code = {path.name: path.read_text() for path in Path(MINIATURE).with_name("mplug_owl").glob("[!_]*.py")}

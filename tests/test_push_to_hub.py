@@ -59,6 +59,7 @@ def test_a_pushed_model_loads_by_its_id_without_the_package(hub, llama, tmp_path
     assert load(hub, tmp_path / "user", llama, "owner/owl") == llama.expected["one_image/greedy_new_tokens"].tolist()
 
 
+@pytest.mark.slow
 def test_a_release_loads_from_the_hub_as_it_is(hub, llama, tmp_path):
     files = {path.name: path.read_bytes() for path in Path(llama.checkpoint).iterdir()}
     hub.repositories["somebody/mplug-owl-original"] = files

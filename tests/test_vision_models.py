@@ -177,6 +177,7 @@ def test_features_and_answers(owl, processor, pictures):
         assert relative_error(owl(**both).logits[0, -1], owl(**alone).logits[0, -1]) <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_folder_brings_its_own_code(owl, processor, tmp_path):
     for part in (owl, processor):
         part.save_pretrained(tmp_path)

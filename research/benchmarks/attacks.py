@@ -30,7 +30,9 @@ import PIL.Image
 import torch
 
 from transformers_owl import MINIATURE, MplugOwlProcessor
-from transformers_owl.demo.caption import SAMPLES, Captioner
+from transformers_owl.collections.engines import GenerateEngine, Settings
+from transformers_owl.collections.reading import Item
+from transformers_owl.demo.caption import SAMPLES
 from transformers_owl.mplug_owl.video_processing_mplug_owl import visual_part
 
 
@@ -173,8 +175,16 @@ def processor() -> Iterator[Road]:
 
 @contextlib.contextmanager
 def caption() -> Iterator[Road]:
-    captioner = Captioner(str(MINIATURE), device="cpu")
-    yield in_a_fork(lambda path, times: captioner.answer([path] * times, "What is it?", 4))
+    engine = GenerateEngine(Settings(str(MINIATURE), device="cpu", max_new_tokens=4))
+
+    def call(path: str, times: int) -> object:
+        visuals = [engine.prepare(Item(path, path)) for _ in range(times)]
+        refused = [visual for visual in visuals if isinstance(visual, str)]
+        if refused:
+            raise ValueError(refused[0])
+        return engine.answer(visuals, "What is it?")
+
+    yield in_a_fork(call)
 
 
 def in_a_fork(call: Callable[[str, int], object]) -> Road:

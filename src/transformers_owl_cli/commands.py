@@ -63,7 +63,7 @@ A recipe's own names, and their defaults:
   what trains  model, stage=instruct, trains, lora_on, learning_rates, quantize=none
   LoRA         lora_r=8, lora_alpha=32, lora_dropout=0.05
   data         data, eval_data, metrics=[], global_batch_size, max_length=1024, packing=False, num_frames, chat_template
-  images       crop=[0.5, 1.0], flip=False
+  images       max_crops, crop=[0.5, 1.0], flip=False
   bad data     on_error=stop, max_skipped=0.05
   speed        attn_implementation, compile_layers=False, peak_tflops
   to watch     watch=[], watch_prompt

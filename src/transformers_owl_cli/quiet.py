@@ -1,6 +1,6 @@
 """
-What other packages log and warn about themselves, which says nothing to who runs a command. Programs in Python still
-see it, and so do commands with TRANSFORMERS_OWL_VERBOSE=1.
+Log messages and warnings of other packages about themselves, which do not help whoever runs a command. Programs in
+Python still see them, and so do commands with TRANSFORMERS_OWL_VERBOSE=1.
 """
 
 import logging
@@ -20,7 +20,7 @@ MESSAGES = {"'pin_memory' argument is set": "a machine without an accelerator ha
 
 
 def keep_quiet() -> None:
-    """Leaves these out, in this process."""
+    """Hides these messages in this process."""
     if os.environ.get("TRANSFORMERS_OWL_VERBOSE") == "1":
         return
     for name in LOGGERS:

@@ -225,6 +225,7 @@ def test_a_ctrl_c_before_the_first_word_stops_the_answer_too(llama_model, llama_
     assert terminal.chat.ids.shape[1] < 400
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal of POSIX")
 def test_ctrl_c_stops_the_answer_and_not_the_program(llama, tmp_path):
     """In a real terminal, with a model that would write for minutes."""

@@ -61,7 +61,7 @@ def owleval(folder):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(checking.LocalModel.__init__, "__defaults__", (None, "auto", 6, False, None))
+    monkeypatch.setattr(checking.LocalModel.__init__, "__defaults__", (None, "auto", 6, False, None, False))
 
 
 def test_a_release_is_fetched_tried_and_reported(hub, known, owleval, short, llama, tmp_path):

@@ -35,6 +35,7 @@ def test_a_page_has_a_cell_for_each_entry(condition, views):
     assert processor.image_processor.count_views(WIDTH, HEIGHT) == views
 
 
+@pytest.mark.slow
 def test_conditions_differ_in_crops_alone_and_every_answer_is_counted(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(pages, "HOME", tmp_path)
     pages.main(seeds=1, steps=2, count=2)

@@ -177,6 +177,7 @@ def test_a_loaded_release_is_saved_in_our_form(tmp_path):
     assert weights.keys() == model.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_our_files_load_by_accelerate(video_model, tmp_path):
     video_model.save_pretrained(tmp_path, max_shard_size="50KB")
     with accelerate.init_empty_weights():

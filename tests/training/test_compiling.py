@@ -26,9 +26,8 @@ def step(model, rows, length):
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(
-    ("stage", "checkpointed"), [("pretrain", True), pytest.param("instruct", False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "checkpointed"), [("pretrain", True), ("instruct", False)])
 def test_losses_and_gradients_stay(stage, checkpointed):
     torch.manual_seed(0)
     config = tiny_config()

@@ -57,6 +57,7 @@ def losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_a_model_trains_as_one_that_was_built_for_pages(recipe, base, tmp_path):
     built = train(recipe(model=base(6), output_dir=str(tmp_path / "built")), QUIET)
     ours = train(recipe(max_crops=6), QUIET)

@@ -110,12 +110,14 @@ def stage(name: str, steps: int, folder: Path, model: str, form: str, file: str,
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_both_stages_learn_their_rows(trained):
     _, _, losses = trained
     for found in losses:
         assert found[0] > 2 and max(found[-3:]) < 0.1
 
 
+@pytest.mark.slow
 def test_the_trained_model_answers_its_rows_after_its_own_template(trained):
     name, folder, _ = trained
     model, processor = load(str(folder / "instruct"), "cpu")

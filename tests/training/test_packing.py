@@ -93,6 +93,7 @@ def recipe(files, tmp_path, model: str, packing: bool) -> list[str]:
     return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
 
 
+@pytest.mark.slow
 def test_a_recipe_with_packing_logs_the_same(files, tmp_path, llama):
     histories = []
     for packing in (False, True):

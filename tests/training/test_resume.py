@@ -233,6 +233,7 @@ def test_killed_runs_end_with_the_same_best_model(recipe, files, tmp_path, strat
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_what_a_killed_save_leaves_is_no_checkpoint(recipe, tmp_path):
     """It lies aside, and the next run removes it."""
     path = recipe("instruct")
@@ -260,6 +261,7 @@ def test_a_run_killed_after_its_last_checkpoint_still_saves_its_model(recipe, tm
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "out").items())
 
 
+@pytest.mark.slow
 def test_a_constant_schedule_can_be_made_longer(recipe, tmp_path):
     path = recipe("instruct")
     options = ["--output_dir", str(tmp_path / "out"), "--lr_scheduler_type", "constant", "--save_total_limit", "1"]
@@ -271,6 +273,7 @@ def test_a_constant_schedule_can_be_made_longer(recipe, tmp_path):
     assert [folder.name for folder in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_moved", [False, True])
 def test_a_run_killed_after_its_last_checkpoint_saves_its_best_model(recipe, files, tmp_path, is_moved):
     """Also when a finished run is started once more, and when its folder was moved in between."""
@@ -345,6 +348,7 @@ def test_a_run_goes_on_as_what_it_was_or_not_at_all(recipe, files, llama, tmp_pa
     assert "applied: max_skipped: 0.5, now 0.6; save_steps: 2, now 1" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(recipe, tmp_path):
     path, output = recipe("instruct"), tmp_path / "out"
     options = ["--output_dir", str(output)]
@@ -364,6 +368,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(recipe, tmp_pa
     assert train(path, options).state.global_step == STEPS
 
 
+@pytest.mark.slow
 def test_resuming_means_what_is_said(recipe, tmp_path):
     path, output = recipe("instruct"), tmp_path / "out"
     options = ["--output_dir", str(output), "--max_steps", "4", "--resume_from_checkpoint"]

@@ -297,8 +297,8 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(recipe, monkeypatch)
     """Rows of unequal length: each token counts the same, in whichever micro-batch it is."""
     import transformers_owl.training.train as module
 
-    def without_dropout(owl, args, load=module.load_model):
-        model = load(owl, args)
+    def without_dropout(*given, load=module.load_model):
+        model = load(*given)
         for part in model.modules():
             if isinstance(part, MplugOwlAttention):
                 part.dropout.p = 0.0
