@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,19 @@ def llama() -> GoldenCase:
 @pytest.fixture(scope="session")
 def llama_model(llama):
     return transformers_owl.MplugOwlForConditionalGeneration.from_pretrained(llama.checkpoint)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `sampled(n)` every n-th case runs by default; the others are among the slow ones."""
+    counts: Counter[str] = Counter()
+    for item in items:
+        sampled = item.get_closest_marker("sampled")
+        if sampled is not None:
+            name = item.nodeid.partition("[")[0]
+            if counts[name] % sampled.args[0]:
+                item.add_marker("slow")
+            counts[name] += 1
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,13 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_config
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from towers import tower_of
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 import transformers_owl
 from transformers_owl import MINIATURE, MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor
 from transformers_owl.demo.caption import SAMPLES
+from transformers_owl.fresh import build_owl
 from transformers_owl.serving import plugin
 
 
@@ -188,6 +190,28 @@ def scaled_folder(tmp_path_factory):
     return save_other(tmp_path_factory.mktemp("owl"), model_type="cohere", logit_scale=0.25)
 
 
+@pytest.fixture(scope="module")
+def siglip_folder(tmp_path_factory):
+    return save_with_tower(tmp_path_factory.mktemp("owl"), "siglip_vision_model")
+
+
+@pytest.fixture(scope="module")
+def dinov2_folder(tmp_path_factory):
+    return save_with_tower(tmp_path_factory.mktemp("owl"), "dinov2")
+
+
+def save_with_tower(folder: Path, kind: str) -> str:
+    """An Owl with a vision model of the library, which sees images alone."""
+    tower = tower_of(kind)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    language_model = LlamaForCausalLM(LlamaConfig(vocab_size=2049, initializer_range=0.2, **sizes))
+    build_owl(tower, language_model, num_query_tokens=4, num_abstractor_layers=2).save_pretrained(folder)
+    image_processor = transformers_owl.MplugOwlImageProcessor(size={"height": 56, "width": 56})
+    tokenizer = MplugOwlProcessor.from_pretrained(MINIATURE).tokenizer
+    MplugOwlProcessor(image_processor, tokenizer, num_query_tokens=4).save_pretrained(folder)
+    return str(folder)
+
+
 def save_other(folder: Path, max_crops: int = 1, **text) -> str:
     """A video model with a head of its own and placeholders outside the vocabulary, as the releases have them."""
     torch.manual_seed(0)
@@ -251,7 +275,8 @@ def engine_prompt(prompt: dict, bos: str) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "devices"), [("miniature", 1), ("miniature", 2), ("other", 1), ("scaled", 1), ("pages", 1)]
+    ("name", "devices"),
+    [("miniature", 1), ("miniature", 2), ("other", 1), ("scaled", 1), ("pages", 1), ("siglip", 1), ("dinov2", 1)],
 )
 def test_vllm_answers_as_generate_does(monkeypatch, request, name, devices):
     vllm = pytest.importorskip("vllm")
@@ -260,7 +285,7 @@ def test_vllm_answers_as_generate_does(monkeypatch, request, name, devices):
     folder = MINIATURE if name == "miniature" else request.getfixturevalue(f"{name}_folder")
     processor = MplugOwlProcessor.from_pretrained(folder)
     asked = prompts(processor)
-    if name != "miniature":
+    if name in ("other", "scaled", "pages"):
         asked += [video_prompt(processor), video_prompt(processor, PIL.Image.open(SAMPLES[0]).rotate(90))]
     engine = vllm.LLM(
         folder,

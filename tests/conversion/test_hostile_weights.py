@@ -283,6 +283,7 @@ ADAPTER_ROADS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("road", ADAPTER_ROADS)
 def test_adapters(road, good, attacks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

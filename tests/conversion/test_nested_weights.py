@@ -42,6 +42,7 @@ def converted(request, tmp_path_factory):
     return request.param, folder / "source", AutoModel.from_pretrained(folder / "out")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("is_folder", [True, False], ids=["folder", "file"])
 def test_nested_weights_become_what_they_would_have_become_as_they_are(converted, is_folder, tmp_path):
     """Every nesting and every wrapper, of the releases' names and of ours, bit by bit; a third of them each release."""

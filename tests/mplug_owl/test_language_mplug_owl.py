@@ -97,6 +97,7 @@ def clip():
     return CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=28, patch_size=14)).eval()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 def test_every_type(clip, name):
     config = tiny(name)

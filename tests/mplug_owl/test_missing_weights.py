@@ -45,6 +45,7 @@ def release_without(name: str, gone: str, folder):
     return folder
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("road", ROADS, ids=by_class)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_release_that_lacks_one_weight_is_refused(name, road, tmp_path):

@@ -121,6 +121,7 @@ def test_a_release_is_quantised_with_its_own_weights(name, method):
         assert linears and all(map(is_quantized, linears))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("skipped", LISTS, ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_list_of_ones_own_loads_a_release_or_is_refused(method, skipped, tmp_path):

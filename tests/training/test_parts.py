@@ -75,6 +75,7 @@ def should_move(name: str, trains: list[str], lora_on: list[str]) -> bool:
     return part in lora_on and is_asked and bool(numbers)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_parts_that_are_named_move_and_no_others(tower, choice, tmp_path):
@@ -168,6 +169,7 @@ RATES = {"vision": 3e-4, "abstractor": 1e-4, "language_model": 2e-5}
 TRAINED = {"trains": ["abstractor", "vision.layers.1"], "stage": "instruct", "learning_rate": 5e-4, "warmup_steps": 2}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("named", [names for count in (1, 2, 3) for names in itertools.combinations(RATES, count)])
 def test_every_weight_has_the_rate_of_its_part(recipe, named):
     """In the optimizer and in the log, on the schedule; each weight is in one group, with its own weight decay."""

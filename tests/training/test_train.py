@@ -137,6 +137,7 @@ def test_epochs_become_steps(recipe):
     assert train(recipe(), [*QUIET, *options]).state.global_step == 6
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("rows", "steps", "ends"), [(6, 6, [3, 6]), (6, 7, [3, 6, 7]), (7, 8, [4, 7, 8]), (2, 3, [1, 2, 3])]
 )
@@ -193,6 +194,7 @@ def test_trained_parts_start_from_the_values_of_their_file(recipe, tmp_path, sta
     assert {parameter.dtype for parameter in plain.parameters()} == {dtype}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "temporal"])
 def test_text_alone_trains_in_every_stage(recipe, files, stage):
     data = {"text": {"sources": [files.text(range(5))]}}
