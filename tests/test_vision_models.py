@@ -46,6 +46,19 @@ def own_features(tower, pixels):
     return call(tower, pixels).last_hidden_state
 
 
+@pytest.mark.parametrize("kind", ["siglip_vision_model", "siglip2_vision_model"])
+def test_a_pooling_head_is_kept_and_not_computed(kind):
+    """vLLM's packed weights do not suit it."""
+    owl = owl_with(tower_of(kind))
+    (head,) = (module for name, module in owl.model.vision_model.named_modules() if name.endswith("head"))
+    called = []
+    head.register_forward_hook(lambda *args: called.append(args))
+    with torch.no_grad():
+        owl.get_image_features(torch.randn(1, 3, 56, 56))
+    assert not called
+    assert sum(parameter.numel() for parameter in head.parameters()) > 0
+
+
 @pytest.mark.parametrize("width", [32, 48])
 @pytest.mark.parametrize("kind", FIRST)
 def test_features_are_the_vision_models_own(kind, width, tmp_path):

@@ -52,7 +52,7 @@ from .library_mplug_owl import (
     torch_compilable_check,
 )
 from .opening_mplug_owl import ADAPTER_NAMES
-from .vision_mplug_owl import flat_frames, is_releases_type, see
+from .vision_mplug_owl import flat_frames, is_releases_type, leave_out_pooling, see
 from .weights_mplug_owl import (
     NEGATIVE_IDS,
     read_original,
@@ -595,6 +595,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         vision = config.vision_config
         is_ours = is_releases_type(vision)
         self.vision_model = MplugOwlVisionModel._from_config(vision) if is_ours else AutoModel.from_config(vision)
+        leave_out_pooling(self.vision_model)
         self.abstractor = MplugOwlVisualAbstractorModel._from_config(config.visual_abstractor_config)
         self.language_model = AutoModel.from_config(config.text_config)
         text = config.text_config.to_dict()

@@ -30,6 +30,13 @@ def call_with_patches(tower, frames: torch.Tensor, **kwargs):
 CALLS = {"siglip2_vision_model": call_with_patches}
 
 
+def leave_out_pooling(tower: nn.Module) -> None:
+    """SigLIP and AIMv2 pool their patches by a head that no Owl asks: it keeps its weights and is not computed."""
+    for module in tower.modules():
+        if "use_head" in vars(module):
+            module.use_head = False
+
+
 def see(tower: Any, pixel_values: torch.Tensor, sees_videos: bool, **kwargs) -> BaseModelOutput:
     """
     What the vision model makes of images (N, 3, S, S) or of the frames of videos (N, T, 3, S, S).
