@@ -116,7 +116,10 @@ def frames(folder: Path, large: bool) -> Series:
 def files_of_rows(folder: Path, suffix: str, counts: list[int]) -> Iterator[tuple[int, Path]]:
     """Conversations in the form of LLaVA, all about one image."""
     PIL.Image.new("RGB", (56, 56)).save(folder / "owl.png")
-    turns = [{"from": "human", "value": "<image>\nWhat is it? " * 4}, {"from": "gpt", "value": "It is an owl. " * 25}]
+    turns = [
+        {"from": "human", "value": "<image>\n" + "What is it? " * 4},
+        {"from": "gpt", "value": "It is an owl. " * 25},
+    ]
     begin, between, end = ("[", ",\n", "]") if suffix == "json" else ("", "\n", "\n")
     for count in counts:
         path = folder / f"{count}.{suffix}"
