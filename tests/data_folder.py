@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import PIL.Image
+import yaml
 
 
 class DataFolder:
@@ -30,6 +31,11 @@ class DataFolder:
     def jsonl(self, form: str, rows: list[dict], name: str = "data.jsonl") -> dict:
         (self.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         return {"format": form, "path": str(self.folder / name)}
+
+    def recipe(self, content: dict) -> Path:
+        path = self.folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
 
     def shard(self, name: str, numbers) -> str:
         """A tar file in img2dataset's layout."""

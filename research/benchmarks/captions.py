@@ -18,7 +18,6 @@ import argparse
 import io
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -86,6 +85,21 @@ def command(shards: str, output: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "transformers_owl", "caption", shards, *asked, *options]
 
 
+def end(process: subprocess.Popen, what: str) -> None:
+    """Ends a "worker", or the "driver" and all that it started, by SIGKILL."""
+    own = psutil.Process(process.pid).children(recursive=True)
+    models = [each for each in own if "Answerer" in " ".join(each.cmdline())]
+    assert len(models) == 2, f"{len(models)} workers were found, but 2 were expected"
+    if what == "worker":
+        models[0].kill()
+        return
+    process.kill()
+    for each in own:
+        if each.is_running():
+            each.kill()
+    process.wait()
+
+
 def run(shards: str, output: Path, *options: str, kill: str | None = None) -> float:
     """Seconds of a run; a worker or the driver is killed after a few blocks."""
     begun = time.monotonic()
@@ -95,23 +109,15 @@ def run(shards: str, output: Path, *options: str, kill: str | None = None) -> fl
         while len(store.names()) < 4:
             assert process.poll() is None, "the run has ended before it was killed: take more images"
             time.sleep(0.2)
-        own = psutil.Process(process.pid).children(recursive=True)
-        models = [each for each in own if "Answerer" in " ".join(each.cmdline())]
-        if kill == "worker":
-            models[0].send_signal(signal.SIGKILL)
-        else:
-            process.kill()
-            for each in own:
-                if each.is_running():
-                    each.kill()
-            process.wait()
+        end(process, kill)
+        if kill == "driver":
             process = subprocess.Popen(command(shards, output, *options), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     assert process.wait() == 0
     return time.monotonic() - begun
 
 
 def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 def prove(folder: Path, images: int, shards: int) -> list[dict]:

@@ -22,7 +22,7 @@ SECONDS = 60  # between lines about a run in a log
 
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The lines of a file that say something."""
-    return tuple(line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip())
+    return tuple(line.strip() for line in path.read_text("utf-8-sig").split("\n") if line.strip())
 
 
 def check(settings: "Settings", output: str | None, on_error: str, ray: str | None, workers: int | None) -> None:

@@ -16,6 +16,7 @@ from transformers_owl import MINIATURE
 from transformers_owl.collections import inputs
 from transformers_owl.collections.inputs import Membership, find_parts
 from transformers_owl.collections.reading import Item, blocks, decoded, decoder_of, items
+from transformers_owl.demo.caption import SAMPLES
 
 
 COUNT = 10
@@ -133,6 +134,15 @@ def test_a_shard_and_earlier_rows_of_it_are_read_once(tmp_path):
 def test_names_come_from_the_standard_input(folder, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(str(path) for path in folder.rglob("*.png"))))
     assert sum(len(part.files) for part in find_parts(["-"])) == COUNT
+
+
+def test_a_name_in_a_list_keeps_its_odd_characters(tmp_path):
+    """Only the end of a line ends a name."""
+    odd = tmp_path / "a\u2028b\x0cc.png"
+    odd.write_bytes(SAMPLES[0].read_bytes())
+    (tmp_path / "names.txt").write_text(f"{odd}\r\n", newline="")
+    (part,) = find_parts([str(tmp_path / "names.txt")])
+    assert part.files == (str(odd),)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 7])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import GoldenCase, relative_error, tiny_config
 from torch._dynamo.utils import counters
+from towers import owl_with, tower_of
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 from transformers_owl import MplugOwlForConditionalGeneration
@@ -88,6 +89,12 @@ def test_images_are_compiled_where_that_pays(monkeypatch, said, tiny, images, se
     assert compiled == [tiny] * compiles
 
 
+@pytest.mark.parametrize("kind", ["siglip_vision_model", "siglip2_vision_model", "dinov2"])
+def test_any_vision_model_can_be_timed(said, kind):
+    optimize(owl_with(tower_of(kind)), "throughput", images=0)
+    assert "images not compiled (0 of" in said()
+
+
 def test_another_aim_is_refused(tiny):
     with pytest.raises(ValueError, match="for_ is 'speed', but one of 'latency', 'throughput' was expected"):
         optimize(tiny, "speed")
@@ -129,6 +136,14 @@ def test_a_chat_keeps_its_static_cache_until_it_is_full(monkeypatch, model, llam
     assert chat.cache is not first
     assert chat.cache.get_max_length() > 160
     assert torch.equal(chat.ids, plain.ids)
+
+
+def test_a_chat_without_a_cache_reads_everything_anew(model, llama_processor, pictures):
+    plain, chat = Chat(model, llama_processor), Chat(model, llama_processor)
+    for question, images in (("What is it?", pictures[:1]), ("And now?", [])):
+        expected = plain.ask(question, images, max_new_tokens=5)
+        assert chat.ask(question, images, max_new_tokens=5, use_cache=False) == expected
+    assert chat.cache is None
 
 
 def test_a_full_cache_of_the_callers_is_refused(model, llama_processor, pictures):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from transformers import AutoConfig, AutoProcessor
 
 from transformers_owl import MplugOwlForConditionalGeneration
@@ -30,9 +29,7 @@ def recipe(files, llama, tmp_path):
             "stage": "pretrain", "max_length": 600, "crop": [1, 1], "max_steps": 3, "logging_steps": 1,
             "learning_rate": 0.01, "per_device_train_batch_size": 2, "seed": 3, **values,
         }  # fmt: skip
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
+        return files.recipe(content)
 
     return write
 

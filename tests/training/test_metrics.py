@@ -119,9 +119,7 @@ def recipe(files, llama, tmp_path):
             "per_device_eval_batch_size": 2, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2,
             "metrics": ["exact_match"], **values,
         }  # fmt: skip
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
+        return files.recipe(content)
 
     return write
 

@@ -5,7 +5,6 @@ import itertools
 
 import pytest
 import torch
-import yaml
 from conftest import tiny_config
 from peft import PeftModel
 from rich.console import Console
@@ -158,9 +157,7 @@ def recipe(files, llama, tmp_path):
             "output_dir": str(tmp_path / "out"), "max_length": 256, "per_device_train_batch_size": 2, "max_steps": 4,
             "logging_steps": 1, "save_steps": 2, "weight_decay": 0.1, **values,
         }  # fmt: skip
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
+        return files.recipe(content)
 
     return write
 

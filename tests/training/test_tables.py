@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import pickle
 import tracemalloc
 
@@ -123,3 +124,17 @@ def test_rows_take_next_to_no_memory(monkeypatch, tmp_path, name):
     assert (tmp_path / name).stat().st_size > 20e6
     assert held < 1e6
     assert peak < 4e6
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv"])
+def test_a_file_that_has_changed_gives_no_row(tmp_path, name):
+    """Another row of the same length could lie where the old one lay."""
+    texts = {"rows.json": '[{"a": "1"}, {"a": "2"}]', "rows.jsonl": '{"a": "1"}\n{"a": "2"}', "rows.csv": "a\n1\n2\n"}
+    path = tmp_path / name
+    path.write_text(texts[name])
+    file = read_file(str(path))
+    assert file.row(1) == {"a": "2"}
+    path.write_text(texts[name].replace("2", "3"))
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(ValueError, match="has changed since it was opened"):
+        file.row(1)

@@ -61,9 +61,7 @@ def recipe(files, llama, tmp_path):
             "save_strategy": "no",
             **values,
         }
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
+        return files.recipe(content)
 
     return write
 

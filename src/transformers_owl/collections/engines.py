@@ -29,7 +29,7 @@ class Settings:
         engine (`str`): "generate" or "vllm".
         device, dtype, chat_template, load_in_4bit: As [`load`] takes them.
         fast (`bool`): Whether to optimize the model for throughput; for 2,000 images and more it is where that pays.
-        images (`int`): How many images are known to come.
+        images (`int`): How many images this model is known to get.
         num_frames (`int`, *optional*): Frames of a video; by default as many as the checkpoint's settings say.
     """
 

@@ -159,7 +159,7 @@ def _expanded(name: str) -> Iterator[str]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.strip():
             yield from [line] if container_of(line) else _expanded(line.strip())
 

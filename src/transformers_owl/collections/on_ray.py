@@ -7,6 +7,7 @@ import pickle
 import shutil
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,9 @@ class Blocks:
         aside.replace(self.path(name))
 
     def read(self, name: str) -> list[Row]:
-        if "://" in self.where:
-            return [json.loads(line) for line in self.system.cat_file(self.path(name)).splitlines()]
-        return [json.loads(line) for line in Path(self.path(name)).read_bytes().split(b"\n") if line]
+        path = self.path(name)
+        data = self.system.cat_file(path) if "://" in self.where else Path(path).read_bytes()
+        return [json.loads(line) for line in data.split(b"\n") if line]
 
     def remove(self) -> None:
         if "://" in self.where:
@@ -259,7 +260,11 @@ def answer_parts(
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
             num_cpus=0 if gpus else 1,
             num_gpus=gpus,
-            fn_constructor_kwargs={"settings": settings, "store": store, "on_error": on_error},
+            fn_constructor_kwargs={
+                "settings": replace(settings, images=settings.images // workers),
+                "store": store,
+                "on_error": on_error,
+            },
         )
     )
     sizes: dict[str, int] = {}

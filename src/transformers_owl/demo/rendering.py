@@ -40,7 +40,7 @@ def render(turns: Sequence[Turn], looks: bool = False) -> str:
 
 
 def render_answer(text: str, has_places: bool = False) -> str:
-    """Markdown of an answer; each word with where it stands in the text, if the page asks for it."""
+    """An answer's Markdown as HTML. With `has_places`, every word carries its position in the text."""
     tokens = MARKDOWN.parse(text)
     at = 0
     for token in (child for block in tokens for child in block.children or ()):

@@ -52,9 +52,8 @@ def image_attention(model, processor, messages: Sequence[dict], word: Word | Non
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model, loaded with any implementation of attention.
         processor ([`MplugOwlProcessor`]): Its processor.
-        messages (`Sequence[dict]`): A chat with images, and perhaps videos, that ends with
-            the assistant's answer.
-        word (`str` or `tuple[int, int]`, *optional*): A word or phrase as it stands in the answer, whose first
+        messages (`Sequence[dict]`): A chat with images, and perhaps videos, that ends with the assistant's answer.
+        word (`str` or `tuple[int, int]`, *optional*): A word or phrase exactly as in the answer, whose first
             occurrence counts, or where its characters begin and end there. By default the whole answer.
 
     Returns:
@@ -140,7 +139,7 @@ def _answer(processor, answer: str, word: Word | None) -> tuple[torch.Tensor, li
     if isinstance(word, str):
         found = re.search(rf"\b{re.escape(word)}\b", answer) or re.search(re.escape(word), answer)
         if found is None or not word.strip():
-            raise ValueError(f"The answer has no {word!r}: give a word as it stands in {answer!r:.200}.")
+            raise ValueError(f"The answer has no {word!r}: give a word of {answer!r:.200}.")
         start, end = found.span()
     steps = [at for at, (first, last) in enumerate(encoded["offset_mapping"]) if first < end and last > start]
     if not steps:

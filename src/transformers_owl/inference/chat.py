@@ -91,7 +91,7 @@ class Chat:
                 self.cache.reset()
             raise
         if not with_beams:
-            self.cache = output[CACHE_NAME]
+            self.cache = output.get(CACHE_NAME)  # none with use_cache=False
         self.ids = output.sequences
         self.pixels = pixels
         answer = self.processor.decode(self.ids[0, ids.shape[1] :], skip_special_tokens=True)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import CompileConfig, StaticCache
 
 from ..mplug_owl.library_mplug_owl import CACHE_NAMES
+from ..mplug_owl.vision_mplug_owl import image_side
 from .compiled_vision import compile_vision
 from .library import onednn_linear
 from .onednn import is_plain, use_onednn
@@ -107,7 +108,8 @@ def seconds_of(call: Callable[[], Any], repeats: int = 5) -> float:
 
 def _choose_images(model: Any, images: int | None) -> str:
     config = model.config.vision_config
-    pixels = torch.zeros(1, 3, config.image_size, config.image_size, dtype=model.dtype)
+    side = image_side(config)
+    pixels = torch.zeros(1, config.num_channels, side, side, dtype=model.dtype)
     with torch.inference_mode():
         seconds = seconds_of(lambda: model.get_image_features(pixels), repeats=2)
     if images is not None and images * seconds * SAVED < COMPILING:

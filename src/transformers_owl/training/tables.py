@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -69,16 +70,22 @@ class Spans:
     Args:
         content (`str` or `bytes`): The file's name, or what it holds where that is packed or in another encoding.
         bounds (`np.ndarray` (N, 2)): First byte of each piece, and the one after its last.
+
+    Raises:
+        ValueError: at reading, if the file has changed since.
     """
 
     def __init__(self, content: str | bytes, bounds: np.ndarray):
         self.content = content
         self.bounds = bounds
+        self.version = version_of(content)
 
     def __len__(self) -> int:
         return len(self.bounds)
 
     def __getitem__(self, number: int) -> str:
+        if version_of(self.content) != self.version:
+            raise ValueError("the file has changed since it was opened: start the run again")
         first, end = self.bounds[number].tolist()
         with open_content(self.content) as file:
             file.seek(first)
@@ -107,6 +114,14 @@ def is_plain(name: str) -> bool:
     with open(name, "rb") as file:
         head = file.read(4)
     return not head.startswith((GZIP, *MARKS))
+
+
+def version_of(content: str | bytes) -> tuple[int, int] | None:
+    """Size and time of a file."""
+    if isinstance(content, bytes):
+        return None
+    found = os.stat(content)
+    return found.st_size, found.st_mtime_ns
 
 
 def open_content(content: str | bytes) -> BinaryIO:
@@ -177,7 +192,7 @@ def _items(content: str | bytes) -> Iterator[tuple[int, int, int]]:
 
 
 class Window:
-    """A JSON text that is read piece by piece and let go once it is passed; `byte` is where it stands in the file."""
+    """A JSON text that is read piece by piece and let go once it is passed; `byte` is its position in the file."""
 
     def __init__(self, file: BinaryIO):
         self.file = file
