@@ -97,8 +97,8 @@ def test_noise_falls_on_the_embeddings_of_words_alone(begin):
 
 @pytest.mark.parametrize("counted", ["all", "non_padding"])
 def test_tokens_seen_are_those_of_the_batches(begin, counted):
-    trainer = begin(include_num_input_tokens_seen=counted, max_steps=3)
     batches = [batch for batch, _ in zip(begin().get_train_dataloader(), range(3), strict=False)]
+    trainer = begin(include_num_input_tokens_seen=counted, max_steps=3)  # it writes its data file anew
     masks = [batch["attention_mask"] for batch in batches]
     expected = sum(int(mask.sum()) if counted == "non_padding" else mask.numel() for mask in masks)
     trainer.train()
