@@ -96,7 +96,7 @@ def box(view):
 
 def attach(view, *pictures):
     view.locator("#box input[type=file]").first.set_input_files(pictures)
-    view.locator("#box .thumbnail-item :is(img, video)").nth(len(pictures) - 1).wait_for()
+    view.locator("#box .thumbnail-item").nth(len(pictures) - 1).wait_for()
     view.wait_for_timeout(300)
 
 

@@ -26,6 +26,7 @@ LANE: dict[str, Any] = {
     "trigger_mode": "multiple",
     "concurrency_id": "desk",
     "concurrency_limit": 1,
+    "show_progress": "hidden",
     "api_visibility": "private",
 }
 VIEWS = itertools.count()  # each view is another one, also of the same question
@@ -118,7 +119,7 @@ def _save_clicks(
             return _small(desk.progress(name, shown))
 
         said = [rater, number, level, abilities]
-        gr.on([level.input, abilities.input], save, said, [progress], show_progress="hidden", **LANE)
+        gr.on([level.input, abilities.input], save, said, [progress], **LANE)
 
 
 def _moves(desk: RatingDesk) -> tuple[list[tuple[Any, Callable[[str, int, int | None], int]]], gr.Number]:
