@@ -28,7 +28,7 @@ matrix: $(VENV)/installed
 	TORCH="$(TORCH)" $(VENV)/bin/python tests/matrix.py $(ROWS)
 
 test-slow: $(VENV)/installed
-	$(VENV)/bin/pip install -q -e ".[eval,miniature]" "playwright>=1.65"
+	$(VENV)/bin/pip install -q -e ".[eval,miniature]" "playwright>=1.65" "axe-playwright-python>=0.1.7"
 	$(VENV)/bin/python -m pytest -m slow
 
 test-serving: $(VLLM_VENV)/installed
@@ -44,7 +44,7 @@ docs: $(VENV)/installed
 	$(VENV)/bin/mkdocs build --strict
 
 docs-images: $(VENV)/installed
-	$(VENV)/bin/pip install -q -e ".[demo]" "playwright>=1.65"
+	$(VENV)/bin/pip install -q -e ".[demo]" "playwright>=1.65" "axe-playwright-python>=0.1.7"
 	$(VENV)/bin/python docs/make_images.py
 
 clean:

@@ -1,7 +1,5 @@
 """The command `caption`: what it checks first, and what it shows of a run."""
 
-import sys
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +13,6 @@ if TYPE_CHECKING:
     from transformers_owl.collections.inputs import Part
     from transformers_owl.collections.outputs import Output
     from transformers_owl.collections.running import Count
-
-
-SECONDS = 60  # between lines about a run in a log
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -96,31 +91,14 @@ def line(row: dict[str, Any], settings: "Settings") -> str:
 
 
 def shown(rows: Iterable[dict[str, Any]], count: "Count") -> Iterator[dict[str, Any]]:
-    """The rows, with a bar on a terminal and a line a minute in a log."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """The rows, with the images that they are about counted."""
+    from transformers_owl.progress import COUNTED, Bar
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("answering"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    begun = said = time.monotonic()
-    before: int | None = None
-    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
-        task = progress.add_task("answering", total=count.total, rate="")
+    with Bar(*COUNTED, unit="images") as bar:
+        task = bar.add_task("answering", total=count.total)
         for row in rows:
             yield row
-            before = count.read if before is None else before
-            now = time.monotonic()
-            rate = f"{(count.read - before) / max(now - begun, 1e-9):.1f} a second"
-            progress.update(task, completed=count.read, total=count.total, rate=rate)
-            if not console.is_terminal and now - said >= SECONDS:
-                said = now
-                typer.echo(f"{count.read} of {count.total or 'an unknown number of'} images, {rate}", err=True)
+            bar.update(task, completed=count.read, total=count.total)
 
 
 def report(answered: int, failures: list[dict[str, Any]], output: "Output | None") -> None:

@@ -407,10 +407,9 @@ def _chat_model(
 
 def _follow(what: str, results: Iterable, total: int) -> list:
     """All results, with a progress bar while they come."""
-    from rich.console import Console
-    from rich.progress import track
+    from transformers_owl.progress import track
 
-    return list(track(results, what, total, console=Console(stderr=True), transient=True))
+    return list(track(results, what, total))
 
 
 @app.command(

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import convert_file_size_to_int
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from transformers import AutoConfig, PreTrainedModel
 
 from .. import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor, __version__
 from ..mplug_owl.weights_mplug_owl import open_weights, weight_files
+from ..progress import BYTES, Bar
 from .library import (
     SAFE_WEIGHTS_NAME,
     WEIGHTS_NAME,
@@ -361,9 +360,7 @@ def write_weights(pieces: list[Piece], folder: Path, max_shard_size: str, save: 
     free = shutil.disk_usage(folder).free
     if total - written > free:
         raise OSError(f"{folder} has {free / 1e9:.1f} GB free, but {(total - written) / 1e9:.1f} GB will be written.")
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    with ThreadPoolExecutor(1) as closer, bar:
+    with ThreadPoolExecutor(1) as closer, Bar(*BYTES, unit="GB", size=1e9) as bar:
         task = bar.add_task("writing", total=total)
         closed = []
         for file, shard in zip(files, shards, strict=True):

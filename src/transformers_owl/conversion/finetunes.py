@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from transformers import AutoConfig
 
 from .. import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor
 from ..mplug_owl.weights_mplug_owl import OUR_WIDTHS, WIDTH, WRAPPER, original_fields, read_original
+from ..progress import track
 from .card import render
 from .checkpoints import (
     Checkpoint,
@@ -275,7 +275,7 @@ def adapter_pieces(
         ValueError: if an adapter cannot say what was trained: other weights, joined layers, several ranks.
     """
     before = original_weights(base)
-    weights = track(fine_tune.weights.items(), "comparing", console=Console(stderr=True), transient=True)
+    weights = track(fine_tune.weights.items(), "comparing", len(fine_tune.weights), "tensors")
     changed = [name for name, piece in weights if name in before and not is_same(value(piece), value(before[name]))]
     strange = sorted(fine_tune.lora.keys() - before.keys())
     adapted = {} if strange else {name: convert(model, {name: before[name]})[0].tensors for name in fine_tune.lora}

@@ -4,11 +4,10 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from .. import MplugOwlForConditionalGeneration
 from ..mplug_owl.vision_mplug_owl import image_side
+from ..progress import track
 from .checkpoints import Checkpoint, Piece, open_owl
 
 
@@ -29,7 +28,7 @@ def differences(first: list[Piece], second: list[Piece]) -> dict[str, float]:
     """The largest difference in each tensor; infinite where a name or shape has no equal."""
     others = {name: piece for piece in second for name in piece.tensors}
     found = dict.fromkeys(others, float("inf"))
-    for piece in track(first, "comparing", console=Console(stderr=True), transient=True):
+    for piece in track(first, "comparing", len(first), "tensors"):
         values = piece.make()
         counterparts = {name: others[name].make()[name] for name in values if name in others}
         for name, value in values.items():

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import rich.progress
 import torch
 import transformers
 from accelerate import cpu_offload, init_empty_weights
 from huggingface_hub import HfApi, RepoFile, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.utils import build_hf_headers
-from rich.console import Console
 
 from .. import MplugOwlForConditionalGeneration, __version__
 from ..conversion.checkpoints import Checkpoint, Piece, open_owl
 from ..conversion.library import HTTPError, http_get
 from ..loading import read_config
+from ..progress import BYTES, Bar, track
 from .answering import answer_questions
 from .models import LocalModel, user
 from .records import read_answers, read_owleval
@@ -91,13 +90,8 @@ def check(
         if owleval is not None and asked_of_owleval is not None:
             first = dict(list(asked_of_owleval.items())[:questions])
             published = read_answers(owleval / PUBLISHED, asked_of_owleval).texts
-            progress = rich.progress.track(
-                answer_questions(asked, first, output / "answers.jsonl", batch_size=1),
-                "answering",
-                len(first),
-                console=Console(stderr=True),
-                transient=True,
-            )
+            written = answer_questions(asked, first, output / "answers.jsonl", batch_size=1)
+            progress = track(written, "answering", len(first), "questions")
             texts = {question.question_id: text for question, text in progress}
             report["answers"] = [
                 {
@@ -176,7 +170,7 @@ def checked_digest(entry: RepoFile, path: Path) -> dict:
         expected, digest = entry.blob_id, hashlib.sha1(b"blob %d\0" % size)
     else:
         expected, digest = entry.lfs.sha256, hashlib.sha256()
-    with rich.progress.open(path, "rb", description=entry.path, console=Console(stderr=True), transient=True) as file:
+    with Bar(*BYTES, unit="GB", size=1e9) as bar, bar.open(path, "rb", description=entry.path) as file:
         while block := file.read(2**22):
             digest.update(block)
     if digest.hexdigest() != expected:

@@ -9,10 +9,10 @@ from itertools import groupby
 from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
-from rich.progress import track
 
 from ..inference import score_answers
 from ..mplug_owl.video_processing_mplug_owl import visual_part
+from ..progress import track
 from .models import Chat, LocalModel
 
 
@@ -58,7 +58,9 @@ class HarnessModel(lmms):
             chats = [self._chat(text, visuals, *place) for text, _, visuals, *place in group]
             until = settings.get("until", [])
             stops = [until] if isinstance(until, str) else until
-            for start in track(range(0, len(chats), self.batch_size), "answering"):
+            for start in track(
+                range(0, len(chats), self.batch_size), "answering", -(-len(chats) // self.batch_size), "batches"
+            ):
                 texts = self.model.answer(chats[start : start + self.batch_size], **_options(settings))
                 answers += [_cut(text, stops) for text in texts]
         return answers

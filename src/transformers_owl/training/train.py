@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -19,6 +18,7 @@ from transformers import (
 
 from ..loading import choose_template
 from ..mplug_owl.configuration_mplug_owl import check_max_crops
+from ..progress import track
 from .arguments import OwlArguments, parse_recipe
 from .checkpoints import set_aside
 from .collator import ConversationCollator
@@ -217,7 +217,7 @@ def evaluation_samples(owl: OwlArguments, collator: ConversationCollator, consol
     for name, group in owl.groups("eval_data").items():
         if not isinstance(group.data, RowGroup):
             raise ValueError(f"The evaluation data {name!r} are tar shards, but files of rows were expected.")
-        for number in track(range(len(group.data)), f"Reading {name}", console=console, transient=True):
+        for number in track(range(len(group.data)), f"reading {name}", len(group.data), "rows", console):
             try:
                 sample = group.data[number]
                 encode(open_visuals(sample, collator), sample["source"], collator)
