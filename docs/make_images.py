@@ -5,19 +5,27 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
-from playwright.sync_api import sync_playwright
+import torch
+from playwright.sync_api import Page, sync_playwright
 from rich.console import Console
 from rich.text import Text
 
 from transformers_owl import MINIATURE
+from transformers_owl.demo import web
 from transformers_owl.demo.desk import OwlDesk, about
 from transformers_owl.demo.looking import look
-from transformers_owl.demo.web import serving
+from transformers_owl.evaluation import rating_page
+from transformers_owl.evaluation.rating_desk import RatingDesk
+from transformers_owl.evaluation.records import Answers, Question
+from transformers_owl.inference import Chat
 from transformers_owl.loading import load
 
 
@@ -61,29 +69,70 @@ def terminal() -> None:
     console.save_svg(str(IMAGES / "terminal.svg"), title="transformers-owl")
 
 
-def page() -> None:
-    """The web page after two questions."""
+@contextmanager
+def seen(address: str, width: int, height: int) -> Iterator[Page]:
+    """A page in Chromium."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        view = browser.new_context(viewport={"width": width, "height": height}).new_page()
+        view.goto(address)
+        yield view
+
+
+def save(view: Page, name: str) -> None:
+    shot = PIL.Image.open(io.BytesIO(view.screenshot())).convert("RGB")
+    shot.quantize(128).save(IMAGES / name, optimize=True)
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def chat_page() -> None:
+    """The web page after two questions."""
+    port = free_port()
+    desk = OwlDesk(*load(MINIATURE), about(MINIATURE))
+    with web.serving(desk, "127.0.0.1", port), seen(f"http://127.0.0.1:{port}", 900, 900) as view:
+        view.get_by_role("button", name="Send").wait_for()
+        view.wait_for_timeout(1000)
+        view.locator("#box input[type=file]").first.set_input_files(ROOT / DRAWING)
+        view.locator("#box .thumbnail-item").wait_for()
+        for number, question in enumerate((QUESTION, "What is on the right?")):
+            view.locator("#box textarea").fill(question)
+            view.locator("#box textarea").press("Enter")
+            view.locator(".owl[data-text]").nth(number).wait_for()
+        view.wait_for_timeout(1000)
+        save(view, "page.png")
+
+
+def rate_page() -> None:
+    """The rating page: a drawing, and what the miniature answers by its likeliest words and by others."""
     model, processor = load(MINIATURE)
-    with serving(OwlDesk(model, processor, about(MINIATURE)), "127.0.0.1", port), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        view = browser.new_context(viewport={"width": 900, "height": 900}).new_page()
-        view.goto(f"http://127.0.0.1:{port}")
-        box = view.locator("#box textarea")
-        view.locator("input[type=file]").first.set_input_files(ROOT / DRAWING)
-        view.wait_for_timeout(2500)
-        for question in (QUESTION, "What is on the right?"):
-            box.fill(question)
-            box.press("Enter")
-            view.wait_for_timeout(4000)
-        shot = PIL.Image.open(io.BytesIO(view.screenshot())).convert("RGB")
-        shot.quantize(128).save(IMAGES / "page.png", optimize=True)
+    torch.manual_seed(0)
+    sampled = {"do_sample": True, "temperature": 2.5}
+    answers = [Chat(model, processor).ask(QUESTION, [ROOT / DRAWING], **options) for options in ({}, sampled)]
+    questions = {1: Question(1, QUESTION, ROOT / DRAWING, ("IU", "VU"))}
+    systems = {f"{place}": Answers(IMAGES, f"{place}", {1: text}) for place, text in enumerate(answers)}
+    port = free_port()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        rating_page.serving(RatingDesk(questions, systems, Path(folder) / "ratings.jsonl"), "127.0.0.1", port),
+        seen(f"http://127.0.0.1:{port}", 1000, 760) as view,
+    ):
+        view.get_by_label("Your name").fill("anna")
+        view.get_by_role("button", name="Start").click()
+        view.get_by_text("rated by anna").wait_for()
+        view.keyboard.press("b")
+        view.get_by_text("1 of 2 answers").wait_for()
+        view.wait_for_timeout(1000)
+        save(view, "rating.png")
 
 
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     heat_maps()
     terminal()
-    page()
+    chat_page()
+    rate_page()
