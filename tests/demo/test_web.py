@@ -156,6 +156,20 @@ def test_pictures_go_up_and_answers_stream_over_two_turns(browser, site, model, 
     assert wait_for_answers(view, 2) == [written, expected(model, llama_processor, turns, 48)]
 
 
+def test_a_question_waits_for_its_upload(browser, site):
+    view = enter(browser, site)
+    set_length(view, 16)
+    network = view.context.new_cdp_session(view)
+    network.send("Network.enable")
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": CAT.stat().st_size / 2}
+    network.send("Network.emulateNetworkConditions", slow)
+    view.locator("#box input[type=file]").first.set_input_files(CAT)
+    box(view).fill("What is it?")
+    box(view).press("Enter")
+    wait_for_answers(view, 1)
+    assert view.locator(".turn.user img").count() == 1
+
+
 def test_stop_ends_the_generation_and_the_chat_goes_on(browser, site, model):
     view = enter(browser, site)
     ask(view, "Tell me everything.", CAT)
