@@ -14,7 +14,7 @@ import attacks
 ROOT = Path(__file__).parent.parent
 MOST_MIB, MOST_SECONDS = 1024, 10
 REFUSED = [
-    "GIF of 13300 x 13300", "moving GIF of 8000 x 8000", "grey PNG of 16000 x 16000",
+    "GIF of 13300 x 13300", "animated GIF of 8000 x 8000", "grey PNG of 16000 x 16000",
     "the same with 100 scans", "WebP of 8190 x 8190", "JPEG 2000 of 8190 x 8190", "icon of 13300 x 13300",
 ]  # fmt: skip
 

@@ -1,8 +1,8 @@
-"""Memory and processor time that files made to exhaust both take, as the table of SECURITY.md, on Linux.
+"""Memory and CPU time of files made to exhaust them, as in the table of SECURITY.md, on Linux.
 
 python research/benchmarks/attacks.py
 
-Each file goes through the processor, through what `transformers-owl caption` does, and through a request to
+Each file goes through the processor, through the code of `transformers-owl caption`, and through a request to
 `transformers-owl serve`, with the miniature. Memory is the peak above what the process held before.
 """
 
@@ -118,7 +118,7 @@ def write_video(path: Path) -> None:
 ATTACKS: dict[str, tuple[str, Callable[[Path], None], int]] = {
     "GIF of 13300 x 13300": ("a.gif", lambda path: write_gif(path, 13300), 1),
     "6 GIFs of 8000 x 8000": ("b.gif", lambda path: write_gif(path, 8000), 6),
-    "moving GIF of 8000 x 8000": ("c.gif", lambda path: write_gif(path, 8000, frames=20), 1),
+    "animated GIF of 8000 x 8000": ("c.gif", lambda path: write_gif(path, 8000, frames=20), 1),
     "grey PNG of 16000 x 16000": ("d.png", lambda path: write_grey_png(path, 16000), 1),
     "transparent PNG of 8190 x 8190": ("e.png", lambda path: write_image(path, "RGBA"), 1),
     "WebP of 5790 x 5790": ("f.webp", lambda path: write_image(path, "RGB", HALF, lossless=True), 1),

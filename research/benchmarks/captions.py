@@ -1,16 +1,17 @@
-"""A collection of drawings in tar shards, captioned by a bare loop, by the plain command and on Ray Data.
+"""Captions a collection of drawings in tar shards with a bare loop, with the plain command and on Ray Data.
 
 python research/benchmarks/captions.py [--images 20000] [--shards 40] [--folder build/captions] [--json FILE]
 
-The drawings are those of the package, each with a colour and a place of its own. One in a hundred is damaged, and the
-last shard is cut off. After the plain run come runs on two workers: one by itself, one in which a worker is killed, and
-one whose driver is killed and started again. Each must write what the plain run wrote, every sample once. Then come the
-figures, by alternating runs of a bare loop, one worker and two: images a second from the first block to the last, and
-the memory of all processes after each quarter. Processes of Ray run at the priority of the others.
+The drawings are those of the package, each with its own colour and place. One in a hundred is damaged, and the last
+shard is truncated. The plain run comes first. Then come three runs on two workers: one undisturbed, one in which a
+worker is killed, and one whose driver is killed and restarted. Each must write what the plain run wrote, every sample
+once. The figures come last, from alternating runs of a bare loop, one worker and two workers: images per second from
+the first block to the last, and the memory of all processes after each quarter. Ray's processes have the same priority
+as the others.
 
---only proof, --only figures: one of both.
---make FOLDER: nothing but the shards, with --damaged NUMBER and --cut.
---cost DOLLARS: what a million captions cost at so much for an hour of an H200, computed from the figures of
+--only proof, --only figures: run only one of the two parts.
+--make FOLDER: only make the shards, with --damaged NUMBER and --cut.
+--cost DOLLARS: the cost of a million captions if an hour of an H200 costs this much, computed from the figures of
 docs/notes/performance-training.md.
 """
 

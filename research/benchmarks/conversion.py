@@ -1,14 +1,14 @@
-"""Memory and time of converting a release at full size, beside copying the same bytes.
+"""Memory and time of converting a release at full size, compared with copying the same bytes.
 
 python research/benchmarks/conversion.py --folder build/bench [--form shards safetensors bin build]
     [--pairs 2] [--json FILE]
 
-Makes a random checkpoint with the names and shapes of mplug-owl-llama-7b in bfloat16 (14.3 GB, and three times that
-on the disk while it runs), converts it and copies it, in turn, each time with the files out of the page cache. Prints
-the largest RssAnon of the converting process (anonymous memory, sampled every 50 ms) and the median ratio of the
-times; both times include the sync to the disk. The converting process runs under a limit of its private memory
-(`ulimit -d`): the mapped files, the largest tensor and 1.5 GB. The form `build` is a fresh Owl from a random CLIP
-ViT-L/14 and a random LLaMA-7B in safetensors instead.
+Makes a random checkpoint with the names and shapes of mplug-owl-llama-7b in bfloat16 (14.3 GB, and three times that on
+disk during the run). It then converts and copies it in turn, each time with a cold page cache, and prints the peak
+RssAnon of the converting process (anonymous memory, sampled every 50 ms) and the median ratio of the times. Both times
+include the sync to disk. The converting process has a limit on its private memory (`ulimit -d`): the mapped files, the
+largest tensor and 1.5 GB. The form `build` makes a fresh Owl from a random CLIP ViT-L/14 and a random LLaMA-7B in
+safetensors instead.
 """
 
 import argparse

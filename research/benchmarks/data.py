@@ -1,11 +1,12 @@
-"""Data of a million rows beside `datasets`: a LLaVA file of 665,000 conversations, a Parquet file, 1,000 tar shards.
+"""Loads data of a million rows, compared with `datasets`: a LLaVA file, a Parquet file and 1,000 tar shards.
 
 python research/benchmarks/data.py [--rows 1000000] [--conversations 665000] [--shards 1000] [--pairs 3] [--json FILE]
 
-Both sides open the same files, each time in a process of its own, one after the other: `datasets` with an empty cache,
-and once more with the cache that this leaves. Columns: seconds to open, seconds from there to the first four rows of a
-shuffled epoch, and to four rows from its middle, as a resumed run needs them; and MB of memory at most, over those of
-the imports. Rows are medians of the pairs. The files take about 1.2 GB, and the cache of `datasets` as much.
+The LLaVA file has 665,000 conversations. Both sides open the same files in turn, each time in a new process. `datasets`
+starts with an empty cache, and runs once more with the cache that this leaves. The columns are the seconds to open, the
+seconds from there to the first four rows of a shuffled epoch and to four rows from its middle, as a resumed run needs
+them, and the peak memory in MB beyond that of the imports. Rows are medians of the pairs. The files take about 1.2 GB,
+and the cache of `datasets` as much.
 """
 
 import argparse

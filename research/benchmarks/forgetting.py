@@ -1,13 +1,13 @@
-"""What a tuned model still answers, and what it has learned: the miniature learns new names by our stage 2, on CPU.
+"""How much the miniature forgets when it learns new names in stage 2, on CPU.
 
 python research/benchmarks/forgetting.py [--seeds 3] [--steps 80] [--json FILE]
 
-New are the eleven things that no image of the miniature's training showed: it is asked what they are, on new scenes.
-Old are its abilities with images and without: "kept" is the share of the questions that it answered rightly before. Old
-rows are mixed in as a group with a weight; "0.5 of the change" is the weights half-way from before to after, LoRA and
-abstractor; "mean of the checkpoints" is of those every twenty steps. A row gives the mean over the seeds, and the
-lowest and highest. With `--json` a run that was interrupted goes on. `pip install -e ".[miniature]"` brings what it
-needs; drawings come from the npm registry.
+The new questions ask, on new scenes, for the names of the eleven things that no training image of the miniature showed.
+The old questions cover its abilities with and without images. "Kept" is the share of its right answers to old questions
+that stay right. Old rows are mixed in as a group with a weight. "0.5 of the change" means weights half-way from before
+to after, for LoRA and abstractor. "Mean of the checkpoints" averages the checkpoints of every twenty steps. Each row
+gives the mean over the seeds, and the lowest and highest. With `--json`, the same command resumes an interrupted run.
+`pip install -e ".[miniature]"` installs the requirements; the drawings come from the npm registry.
 """
 
 import argparse

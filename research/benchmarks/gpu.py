@@ -1,24 +1,24 @@
-"""The model of 7B on one GPU, with random weights in bfloat16, against what the card itself can do.
+"""The 7B model on one GPU, with random weights in bfloat16, compared with the limits of the GPU.
 
 python research/benchmarks/gpu.py [--only generate encode decode pretrain instruct] [--tiny] [--json FILE]
 
-First come the card's limits: the rate of products of matrices, and the bandwidth of its memory. Then, as shares of
-these:
+First, the script measures the limits of the GPU: the rate of matrix products and the memory bandwidth. The other
+figures are shares of these:
 
-- generate: `generate` itself at batch 1 and 8, as it is and after `optimize`: the first token behind an image and 60
-  tokens of text against the rate of products, each further one against the bandwidth. `graphs` counts what was
-  compiled, `later` what was compiled anew for longer prompts and answers. It has not run on a GPU
-- encode: 64 images through vision model and abstractor, as it is and with the layers compiled one by one
-- decode: a token behind an image and 60 tokens of text. "growing cache" is the model as it is. "captured" is one step
-  into a static cache, recorded as a CUDA graph and replayed; "compiled" with the layers compiled one by one, "tuned"
-  with kernels that were searched for. The share is that of reading every weight of the language model once.
-  `difference` is how far the logits are from those of the library's own step with its static cache, in standard
-  deviations of the logits; `same` is the share of some tokens where the first choice is the same
-- pretrain, instruct: an optimizer step of the recipes by `OwlTrainer` with batches that lie in memory, all rows full,
-  one image a row. `mfu` is counted as in training, by the data sheet, `share` is the same by the measured rate; `gib`
-  is the most memory that was allocated, `computed_gib` what memory.py computes, which knows nothing of compiled layers
+- generate: `generate` itself at batch 1 and 8, without and with `optimize`. The first token after an image and 60
+  tokens of text is compared with the rate of products, each further token with the bandwidth. `graphs` counts the
+  compiled graphs, `later` those compiled again for longer prompts and answers. It has not run on a GPU
+- encode: 64 images through vision model and abstractor, without compilation and with the layers compiled one by one
+- decode: one token after an image and 60 tokens of text. "growing cache" is the plain model. "captured" is one step
+  into a static cache, recorded as a CUDA graph and replayed. "compiled" also compiles the layers one by one, and
+  "tuned" searches for the fastest kernels. The share is that of reading every weight of the language model once.
+  `difference` is the distance of the logits from those of the library's own step with its static cache, in standard
+  deviations of the logits. `same` is the share of tokens whose first choice is the same
+- pretrain, instruct: an optimizer step of the recipes by `OwlTrainer`, with batches that are already in memory, full
+  rows and one image per row. `mfu` uses the data sheet, as in training; `share` uses the measured rate. `gib` is the
+  peak allocated memory, and `computed_gib` the memory computed by memory.py, which ignores compiled layers
 
-`--tiny` tries the script on a CPU: small sizes, and calls in place of graphs.
+`--tiny` tries the script on a CPU, with small sizes and plain calls in place of graphs.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
 python research/benchmarks/growth.py [--only images rows ...] [--large] [--json FILE]
 
-Each line has the seconds at every size, the least of three times, and two slopes in a double logarithmic plot, of the
-seconds and of the memory that the call took at most: 1 is linear, 2 quadratic, 0 does not grow. They are those of the
-three largest sizes. Beside them stands the largest slope that is right. Models are small, with random weights; the chat
-is with the miniature. `--large` goes to a million rows and a checkpoint of 4 GB (7 GB of disk).
+Each line gives the seconds at every size, as the minimum of three runs, and two slopes in a log-log plot: that of the
+seconds and that of the peak memory of the call. 1 is linear, 2 is quadratic, 0 means no growth. Slopes are those of the
+three largest sizes, next to the largest allowed slope. Models are small, with random weights; the chat uses the
+miniature. `--large` goes up to a million rows and a checkpoint of 4 GB (7 GB of disk).
 """
 
 import argparse

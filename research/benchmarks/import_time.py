@@ -1,9 +1,9 @@
-"""What `import transformers_owl` costs over importing the transformers modules that it needs, and a help text.
+"""Time of `import transformers_owl` beyond the transformers modules that it needs, and of a help text.
 
 python research/benchmarks/import_time.py [--runs 7]
 
-Each run is a fresh process that imports those modules first and the package then; medians are printed, in seconds. Of
-the command line the fastest run counts, less the fastest start of Python.
+Each run is a new process that first imports those modules and then the package. The script prints medians in seconds.
+For the command line, it takes the fastest run minus the fastest start of Python.
 """
 
 import argparse

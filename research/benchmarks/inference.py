@@ -1,31 +1,31 @@
-"""Our model beside the library's LLaVA, BLIP-2, InstructBLIP, SmolVLM and Qwen2.5-VL of the same sizes, on CPU.
+"""Our model compared with the library's LLaVA, BLIP-2, InstructBLIP, SmolVLM and Qwen2.5-VL of the same sizes, on CPU.
 
 python research/benchmarks/inference.py [--pairs 7] [--batch 1 8 32] [--pictures 1 4]
     [--beside llava blip2 instructblip smolvlm qwen2.5-vl] [--dtype float32 bfloat16] [--row-seconds 30]
     [--by onednn compiled] [--theirs-compiled] [--tiny] [--json FILE]
 
-All have a ViT-L/14 at 224 pixels and a LLaMA of 12 layers x 1024, with random weights; BLIP-2 and InstructBLIP have
-their own Q-Former of 12 layers x 768, and Qwen2.5-VL a vision and a language model of its own kind in these sizes. Runs
-alternate; a row gives the medians in milliseconds and the median ratio of the pairs, of which none starts after
-`--row-seconds`. A prompt holds its images and 60 tokens of text. An image takes 65 positions for us, 256 for LLaVA, 64
-for SmolVLM and Qwen2.5-VL, which join four patches, and 32 for the other two, which take one image a prompt and decode
-by the language model alone. bfloat16 is left out where the processor has no instructions for it, unless asked for.
+All have a ViT-L/14 at 224 pixels and a LLaMA of 12 layers x 1024, with random weights. BLIP-2 and InstructBLIP have
+their own Q-Former of 12 layers x 768, and Qwen2.5-VL its own kind of vision and language model in these sizes. Runs
+alternate. A row gives the medians in milliseconds and the median ratio of the pairs; no pair starts after
+`--row-seconds`. A prompt contains its images and 60 tokens of text. An image takes 65 positions for us, 256 for LLaVA,
+64 for SmolVLM and Qwen2.5-VL, which join four patches, and 32 for the other two, which accept one image per prompt and
+decode with the language model alone. bfloat16 is skipped if the CPU has no instructions for it, unless you name it.
 
-"caption" is the whole answer of 20 tokens. The lines of operations say what the arithmetic alone would give.
+"caption" is the whole answer of 20 tokens. The lines of operations give the ratio that the arithmetic alone would give.
 
-With `--by onednn` our linear layers multiply by oneDNN, with `--by compiled` our vision model and abstractor are
-compiled, both as docs/inference.md has it; the others stay as the library has them. Compiling takes a minute or two for
-single images, and as much for four together. With `--theirs-compiled` the others' vision models are compiled in the
-same way, for the number of images that they get.
+With `--by onednn` our linear layers multiply with oneDNN, and with `--by compiled` our vision model and abstractor are
+compiled, both as in docs/speed.md; the others stay as the library has them. Compiling takes a minute or two for single
+images, and as much for four together. With `--theirs-compiled` the others' vision models are compiled in the same way,
+for the number of images that they get.
 
-"limit" is how much of what the machine can do our side reached: for "encode" of its rate of multiplying matrices, for
-"decode" of its memory's bandwidth, with every weight of the language model read once a token. Every pair measures that
-anew, in several ways; the one that is fastest in the median of the pairs counts.
+"limit" is the share of the machine's limit that our side reached. For "encode", the limit is the rate of matrix
+products. For "decode", it is the memory bandwidth, with every weight of the language model read once per token. Every
+pair measures the limit again, in several ways; the way with the fastest median counts.
 
-The other rows compare our second chat turn with our first one, four beams with one, with `--by compiled` decoding as
-docs/inference.md compiles it with decoding as it is, and our encoding in bfloat16 with that in float32; the row after
-says what products of matrices alone give there (milliseconds of a million million operations, by each type's fastest
-way). `--tiny` tries the script.
+The other rows compare our second chat turn with our first one, four beams with one, and our encoding in bfloat16 with
+that in float32. With `--by compiled`, one compares decoding compiled as in docs/speed.md with plain decoding. The last
+row compares bfloat16 with float32 for matrix products alone (milliseconds for a million million operations, with the
+fastest way of each dtype). `--tiny` tries the script.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the machine can do at most: products of matrices, and reading memory."""
+"""The limits of the machine: the rate of matrix products, and of reading memory."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ class Limit:
 
     @torch.no_grad()
     def rates(self) -> list[float]:
-        """Operations or bytes a second just now, by each way. Each goes on for a while, as a model does."""
+        """Operations or bytes a second just now, by each way. Each repeats for a while, as a model does."""
         return [sustained(run) * amount for run, amount in self.ways]
 
 

@@ -1,21 +1,21 @@
 """
-Memory of one GPU in training, as a Markdown table in GiB: `python research/benchmarks/memory.py`, and with `--modern`
+Memory per GPU in training, as a Markdown table in GiB: `python research/benchmarks/memory.py`, and with `--modern`
 that of configs/modern-*.yaml.
 
-Nothing is allocated: the model is built on the meta device, and hooks see which tensors the backward pass would need.
-What is counted, with bfloat16 in the computation and the recipes' micro-batches, each row full and with one image, in
-as many views as the recipe's `max_crops` allows:
+Nothing is allocated: the model is built on the meta device, and hooks record which tensors the backward pass would
+need. Computation is in bfloat16, with the recipes' micro-batches. Each row is full and has one image, in as many views
+as the recipe's `max_crops` allows. The columns are:
 
-- weights: 4 bytes where they train, 2 where they are frozen, 0.52 in the layers that QLoRA packs
+- weights: 4 bytes for each trained weight, 2 for each frozen one, 0.52 in the layers that QLoRA packs
 - gradients: 4 bytes for each trained weight, and with DDP 4 more for its buckets
 - optimizer: 8 bytes for each trained weight (AdamW)
 - sharded over N GPUs (FSDP2, ZeRO-3): an N-th of all these
-- copies: 2 bytes for each trained weight (autocast keeps them through a forward pass); sharded: the two largest layers
-  gathered in bfloat16, and the gradient of one
-- activations: the tensors that the forward pass keeps, with PyTorch's attention and a mask; with checkpointing the
-  inputs of all layers, what is kept outside of layers, and what the largest layer keeps
+- copies: 2 bytes for each trained weight (autocast keeps them through a forward pass); if sharded, the two largest
+  layers gathered in bfloat16, and the gradient of one
+- activations: the tensors that the forward pass keeps, with PyTorch's attention and a mask; with checkpointing, the
+  inputs of all layers, the tensors outside of layers, and those of the largest layer
 
-Not counted: the CUDA context (about 0.5 GiB), gaps of the allocator, the largest temporary tensor.
+The table leaves out the CUDA context (about 0.5 GiB), gaps of the allocator, and the largest temporary tensor.
 """
 
 from collections import Counter

@@ -1,8 +1,8 @@
-"""Packed rows beside padded ones: seconds of forward and backward pass of the same conversations, on CPU.
+"""Packed rows compared with padded ones: seconds of forward and backward pass of the same conversations, on CPU.
 
 python research/benchmarks/packing.py [--pairs 7] [--json FILE]
 
-The conversations have answers of 5 to 200 words, evenly spread; a quarter of them have an image. Runs alternate; a
+The conversations have answers of 5 to 200 words, evenly spread, and a quarter of them have an image. Runs alternate. A
 row gives medians and the median ratio of the pairs.
 """
 

@@ -1,9 +1,9 @@
-"""What quantising costs in answers: the miniature and its quantised copies, on the miniature's own test, on CPU.
+"""How quantisation changes answers: the miniature and its quantised copies on the miniature's own test, on CPU.
 
 python research/benchmarks/quantised.py [--model FOLDER] [--questions 200] [--json FILE]
 
-A row gives the bytes of the weights, the share of right answers over all abilities, and, beside the whole model, the
-answers that became wrong and that became right. `pip install -e ".[miniature,quantize]"` brings what it needs.
+A row gives the bytes of the weights, the share of right answers over all abilities, and the shares of answers that
+became wrong and that became right. `pip install -e ".[miniature,quantize]"` installs the requirements.
 """
 
 import argparse

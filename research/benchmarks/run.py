@@ -1,10 +1,10 @@
-"""What is measured in pairs, by one command.
+"""Runs the main benchmarks, which measure in pairs.
 
 python research/benchmarks/run.py [--full] [--output build/benchmarks]
 
-Prints the tables as they come, and leaves `results.json` and a plot, `results.png`, in the folder. The short run
-takes some minutes on two cores; the full one an hour or more, and 45 GB of the disk for the conversion of a checkpoint
-at full size.
+Prints each table when it is ready, and writes `results.json` and a plot, `results.png`, to the folder. The short run
+takes a few minutes on two cores. The full one takes an hour or more, and 45 GB of disk for the conversion of a
+checkpoint at full size.
 """
 
 import argparse

@@ -3,9 +3,9 @@
 .venv-vllm/bin/python research/benchmarks/serving.py [--model FOLDER] [--clients 64] [--requests 8] [--max-tokens 32]
     [--json FILE] [-- OPTIONS OF vllm serve]
 
-Needs the environment of docs/serving.md. A client sends its requests one after the other, every second one with a
-image: a cut of its own of a drawing of the package, so that no cache answers. Latency is the time to the whole
-answer. Memory is what the server's processes hold together after one request of each kind, and then behind each quarter
+Needs the environment of docs/serving.md. A client sends its requests one after the other, every second one with an
+image. Each image is a different crop of a drawing of the package, so that no cache answers. Latency is the time to the
+whole answer. Memory is the total of the server's processes after one request of each kind, and then after each quarter
 of the answers.
 """
 

@@ -2,12 +2,12 @@
 
 python research/benchmarks/seven_billion.py --folder build/bench [--layers 32] [--tokens 16] [--json FILE]
 
-Makes a checkpoint with the names and shapes of mplug-owl-llama-7b in bfloat16 safetensors (14.3 GB; fewer `--layers` of
-the language model are for trying the script), converts it by `convert --quantize int8` and `int4` (another 7.9 and 4.9
-GB), and loads each in a process of its own, with the files out of the page cache. A row gives the bytes of the weights;
-the largest anonymous memory while converting, sampled every 50 ms, and what is held once loaded; the seconds that both
-took; and tokens a second after a prompt of one image, beside what reading the weights that a token needs would allow at
-the rate at which the machine reads memory just then. Everything is removed at the end.
+Makes a checkpoint with the names and shapes of mplug-owl-llama-7b in bfloat16 safetensors (14.3 GB; use fewer
+`--layers` of the language model to try the script). It converts the checkpoint with `convert --quantize int8` and
+`int4` (another 7.9 and 4.9 GB), and loads each in its own process, with a cold page cache. A row gives the bytes of the
+weights; the peak anonymous memory of converting, sampled every 50 ms, and the memory held after loading; the seconds of
+both; and the tokens per second after a prompt with one image. Next to these is the speed limit from reading the weights
+of a token at the memory rate measured at that time. Everything is removed at the end.
 """
 
 import argparse

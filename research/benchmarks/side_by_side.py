@@ -1,4 +1,4 @@
-"""What benchmarks beside the library's models share: sizes, alternating runs, rows of a table and of a JSON file."""
+"""Code shared by the comparisons with the library's models: sizes, alternating runs, tables and JSON files."""
 
 import math
 import statistics

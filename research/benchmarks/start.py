@@ -1,9 +1,10 @@
-"""From the start of the process to the first token of the miniature, beside the library's own import and load.
+"""Time from the start of the process to the miniature's first token, compared with the library's own import and load.
 
 python research/benchmarks/start.py [--pairs 7] [--json FILE]
 
 The other side is a process that imports the library's LLaMA and AutoProcessor and loads a LLaMA with as many weights
-from safetensors; it generates nothing. Processes alternate; medians, and the median ratio of the pairs.
+from safetensors; it generates nothing. Processes alternate. The script gives medians, and the median ratio of the
+pairs.
 """
 
 import argparse

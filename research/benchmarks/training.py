@@ -1,12 +1,13 @@
-"""Our training loop beside a bare PyTorch loop, and our data pipeline beside bare PIL with the same workers, on CPU.
+"""Our training loop compared with a bare PyTorch loop, and our data pipeline with bare PIL and the same workers, on
+CPU.
 
 python research/benchmarks/training.py [--pairs 7] [--workers 2] [--json FILE]
 
 The loop: `OwlTrainer` and a plain loop (forward, backward, clip, AdamW, schedule) train the same model on the same
 ready batches, in stage 1 and in stage 2. The data: `Mixture` (row, image, random crop, resize, chat template, tokens,
-labels, padding) beside a `DataLoader` that only decodes and resizes the same files by PIL; both give bytes, which
-become floats on the device. Runs alternate; a row gives medians in milliseconds (of a step of 8 rows, of 8 images)
-and the median ratio of the pairs.
+labels, padding) is compared with a `DataLoader` that only decodes and resizes the same files with PIL. Both give bytes,
+which become floats on the device. Runs alternate. A row gives medians in milliseconds (of a step of 8 rows, of 8
+images) and the median ratio of the pairs.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What was tried to make inference faster, beside how it is done, in float32 on CPU.
+"""Attempts to make inference faster, compared with the current code, in float32 on CPU.
 
 python research/benchmarks/tried.py [--pairs 3] [--json FILE]
 
 The model is that of `inference.py`: ViT-L/14, the abstractor and a LLaMA of 12 layers x 1024. A row gives the
-milliseconds of what was tried ("owl") and of how it is done ("other"), and the median ratio of the pairs. Compiling
-takes minutes. The last row is the other way round: a layer's convolution over the 4 frames of a video as it is done,
-beside `nn.Conv1d` with the frames brought to the end and back.
+milliseconds of the attempt ("owl") and of the current code ("other"), and the median ratio of the pairs. Compiling
+takes minutes. The last row is the other way round: it compares a layer's convolution over the 4 frames of a video in
+the current code with `nn.Conv1d`, which needs the frames moved to the end and back.
 """
 
 import argparse

@@ -1,13 +1,14 @@
-"""`transformers-owl serve` or `web` under load: many clients for minutes, some of them bad, slow, or soon gone.
+"""`transformers-owl serve` or `web` under load: many clients for minutes, some of which misbehave or disconnect early.
 
 python research/benchmarks/under_load.py [--what serve|web] [--clients 32] [--minutes 10] [--model FOLDER] [--json FILE]
 
-Each client asks one question after the other. Of ten, six are about an image or about nothing, one is malformed, one
-has a damaged image, one is sent byte by byte over two seconds, and one is dropped before its answer. The page is used
-as a browser uses it: an upload, the question, the answer as a stream of events, and the end of the turn. It prints
-the replies by kind; as errors, good questions without an answer and bad ones that are not refused; the memory of
-the server at the start and after each quarter of the time; and the 95th percentile of the latency of good questions,
-also over the seconds of one alone times the clients.
+Each client asks one question after the other. Of ten questions, six are good, with or without an image, one is
+malformed, one has a damaged image, one is sent byte by byte over two seconds, and one is dropped before its answer. The
+page gets the requests of a browser: an upload, the question, the answer as a stream of events, and the end of the turn.
+The script prints the replies by kind, and the errors: good questions without an answer, and bad ones that are not
+rejected. It also prints the memory of the server at the start and after each quarter of the time, and the 95th
+percentile of the latency of good questions, in seconds and divided by the latency of a single question times the
+clients.
 """
 
 import argparse

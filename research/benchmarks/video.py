@@ -1,13 +1,13 @@
-"""Our video model beside the library's Video-LLaVA with the same vision model and language model, on CPU.
+"""Our video model compared with the library's Video-LLaVA, with the same vision and language model, on CPU.
 
 python research/benchmarks/video.py [--pairs 7] [--batch 1 4] [--frames 4] [--dtype float32 bfloat16]
     [--row-seconds 30] [--tiny] [--json FILE]
 
-Both have a ViT-L/14 at 224 pixels and a LLaMA of 12 layers x 1024, with random weights. Runs alternate; a row gives the
-medians in milliseconds and the median ratio of the pairs, of which none starts after `--row-seconds`. A prompt holds
-one video and 60 tokens of text. Video-LLaVA shows its language model every patch of every frame, 257 positions each;
-ours has 65 a video. The row "video / image" compares the encoding of our videos with that of as many images.
-bfloat16 is left out where the processor has no AVX-512, unless asked for. `--tiny` tries the script itself.
+Both have a ViT-L/14 at 224 pixels and a LLaMA of 12 layers x 1024, with random weights. Runs alternate. A row gives the
+medians in milliseconds and the median ratio of the pairs; no pair starts after `--row-seconds`. A prompt contains one
+video and 60 tokens of text. Video-LLaVA gives its language model every patch of every frame, 257 positions each; ours
+has 65 per video. The row "video / image" compares encoding our videos with encoding as many images. bfloat16 is skipped
+if the CPU has no AVX-512, unless you name it. `--tiny` tries the script.
 """
 
 import argparse

@@ -27,8 +27,8 @@ def results(scores: dict) -> str:
     splits = scores["splits"]
     first, *others = splits
     rows = [
-        f"Exact answers in per cent, {scores['questions']} questions an ability, by `{scores['command']}`. Control: "
-        "the same questions with other questions' pictures; for clips, with the clip's own frames in another order.",
+        f"Exact answers in per cent, {scores['questions']} questions per ability, by `{scores['command']}`.",
+        "The control asks the same questions with the images of other questions; for clips, with shuffled frames.",
         "",
         "| | " + " | ".join([first, "95 % interval", "control", *others]) + " |",
         "|---|" + "---|" * (3 + len(others)),

@@ -73,7 +73,7 @@ def run(
             if "answer" in row:
                 print(line(row, settings).encode(errors="backslashreplace").decode())
     except KeyboardInterrupt:
-        kept = "" if target is None else " The same command goes on from here."
+        kept = "" if target is None else " The same command resumes the run."
         typer.echo(f"Interrupted after {count.read} images.{kept}", err=True)
         raise typer.Exit(130) from None
     if target is not None:

@@ -60,7 +60,7 @@ TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that the model's f
 RECIPE = """\
 \b
 A recipe's own names, and their defaults:
-  what trains  model, stage=instruct, trains, lora_on, learning_rates, quantize=none
+  model        model, stage=instruct, trains, lora_on, learning_rates, quantize=none
   LoRA         lora_r=8, lora_alpha=32, lora_dropout=0.05
   data         data, eval_data, metrics=[], global_batch_size, max_length=1024, packing=False, num_frames, chat_template
   images       max_crops, crop=[0.5, 1.0], flip=False
@@ -115,8 +115,8 @@ def caption(
     chat_template: Template = None,
     load_in_4bit: LoadIn4bit = False,
     fast: Fast = False,
-    image_column: Annotated[str, typer.Option(help="Of Parquet files and data sets.")] = "image",
-    split: Annotated[str, typer.Option(help="Of data sets.")] = "train",
+    image_column: Annotated[str, typer.Option(help="Of Parquet files and datasets.")] = "image",
+    split: Annotated[str, typer.Option(help="Of datasets.")] = "train",
     engine: Annotated[str, typer.Option(help="generate (the model's own) or vllm.")] = "generate",
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on Ray: local, auto (this cluster) or ray://HOST:PORT.")
@@ -269,7 +269,7 @@ def answer(
 def rate(
     answers: AnswerFiles,
     owleval: Annotated[Path, typer.Option("--owleval", help="OwlEval's folder: questions.jsonl and cases/.")],
-    ratings: Annotated[Path, typer.Option(help="Where ratings are kept; goes on with what is there.")],
+    ratings: Annotated[Path, typer.Option(help="Ratings file; existing ratings are kept.")],
     host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Port = 7861,
 ) -> None:
@@ -289,7 +289,7 @@ def rate(
 def judge(
     answers: AnswerFiles,
     model: Annotated[str, typer.Option(help="The judge: folder, Hub repository, or the endpoint's name of a model.")],
-    output: Annotated[Path, typer.Option(help="The judge's ratings; goes on with what is there.")],
+    output: Annotated[Path, typer.Option(help="File of the judge's ratings; existing ratings are kept.")],
     owleval: OwlEval = None,
     vicuna: Vicuna = None,
     reference: Annotated[Path | None, typer.Option(help="With --vicuna: answers to compare with (Table 3).")] = None,

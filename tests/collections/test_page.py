@@ -62,7 +62,7 @@ def test_tables_name_what_there_is():
     text = " ".join(said)
     assert all(suffix in text for suffix in FORMATS)
     assert ".jpg" in text and ".jpg" in IMAGES
-    assert f"`KEY.{CAPTION}`" in PAGE and f"{BLOCK} images of a shard are a block" in PAGE
+    assert f"`KEY.{CAPTION}`" in PAGE and f"A block is {BLOCK} images of a shard" in PAGE
 
 
 def test_the_cost_is_what_the_script_computes():
