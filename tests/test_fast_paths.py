@@ -130,8 +130,12 @@ def test_compiled_pictures_give_what_the_original_gave(name, path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["siglip_vision_model"])
-def test_compiled_towers_of_the_library_give_their_own_features(kind):
+@pytest.mark.parametrize(
+    ("kind", "is_whole"),
+    [("siglip_vision_model", True), ("siglip2_vision_model", False), ("dinov2", True)],
+)
+def test_compiled_towers_of_the_library_give_their_own_features(kind, is_whole):
+    """SigLIP 2 falls into pieces: the library's code reads the sizes of its images back."""
     model = owl_with(tower_of(kind))
     pixels = torch.randn(5, 3, 56, 56)
     stats, graph_breaks = (torch._dynamo.utils.counters[kind] for kind in ("stats", "graph_break"))
@@ -142,8 +146,9 @@ def test_compiled_towers_of_the_library_give_their_own_features(kind):
         found = compile_vision(model).get_image_features(pixels)
     for name in ("last_hidden_state", "pooler_output"):
         assert relative_error(found[name], expected[name]) <= 1e-5
-    assert stats["unique_graphs"] == 4  # of two parts, for four images and for one
-    assert not graph_breaks
+    if is_whole:
+        assert stats["unique_graphs"] == 4  # of two parts, for four images and for one
+        assert not graph_breaks
 
 
 @pytest.mark.slow
