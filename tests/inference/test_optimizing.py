@@ -122,6 +122,20 @@ def test_answers_stay_the_originals(monkeypatch, name, onednn_is_faster):
     assert not counters["graph_break"]
 
 
+def test_a_peft_model_is_optimized_as_the_model_in_it(monkeypatch, model, llama_processor, pictures):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, lora).eval()
+    expected = Chat(adapted, llama_processor).ask("What is it?", pictures[:1], max_new_tokens=8)
+    prefer(monkeypatch, onednn=True)
+    with torch.compiler.set_stance("force_eager"):
+        assert optimize(adapted, "throughput") is adapted
+        assert Chat(adapted, llama_processor).ask("What is it?", pictures[:1], max_new_tokens=8) == expected
+    assert is_onednn(adapted)
+    assert "_get_visual_features" in vars(model.model)
+
+
 def test_a_chat_keeps_its_static_cache_until_it_is_full(monkeypatch, model, llama_processor, pictures):
     plain = Chat(model, llama_processor)
     expected = [plain.ask("What is it?", pictures[:1], max_new_tokens=5), plain.ask("And now?", max_new_tokens=60)]

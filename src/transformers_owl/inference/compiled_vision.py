@@ -4,6 +4,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from .library import inductor_settings
 
@@ -22,13 +23,19 @@ def compile_vision(model: Any) -> Any:
     weights are those of that moment.
 
     Args:
-        model ([`MplugOwlForConditionalGeneration`]): A model on the CPU, in the type that it will keep. It is changed
-            in place, and returned.
+        model ([`MplugOwlForConditionalGeneration`] or `PeftModel`): A model on the CPU, in the type that it will keep.
+            It is changed in place, and returned.
     """
-    for part in (model.model.vision_model, model.model.abstractor):
+    inner = without_peft(model).model
+    for part in (inner.vision_model, inner.abstractor):
         part.compile(dynamic=False, isolate_recompiles=True)
-    model.model._get_visual_features = MethodType(_look, model.model)
+    inner._get_visual_features = MethodType(_look, inner)
     return model
+
+
+def without_peft(model: Any) -> Any:
+    """The Owl itself, where a `PeftModel` wraps it."""
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
 
 
 def _look(self, pixel_values: torch.Tensor, crop_positions: torch.Tensor | None = None, **kwargs):

@@ -13,7 +13,7 @@ from transformers import CompileConfig, StaticCache
 
 from ..mplug_owl.library_mplug_owl import CACHE_NAMES
 from ..mplug_owl.vision_mplug_owl import image_side
-from .compiled_vision import compile_vision
+from .compiled_vision import compile_vision, without_peft
 from .library import onednn_linear
 from .onednn import is_plain, use_onednn
 
@@ -40,8 +40,8 @@ def optimize(model: Any, for_: str = "latency", images: int | None = None) -> An
       far, so that turns and longer prompts compile nothing anew. Beams, drafts and caches of your own stay as they are.
 
     Args:
-        model ([`MplugOwlForConditionalGeneration`]): On the device and in the type that it will keep. It is changed in
-            place, and returned.
+        model ([`MplugOwlForConditionalGeneration`] or `PeftModel`): On the device and in the type that it will keep.
+            It is changed in place, and returned.
         for_ (`str`, defaults to `"latency"`): "latency" for one conversation, "throughput" for many images.
         images (`int`, *optional*): How many images will come. Where given, images are compiled only if that pays.
 
@@ -50,17 +50,18 @@ def optimize(model: Any, for_: str = "latency", images: int | None = None) -> An
     """
     if for_ not in PRODUCTS:
         raise ValueError(f"for_ is {for_!r}, but one of {', '.join(map(repr, PRODUCTS))} was expected.")
-    if model.device.type != "cpu":
-        compile_decoding(model, CompileConfig(fullgraph=True))
+    owl = without_peft(model)
+    if owl.device.type != "cpu":
+        compile_decoding(owl, CompileConfig(fullgraph=True))
         chosen = [
-            f"a static cache of {_cache_length(model)} positions and a compiled step (the first answer compiles it, "
+            f"a static cache of {_cache_length(owl)} positions and a compiled step (the first answer compiles it, "
             "which takes a minute or more)"
         ]
     else:
-        chosen = [_choose_products(model, for_)]
+        chosen = [_choose_products(owl, for_)]
         if for_ == "throughput":
-            chosen.append(_choose_images(model, images))
-    logging.getLogger(__name__).warning(f"optimize for {for_} on {model.device}: {'; '.join(chosen)}.")
+            chosen.append(_choose_images(owl, images))
+    logging.getLogger(__name__).warning(f"optimize for {for_} on {owl.device}: {'; '.join(chosen)}.")
     return model
 
 
