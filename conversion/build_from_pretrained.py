@@ -7,7 +7,7 @@ The language model may be a `.gguf` file, whose weights are dequantised (`pip in
 """
 
 from transformers_owl_cli.conversion import build
-from transformers_owl_cli.running import run
+from transformers_owl_cli.shared import run
 
 
 if __name__ == "__main__":

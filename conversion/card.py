@@ -4,7 +4,7 @@ python conversion/card.py mplug-owl-llama-7b
 """
 
 from transformers_owl_cli.conversion import card
-from transformers_owl_cli.running import run
+from transformers_owl_cli.shared import run
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 python conversion/convert_original_to_hf.py --checkpoint MAGAer13/mplug-owl-llama-7b --output build/mplug-owl-llama-7b
 
-An interrupted run goes on where it stopped.
+An interrupted run resumes.
 """
 
 from transformers_owl_cli.conversion import convert
-from transformers_owl_cli.running import run
+from transformers_owl_cli.shared import run
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ python conversion/export_to_original.py --checkpoint build/mplug-owl-llama-7b \\
 """
 
 from transformers_owl_cli.conversion import export
-from transformers_owl_cli.running import run
+from transformers_owl_cli.shared import run
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ The adapter is one of ours or of the original code (`adapter_model.bin`). Needs 
 """
 
 from transformers_owl_cli.conversion import merge
-from transformers_owl_cli.running import run
+from transformers_owl_cli.shared import run
 
 
 if __name__ == "__main__":

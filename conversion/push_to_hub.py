@@ -6,7 +6,7 @@ What was uploaded before an interruption is not sent again: run the same command
 """
 
 from transformers_owl_cli.conversion import push
-from transformers_owl_cli.running import run
+from transformers_owl_cli.shared import run
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Prints the error of the logits on a fixed prompt and image. Needs memory for the
 """
 
 from transformers_owl_cli.conversion import quantize
-from transformers_owl_cli.running import run
+from transformers_owl_cli.shared import run
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Exit code 0: equal within the tolerance. 1: they differ, or cannot be compared.
 """
 
 from transformers_owl_cli.conversion import verify
-from transformers_owl_cli.running import run
+from transformers_owl_cli.shared import run
 
 
 if __name__ == "__main__":

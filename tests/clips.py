@@ -15,9 +15,9 @@ def frame(number: int) -> np.ndarray:
     return level
 
 
-def number_of(picture: PIL.Image.Image) -> int:
+def number_of(image: PIL.Image.Image) -> int:
     """Which frame a decoded one is, by the grey of its right upper corner."""
-    return round(np.asarray(picture)[:20, 40:].mean() / 8)
+    return round(np.asarray(image)[:20, 40:].mean() / 8)
 
 
 def write_clip(path, codec: str, count: int = 24, times=None, pixels: str = "yuv420p", **options) -> str:

@@ -47,7 +47,7 @@ class GoldenCase:
     def prompts(self) -> dict[str, dict]:
         return json.loads((self.folder / "prompts.json").read_text())
 
-    def pictures(self, prompt: str) -> list[PIL.Image.Image]:
+    def images(self, prompt: str) -> list[PIL.Image.Image]:
         return [PIL.Image.open(self.folder / f"image_{index}.png") for index in self.prompts[prompt]["images"]]
 
 
@@ -91,7 +91,7 @@ def llama_processor(llama):
 
 
 @pytest.fixture(scope="session")
-def pictures(llama) -> list[PIL.Image.Image]:
+def images(llama) -> list[PIL.Image.Image]:
     return [PIL.Image.open(llama.folder / f"image_{index}.png") for index in range(3)]
 
 

@@ -10,18 +10,18 @@ import yaml
 
 
 class DataFolder:
-    """Writes data; sample `number` has a picture of the grey level `number` and the caption "grey NUMBER"."""
+    """Writes data; sample `number` has an image of the grey level `number` and the caption "grey NUMBER"."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def picture(self, number: int) -> PIL.Image.Image:
+    def image(self, number: int) -> PIL.Image.Image:
         return PIL.Image.new("RGB", (16, 12), (number, number, number))
 
     def captions(self, numbers, name: str = "captions.jsonl") -> dict:
         rows = []
         for number in numbers:
-            self.picture(number).save(self.folder / f"{number}.png")
+            self.image(number).save(self.folder / f"{number}.png")
             rows.append({"file_name": f"{number}.png", "text": f"grey {number}"})
         return self.jsonl("captions", rows, name)
 
@@ -41,9 +41,9 @@ class DataFolder:
         """A tar file in img2dataset's layout."""
         with tarfile.open(self.folder / name, "w") as tar:
             for number in numbers:
-                picture = io.BytesIO()
-                self.picture(number).save(picture, "png")
-                for suffix, data in (("png", picture.getvalue()), ("txt", f"grey {number}".encode()), ("json", b"{}")):
+                image = io.BytesIO()
+                self.image(number).save(image, "png")
+                for suffix, data in (("png", image.getvalue()), ("txt", f"grey {number}".encode()), ("json", b"{}")):
                     entry = tarfile.TarInfo(f"{number:09d}.{suffix}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))

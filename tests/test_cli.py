@@ -18,8 +18,8 @@ from transformers_owl.demo import caption as captions
 from transformers_owl.loading import load
 
 
-PICTURES = Path(__file__).parent.parent / "examples/pictures"
-ASTRONAUT, CAT = str(PICTURES / "astronaut.jpg"), str(PICTURES / "cat.jpg")
+IMAGES = Path(__file__).parent.parent / "examples/pictures"
+ASTRONAUT, CAT = str(IMAGES / "astronaut.jpg"), str(IMAGES / "cat.jpg")
 
 
 @pytest.fixture
@@ -75,18 +75,18 @@ def test_answers_to_something_else_are_kept(caption, tmp_path, llama, changed):
 
 def test_a_damaged_file_is_listed_and_stops_no_run(caption, tmp_path):
     output, bad = tmp_path / "answers.jsonl", tmp_path / "bad.png"
-    bad.write_text("no picture")
+    bad.write_text("not an image")
     result = caption(CAT, str(bad), ASTRONAUT, "--batch-size", "1", "--output", str(output))
     assert result.exit_code == 0, result.output
     assert [json.loads(line)["image"] for line in output.read_text().splitlines()] == [CAT, ASTRONAUT]
     (failure,) = map(json.loads, (tmp_path / "answers.jsonl.errors.jsonl").read_text().splitlines())
     assert failure["image"] == str(bad) and "bad.png' cannot be read" in failure["error"]
-    assert f"1 could not be read; {output}.errors.jsonl lists them" in result.stderr
+    assert f"1 files could not be read: see {output}.errors.jsonl" in result.stderr
 
 
 def test_a_damaged_file_stops_a_run_that_should_stop(caption, tmp_path):
     output, bad = tmp_path / "answers.jsonl", tmp_path / "bad.png"
-    bad.write_text("no picture")
+    bad.write_text("not an image")
     options = ["--batch-size", "1", "--output", str(output), "--on-error", "stop"]
     result = caption(CAT, str(bad), ASTRONAUT, *options)
     assert result.exit_code == 1
@@ -96,9 +96,9 @@ def test_a_damaged_file_stops_a_run_that_should_stop(caption, tmp_path):
 
 
 def test_files_of_which_none_can_be_read_are_an_error(caption, tmp_path):
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("not an image")
     result = caption(str(tmp_path / "bad.png"))
-    assert result.exit_code == 1 and "Nothing could be read" in result.stderr
+    assert result.exit_code == 1 and "None of the files could be read" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_missing_drawing_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(captions, "SAMPLES", [*captions.SAMPLES, missing])
     result = CliRunner().invoke(app, ["caption"])
     assert (result.exit_code, result.stdout) == (1, "")
-    assert f"{missing}: missing, though part of transformers_owl. Install it again" in result.stderr
+    assert f"{missing} of transformers_owl is missing: install the package again" in result.stderr
 
 
 def test_the_package_runs_as_the_command():
@@ -206,37 +206,37 @@ def test_an_endpoint_has_its_own_settings(tmp_path, option):
     (tmp_path / "questions.jsonl").write_text('{"question_id": 1, "text": "Why?"}\n')
     options = ["--vicuna", str(tmp_path / "questions.jsonl"), "--output", str(tmp_path / "a.jsonl"), "--model", "owl"]
     result = CliRunner().invoke(app, ["answer", *options, "--endpoint", "http://localhost:1/v1", *option])
-    assert result.exit_code == 1 and "not for --endpoint's: leave them out" in result.stderr
+    assert result.exit_code == 1 and "not for --endpoint's: leave them out." in result.stderr
 
 
 MISTAKES = {
-    "caption CAT --dtype float17": "There is no type of weights 'float17': choose one of auto, bfloat16, float16",
-    "caption CAT --device cuda:99": "There is no device 'cuda:99' for PyTorch",
-    "caption CAT --device gpu": "There is no device 'gpu' for PyTorch",
-    "caption CAT --model ./gone": "There is no folder ./gone. Check its name; a model on the Hub is OWNER/NAME.",
-    "chat --model build/runs/gone": "There is no folder build/runs/gone.",
-    "look CAT --model /gone --output x.png": "There is no folder /gone.",
+    "caption CAT --dtype float17": "Unknown dtype: 'float17'. Did you mean 'float16'?",
+    "caption CAT --device cuda:99": "Device 'cuda:99' is not available: PyTorch",
+    "caption CAT --device gpu": "Device 'gpu' is not available: PyTorch",
+    "caption CAT --model ./gone": "The folder ./gone does not exist. Check the path; a model on the Hub is OWNER/NAME.",
+    "chat --model build/runs/gone": "The folder build/runs/gone does not exist.",
+    "look CAT --model /gone --output x.png": "The folder /gone does not exist.",
     "caption CAT --on-error ignore": "--on-error is 'ignore', but must be one of skip, stop.",
-    "caption CAT --engine tgi": "There is no engine 'tgi': choose one of generate, vllm.",
+    "caption CAT --engine tgi": "Unknown engine: 'tgi'. Choose one of generate, vllm.",
     "caption CAT --engine vllm --score Yes|No": "--score cannot be used with vLLM",
     "caption CAT --score Yes": "--score takes two answers or more",
-    "caption CAT --workers 2": "--workers is for runs on Ray",
+    "caption CAT --workers 2": "--workers needs a run on Ray",
     "caption CAT --ray local": "A run on Ray needs --output",
     "caption CAT --ray photos/ --output x.jsonl": "--ray is 'photos/', but must be local, auto or ray://HOST:PORT.",
-    "caption CAT --output s3://bucket/x.jsonl": "is an address, which only a run on Ray writes",
+    "caption CAT --output s3://bucket/x.jsonl": "is a URL, which only a run on Ray can write to",
     "caption CAT --output x.xlsx": "x.xlsx must end with .jsonl, .csv, .parquet",
-    "caption CAT --output gone/x.csv": "There is no folder gone to write gone/x.csv into.",
+    "caption CAT --output gone/x.csv": "The folder gone of gone/x.csv does not exist: create it first.",
     "caption CAT --output x.txt": "name them {}.txt",
-    "caption CAT --output {}.tar": "Shards are written from shards",
-    "caption CAT --output {}.txt --score Yes|No": "{}.txt holds one answer an image",
-    "caption build": "The folder build holds no image",
-    "caption *.jpg": "No file fits *.jpg.",
-    "caption {0..2}.tar": "No file fits 0.tar.",
+    "caption CAT --output {}.tar": "Shards can only be written from shards",
+    "caption CAT --output {}.txt --score Yes|No": "{}.txt holds one answer per image",
+    "caption build": "The folder build and its subfolders hold no image",
+    "caption *.jpg": "No file matches *.jpg.",
+    "caption {0..2}.tar": "No file matches 0.tar.",
     "caption pipe:ls": "Commands are not run",
     "caption gone.jpg CAT also-gone.mp4": "No such file: gone.jpg, also-gone.mp4",
     "chat gone.jpg": "No such file: gone.jpg",
-    "look CAT --output gone/x.png": "There is no folder gone to write x.png into.",
-    "look CAT --output x.txt": "x.txt is not the name of an image: end it with .png, .jpg or .webp.",
+    "look CAT --output gone/x.png": "The folder gone of x.png does not exist: create it first.",
+    "look CAT --output x.txt": "x.txt is not the name of an image file: it must end with .png, .jpg or .webp.",
     "web --port 80000": "65535",
 }
 

@@ -321,18 +321,19 @@ def _(tmp_path):
 @contract("peft: names of parameters")
 def _():
     peft = pytest.importorskip("peft")
-    from transformers_owl.training.library import FROZEN_COPY, LORA, TRAINED_COPY, WRAPPED
+    from transformers_owl.mplug_owl.weights_mplug_owl import WRAPPER
+    from transformers_owl.training.library import FROZEN_COPY, LORA, TRAINED_COPY
 
     model = small_llama()
     plain = set(dict(model.named_parameters()))
     config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
     names = list(dict(peft.get_peft_model(model, config).named_parameters()))
-    assert all(name.startswith(WRAPPED) for name in names)
+    assert all(name.startswith(WRAPPER) for name in names)
     assert sum(LORA in name for name in names) == 4
     (copied,) = [name for name in names if FROZEN_COPY in name]
-    assert copied.removeprefix(WRAPPED).replace(f".{FROZEN_COPY}", "") in plain
+    assert copied.removeprefix(WRAPPER).replace(f".{FROZEN_COPY}", "") in plain
     (trained,) = [name for name in names if TRAINED_COPY in name]
-    assert trained.removeprefix(WRAPPED).replace(TRAINED_COPY, "") in plain
+    assert trained.removeprefix(WRAPPER).replace(TRAINED_COPY, "") in plain
 
 
 @contract("transformers.PreTrainedConfig._attn_implementation")

@@ -110,7 +110,7 @@ def test_a_cache_of_either_kind_writes_what_the_original_wrote(name, is_static, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [load, by_onednn])
-def test_compiled_pictures_give_what_the_original_gave(name, path):
+def test_compiled_images_give_what_the_original_gave(name, path):
     model = compile_vision(path(name))
     stats, graph_breaks = (torch._dynamo.utils.counters[kind] for kind in ("stats", "graph_break"))
     stats.clear()
@@ -121,7 +121,7 @@ def test_compiled_pictures_give_what_the_original_gave(name, path):
     pixels = torch.randn(7, 3, size, size)
     with torch.no_grad():
         features = model.get_image_features(pixels)
-        assert stats["unique_graphs"] == 4  # of two parts, for four pictures and for one
+        assert stats["unique_graphs"] == 4  # of two parts, for four images and for one
         for count in range(1, 7):
             some = model.get_image_features(pixels[:count])
             assert relative_error(some.pooler_output, features.pooler_output[:count]) <= 1e-5
@@ -152,7 +152,7 @@ def test_compiled_towers_of_the_library_give_their_own_features(kind, is_whole):
 
 
 @pytest.mark.slow
-def test_pictures_of_every_model_of_a_process_are_compiled():
+def test_images_of_every_model_of_a_process_are_compiled():
     stats = torch._dynamo.utils.counters["stats"]
     stats.clear()
     for _ in range(5):

@@ -27,7 +27,7 @@ class Squares(Drawings):
         names = [thing.name for thing in things()]
         pixels = (np.append(random.integers(0, 256, 3), 255).astype(np.uint8) for _ in names)
         squares = (PIL.Image.fromarray(np.broadcast_to(colour, (8, 8, 4)).copy()) for colour in pixels)
-        self.pictures = {("noto", name): square for name, square in zip(names, squares, strict=True)}
+        self.images = {("noto", name): square for name, square in zip(names, squares, strict=True)}
         self.styles = dict.fromkeys(names, ("noto",))
 
 

@@ -157,9 +157,9 @@ def test_it_works_however_it_was_installed(road: Callable[[Path, Path], list], t
     assert run(command, "--version", **here).strip() == transformers_owl.__version__
     assert "--checkpoint" in run(command, "convert", "--help", **here)
     said = dict(line.split(": ", 1) for line in run(command, "caption", **here).splitlines())
-    assert {Path(picture).stem: answer for picture, answer in said.items()} == CAPTIONS
+    assert {Path(image).stem: answer for image, answer in said.items()} == CAPTIONS
     where = "from importlib.util import find_spec; print(find_spec('transformers_owl').origin)"
     package = Path(run(python, "-c", where, **here).strip()).parent
     assert package.is_relative_to(tmp_path)
-    picture = str(package / "demo/pictures/number.png")
-    assert number_read_without_the_package(python, package / "miniature", picture, tmp_path / "empty") == "47"
+    image = str(package / "demo/pictures/number.png")
+    assert number_read_without_the_package(python, package / "miniature", image, tmp_path / "empty") == "47"

@@ -183,7 +183,7 @@ def test_a_second_writer_is_refused_and_the_first_is_whole(user, expected, tmp_p
         next(first)
     before = rows(path)
     for second in (lambda: next(user(path)), lambda: next(user(path))):
-        with pytest.raises(ValueError, match="is being written by another run: wait until that one ends"):
+        with pytest.raises(ValueError, match="is being written by another run: wait until it ends"):
             second()
     status, said = run(user, path)
     assert (status, said, rows(path)) == (1, [], before)
@@ -254,9 +254,9 @@ def test_rows_of_a_failed_append_do_not_stay(tmp_path, monkeypatch):
     [
         (b"", "is empty"),
         (b"\n \n", "is empty"),
-        (b'{"a": 1}\n{"a": "\xc3', "line 2 is no JSON"),
-        (b'{"a": 1}\n[1]\n', "line 2 is list, but a JSON object was expected"),
-        (b"[" * 100_000 + b"\n", "line 1 is no JSON"),
+        (b'{"a": 1}\n{"a": "\xc3', "line 2 is not valid JSON"),
+        (b'{"a": 1}\n[1]\n', "line 2 is a list, but must be a JSON object"),
+        (b"[" * 100_000 + b"\n", "line 1 is not valid JSON"),
     ],
 )
 def test_files_of_another_form_are_named(content, message, tmp_path):

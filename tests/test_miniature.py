@@ -1,4 +1,4 @@
-"""The model that comes with the package sees: what it says of pictures, over turns, in batches, after fine-tuning."""
+"""The model that comes with the package sees: what it says of images, over turns, in batches, after fine-tuning."""
 
 import os
 import shutil
@@ -44,10 +44,10 @@ def drawing(name: str) -> str:
     return str(DRAWINGS / f"{name}.png")
 
 
-def ask(model, processor, *questions, pictures=()) -> list[str]:
-    """The answers of a chat that begins with pictures."""
+def ask(model, processor, *questions, images=()) -> list[str]:
+    """The answers of a chat that begins with images."""
     chat = Chat(model, processor)
-    shown = [PIL.Image.open(picture).convert("RGB") if isinstance(picture, str) else picture for picture in pictures]
+    shown = [PIL.Image.open(image).convert("RGB") if isinstance(image, str) else image for image in images]
     return [chat.ask(question, [] if number else shown) for number, question in enumerate(questions)]
 
 
@@ -62,7 +62,7 @@ def test_it_keeps_keys_and_values_though_its_parts_were_trained_without(model):
     assert model(input_ids=torch.tensor([[1, 5, 6]])).past_key_values.get_seq_length() == 3
 
 
-def test_answers_change_with_the_picture(model, processor):
+def test_answers_change_with_the_image(model, processor):
     for question, answers in {
         "What is this?": {"elephant": "elephant", "sunflower": "sunflower", "helicopters": "helicopter"},
         "What colour is the background?": {"elephant": "pink", "sunflower": "black", "helicopters": "red"},
@@ -71,7 +71,7 @@ def test_answers_change_with_the_picture(model, processor):
         "Was ist das?": {"elephant": "Elefant", "sunflower": "Sonnenblume"},
     }.items():
         for name, answer in answers.items():
-            assert ask(model, processor, question, pictures=[drawing(name)]) == [answer], (name, question)
+            assert ask(model, processor, question, images=[drawing(name)]) == [answer], (name, question)
 
 
 def test_second_answers_depend_on_the_first(model, processor):
@@ -79,7 +79,7 @@ def test_second_answers_depend_on_the_first(model, processor):
         ("left", "castle", "building", "go inside it"), ("right", "octopus", "animal", "feed it"),
     ):  # fmt: skip
         for question, second in (("What kind of thing is it?", kind), ("What can you do with it?", use)):
-            said = ask(model, processor, f"What is on the {side}?", question, pictures=[drawing("castle-and-octopus")])
+            said = ask(model, processor, f"What is on the {side}?", question, images=[drawing("castle-and-octopus")])
             assert said == [first, second]
 
 
@@ -106,7 +106,7 @@ def test_a_batch_answers_as_each_row_alone(model, processor):
     written = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
     together = processor.batch_decode(written, skip_special_tokens=True)
     alone = [
-        ask(model, processor, question, pictures=[drawing(name) for name in names])[0] for question, names in questions
+        ask(model, processor, question, images=[drawing(name) for name in names])[0] for question, names in questions
     ]
     assert together == alone
     assert together[0] == "47"
@@ -135,14 +135,14 @@ def test_it_tells_what_happens_in_clips_and_what_if_they_ran_backwards(model, pr
         assert watch(model, processor, question, frames[::-1]) == backwards
 
 
-def number_read_without_the_package(python: str, folder: Path, picture: str, here: Path) -> str:
-    """What a Python says about a picture of a number by the code in the model's folder alone."""
+def number_read_without_the_package(python: str, folder: Path, image: str, here: Path) -> str:
+    """What a Python says about an image of a number by the code in the model's folder alone."""
     script = f"""
 import sys
 from transformers import AutoModel, AutoProcessor
 model = AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True)
-content = [{{"type": "image", "path": {picture!r}}}, {{"type": "text", "text": "What number is written?"}}]
+content = [{{"type": "image", "path": {image!r}}}, {{"type": "text", "text": "What number is written?"}}]
 inputs = processor.apply_chat_template(
     [{{"role": "user", "content": content}}], add_generation_prompt=True, tokenize=True, return_dict=True,
     return_tensors="pt",

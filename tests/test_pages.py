@@ -185,7 +185,7 @@ OTHERS = [
 @pytest.mark.parametrize(("method", "path"), OTHERS)
 def test_other_requests_are_refused(site, bait, method, path):
     body = b"{}" if method != "GET" else None
-    assert ask(site + path.format(url=bait[0]), body, method=method) == (403, "Not here.")
+    assert ask(site + path.format(url=bait[0]), body, method=method) == (403, "This request is not allowed here.")
     assert bait[1] == []
 
 
@@ -213,7 +213,7 @@ def test_a_port_that_is_taken_is_named():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"127.0.0.1:{port} cannot be served at .* choose another --port"):
+        with pytest.raises(ValueError, match=f"Cannot serve at 127.0.0.1:{port} .* choose another --port"):
             pages.check_port("127.0.0.1", port)
     pages.check_port("127.0.0.1", free_port())
 

@@ -44,7 +44,7 @@ def test_processor_gives_the_original_ids_and_pixels(llama, prompt, times_saved,
     for number in range(times_saved):
         processor.save_pretrained(tmp_path / str(number))
         processor = AutoProcessor.from_pretrained(tmp_path / str(number))
-    inputs = processor(text=[llama.prompts[prompt]["text"]], images=llama.pictures(prompt) or None, return_tensors="pt")
+    inputs = processor(text=[llama.prompts[prompt]["text"]], images=llama.images(prompt) or None, return_tensors="pt")
     expected = llama.expected
     ids = inputs["input_ids"].masked_fill(inputs["input_ids"] == processor.image_token_id, -1)
     assert ids.tolist() == expected[f"{prompt}/input_ids"].tolist()

@@ -37,12 +37,12 @@ PUSH = """
 LOAD = """
     import json, sys, PIL.Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
-    repo, picture, text = sys.argv[1:]
+    repo, image, text = sys.argv[1:]
     if repo != "owner/owl":
         import transformers_owl
     model = AutoModelForImageTextToText.from_pretrained(repo, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
-    inputs = processor(text=[text], images=[PIL.Image.open(picture)], return_tensors="pt")
+    inputs = processor(text=[text], images=[PIL.Image.open(image)], return_tensors="pt")
     print(json.dumps(model.generate(**inputs, max_new_tokens=24)[:, inputs["input_ids"].shape[1]:].tolist()))
 """
 

@@ -103,8 +103,8 @@ def test_commands_of_the_readme_run(small, llama_model, llama_processor):
                 result = CliRunner().invoke(app, command[1:])
                 assert result.exit_code == 0, result.output
             elif command[0] == "transformers-owl" and command[1] not in ("serve", "web", "push", "check"):
-                pictures = [str(path) for path in sorted(Path("examples/pictures").glob("*.jpg"))]
-                expanded = [part for word in command[1:] for part in (pictures if "*" in word else [word])]
+                images = [str(path) for path in sorted(Path("examples/pictures").glob("*.jpg"))]
+                expanded = [part for word in command[1:] for part in (images if "*" in word else [word])]
                 result = CliRunner().invoke(app, [*expanded, "--max-new-tokens", "3"])
                 assert result.exit_code == 0, result.output
     assert result is not None

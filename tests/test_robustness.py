@@ -20,13 +20,13 @@ from transformers_owl.inference import Chat
 from transformers_owl.mplug_owl.processing_mplug_owl import CALL_ARGUMENTS
 
 
-POSITIONS = 65  # of a picture
+POSITIONS = 65  # of an image
 RED = PIL.Image.new("RGB", (5, 4), "red")
 ODD = [None, True, -1, 0, 3, 2.5, float("nan"), "", "x", b"x", (), [], {}, [None], {"a": 1}, object, 10**30]
 odd = st.sampled_from(ODD)
 
 
-# Pictures: of every mode and size, damaged files, arrays of every kind, and what is no picture.
+# Images: of every mode and size, damaged files, arrays of every kind, and what is no image.
 
 MODES = [
     "1", "L", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "LA", "La", "I", "F", "I;16",
@@ -95,10 +95,10 @@ infos = st.sampled_from([
     {}, {}, {}, {"transparency": 0}, {"transparency": b"\0\1"}, {"transparency": (1, 2, 3)}, {"transparency": "x"},
     {"transparency": 10**6}, {"transparency": None}, {"exif": b"Exif\0\0garbage"}, {"exif": 5}, {"icc_profile": b"x"},
 ])  # fmt: skip
-good_pictures = st.builds(
+good_images = st.builds(
     pil_image, st.sampled_from(MODES), st.sampled_from(SIZES[:5]), seeds, st.just({}), st.just(False)
 )
-odd_pictures = st.one_of(
+odd_images = st.one_of(
     st.builds(pil_image, st.sampled_from(MODES), st.sampled_from(SIZES), seeds, infos, st.booleans()),
     st.builds(
         as_given,
@@ -129,12 +129,12 @@ odd_pictures = st.one_of(
     ),
     odd,
 )
-pictures = st.one_of(good_pictures, good_pictures, odd_pictures)
-picture_arguments = st.one_of(
-    pictures,
-    st.lists(pictures, max_size=3),
-    st.lists(st.lists(pictures, max_size=2), max_size=3),
-    st.lists(st.one_of(pictures, st.lists(pictures, max_size=2)).map(lambda entry: [entry]), max_size=2),
+images = st.one_of(good_images, good_images, odd_images)
+image_arguments = st.one_of(
+    images,
+    st.lists(images, max_size=3),
+    st.lists(st.lists(images, max_size=2), max_size=3),
+    st.lists(st.one_of(images, st.lists(images, max_size=2)).map(lambda entry: [entry]), max_size=2),
 )
 
 # Texts: any script, placeholders, special tokens, characters that are none.
@@ -194,16 +194,16 @@ def call_arguments(draw):
 
 @st.composite
 def matching_calls(draw):
-    """As many pictures as the text has placeholders, so that most calls come to a result."""
+    """As many images as the text has placeholders, so that most calls come to a result."""
     text = draw(st.one_of(texts, st.lists(texts, min_size=1, max_size=3)))
     count = "".join(text).count("<image>")
-    images = draw(st.lists(pictures, min_size=count, max_size=count))
-    return {"text": text, "images": images or None}
+    shown = draw(st.lists(images, min_size=count, max_size=count))
+    return {"text": text, "images": shown or None}
 
 
 calls = st.one_of(
     matching_calls(),
-    st.fixed_dictionaries({"text": text_arguments, "images": picture_arguments}),
+    st.fixed_dictionaries({"text": text_arguments, "images": image_arguments}),
     st.builds(lambda call, more: {**call, **more}, matching_calls(), call_arguments()),
 )
 
@@ -211,10 +211,10 @@ calls = st.one_of(
 
 sources = st.sampled_from(["image", "url", "path", "base64", "source"])
 text_parts = st.builds(lambda text: {"type": "text", "text": text}, texts)
-good_parts = st.one_of(text_parts, st.builds(lambda picture: {"type": "image", "image": picture}, good_pictures))
+good_parts = st.one_of(text_parts, st.builds(lambda image: {"type": "image", "image": image}, good_images))
 odd_parts = st.one_of(
-    st.builds(lambda name, picture: {"type": "image", name: picture}, sources, pictures),
-    st.builds(lambda url: {"type": "image_url", "image_url": url}, st.one_of(odd, pictures)),
+    st.builds(lambda name, image: {"type": "image", name: image}, sources, images),
+    st.builds(lambda url: {"type": "image_url", "image_url": url}, st.one_of(odd, images)),
     st.builds(lambda kind, name, value: {"type": kind, name: value}, st.one_of(st.just("video"), odd), sources, odd),
     st.sampled_from([
         {"type": "image"}, {"type": "text"}, {"text": "Hi"}, {"type": "audio", "url": "http://127.0.0.1/"},
@@ -333,13 +333,13 @@ def model_inputs(draw):
     return inputs
 
 
-# Clips: lists of pictures, and arrays of frames.
+# Clips: lists of images, and arrays of frames.
 
 good_clips = st.one_of(
-    st.lists(good_pictures, min_size=1, max_size=5),
+    st.lists(good_images, min_size=1, max_size=5),
     st.builds(array, st.just("u1"), st.sampled_from([(1, 5, 6, 3), (4, 5, 6, 3), (9, 3, 5, 6)]), st.just(255.0), seeds),
 )
-odd_clips = st.one_of(st.lists(pictures, max_size=4), odd_pictures, st.sampled_from([b"x", "no.mp4", [[RED]]]), odd)
+odd_clips = st.one_of(st.lists(images, max_size=4), odd_images, st.sampled_from([b"x", "no.mp4", [[RED]]]), odd)
 
 
 @st.composite
@@ -402,7 +402,7 @@ def flat(values) -> list:
     return [leaf for value in values for leaf in flat(value)] if isinstance(values, (list, tuple)) else [values]
 
 
-def assert_every_picture_has_its_positions(processor, inputs, images_given: int):
+def assert_every_image_has_its_positions(processor, inputs, images_given: int):
     ids = flat(inputs["input_ids"])
     assert len(inputs.get("pixel_values", [])) == images_given
     assert ids.count(processor.image_token_id) == images_given * POSITIONS
@@ -414,7 +414,7 @@ def check_call(processor, model, call):
     if inputs is not None and call["text"] is not None:
         rows = [call["text"]] if isinstance(call["text"], str) else call["text"]
         assert len(inputs["input_ids"]) == len(rows)
-        assert_every_picture_has_its_positions(processor, inputs, "\n".join(rows).count("<image>"))
+        assert_every_image_has_its_positions(processor, inputs, "\n".join(rows).count("<image>"))
     if inputs is not None and set(call) == {"text", "images"}:
         assert np.isfinite(flat(inputs.get("pixel_values", []))).all()
         if call["text"] is not None:
@@ -430,7 +430,7 @@ def check_chat(processor, model, chat):
     parts = [part for content in contents if not isinstance(content, str) for part in content]
     images_given = sum(part["type"] in ("image", "image_url") for part in parts)
     if chat["tokenize"] and chat["return_dict"] is True:
-        assert_every_picture_has_its_positions(processor, result, images_given)
+        assert_every_image_has_its_positions(processor, result, images_given)
     elif not chat["tokenize"] and not chat.get("chat_template"):
         prompts = result if chats is chat["conversation"] else [result]
         assert "".join(prompts).count("<image>") == images_given
@@ -489,7 +489,7 @@ def check_turns(processor, model, turns):
 
 @pytest.fixture(scope="module")
 def tiny_model():
-    """Sees pictures of 28 x 28 pixels as five positions of id 100."""
+    """Sees images of 28 x 28 pixels as five positions of id 100."""
     torch.manual_seed(0)
     return MplugOwlForConditionalGeneration(tiny_config()).eval()
 
@@ -543,10 +543,10 @@ def test_answers(try_many, tiny_model):
 
 
 def test_pipelines(try_many, llama_model):
-    calls = st.fixed_dictionaries({"images": st.one_of(pictures, st.lists(pictures, max_size=2)), "prompt": texts})
+    calls = st.fixed_dictionaries({"images": st.one_of(images, st.lists(images, max_size=2)), "prompt": texts})
     try_many(calls, check_pipeline, llama_model, 20)
 
 
 def test_turns_of_a_chat(try_many, llama_model):
-    turns = st.lists(st.tuples(texts, st.lists(pictures, max_size=2)), min_size=1, max_size=3)
+    turns = st.lists(st.tuples(texts, st.lists(images, max_size=2)), min_size=1, max_size=3)
     try_many(turns, check_turns, llama_model, 20)

@@ -113,26 +113,26 @@ def client(server):
         yield client
 
 
-def as_url(picture) -> dict:
+def as_url(image) -> dict:
     file = io.BytesIO()
-    picture.save(file, "png")
+    image.save(file, "png")
     data = base64.b64encode(file.getvalue()).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
 
-def chats(pictures) -> list[tuple[list, str, list]]:
-    """Requests, the prompts that they stand for, and the pictures of these."""
+def chats(images) -> list[tuple[list, str, list]]:
+    """Requests, the prompts that they stand for, and the images of these."""
     words = {"type": "text", "text": "What is it?"}
-    one_picture = [{"role": "user", "content": [as_url(pictures[0]), words]}]
-    second = {"role": "user", "content": [words, as_url(pictures[1])]}
+    one_image = [{"role": "user", "content": [as_url(images[0]), words]}]
+    second = {"role": "user", "content": [words, as_url(images[1])]}
     first = f"{SYSTEM}\nHuman: <image>\nHuman: What is it?\nAI: "
     return [
         ([{"role": "user", "content": "Hi!"}], f"{SYSTEM}\nHuman: Hi!\nAI: ", []),
-        (one_picture, first, pictures[:1]),
+        (one_image, first, images[:1]),
         (
-            [*one_picture, {"role": "assistant", "content": "An owl."}, second],
+            [*one_image, {"role": "assistant", "content": "An owl."}, second],
             first + "An owl.\nHuman: What is it?\nHuman: <image>\nAI: ",
-            pictures[:2],
+            images[:2],
         ),
         (
             [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is <image> text?"}],
@@ -142,11 +142,11 @@ def chats(pictures) -> list[tuple[list, str, list]]:
     ]
 
 
-@pytest.mark.parametrize("number", range(4), ids=["text", "picture", "two turns", "system"])
+@pytest.mark.parametrize("number", range(4), ids=["text", "image", "two turns", "system"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_answers_are_those_of_generate(server, client, llama_model, llama_processor, pictures, number, stream):
-    messages, text, images = chats(pictures)[number]
-    inputs = llama_processor(text=[text], images=images or None, return_tensors="pt")
+def test_answers_are_those_of_generate(server, client, llama_model, llama_processor, images, number, stream):
+    messages, text, given = chats(images)[number]
+    inputs = llama_processor(text=[text], images=given or None, return_tensors="pt")
     written = llama_model.generate(**inputs, max_new_tokens=TOKENS)[0, inputs["input_ids"].shape[1] :]
     reply = client.chat.completions.create(
         model="build/my-owl", messages=messages, max_tokens=TOKENS, temperature=0, stream=stream
@@ -162,7 +162,7 @@ def test_answers_are_those_of_generate(server, client, llama_model, llama_proces
     assert (usage.prompt_tokens, usage.completion_tokens) == (inputs["input_ids"].shape[1], TOKENS)
     seen = json.loads((server[0] / "seen.json").read_text())
     assert seen["ids"] == inputs["input_ids"].tolist()
-    assert seen["pixels"] == (pytest.approx(inputs["pixel_values"].sum().item(), rel=1e-5) if images else None)
+    assert seen["pixels"] == (pytest.approx(inputs["pixel_values"].sum().item(), rel=1e-5) if given else None)
 
 
 def test_the_client_of_the_readme_gets_its_answer(server, readme, capsys, monkeypatch, llama_model, llama_processor):
@@ -196,8 +196,8 @@ def image_file(kind="png", size=(9, 9), whole=1.0) -> str:
 REFUSED = {
     "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "`tools` is .* leave it out"),
     "tool choice": ({"tool_choice": "required"}, "`tool_choice` is 'required'"),
-    "several answers": ({"n": 2}, "`n` is 2, which this server does not do"),
-    "stop": ({"stop": ["a"]}, "`stop` is .*does not do: leave it out"),
+    "several answers": ({"n": 2}, "`n` is 2, which this server does not support"),
+    "stop": ({"stop": ["a"]}, "`stop` is .*does not support: leave it out"),
     "log probabilities": ({"logprobs": True}, "`logprobs` is True"),
     "JSON": ({"response_format": {"type": "json_object"}}, "`response_format` is"),
     "a template": (
@@ -205,19 +205,19 @@ REFUSED = {
         "`chat_template_kwargs`",
     ),
     "code": ({"generation_config": '{"custom_generate": "x"}'}, "`generation_config` is"),
-    "a typo": ({"temprature": 1}, "`temprature` is no field of a request here. Did you mean `temperature`"),
-    "temperature": ({"temperature": 5}, "`temperature` is 5, but a number from 0 to 2"),
+    "a typo": ({"temprature": 1}, "Unknown field: 'temprature'. Did you mean 'temperature'"),
+    "temperature": ({"temperature": 5}, "`temperature` is 5, but must be a number from 0 to 2"),
     "hot text": ({"temperature": "hot"}, "`temperature` is 'hot'"),
     "top_p": ({"top_p": -1}, "`top_p` is -1"),
-    "no tokens": ({"max_tokens": 0}, "`max_tokens` is 0, but a whole number from 1"),
+    "no tokens": ({"max_tokens": 0}, "`max_tokens` is 0, but must be an integer from 1"),
     "half tokens": ({"max_tokens": 1.5}, "`max_tokens` is 1.5"),
     "true tokens": ({"max_completion_tokens": True}, "`max_completion_tokens` is True"),
     "seed": ({"seed": 2**70}, "`seed` is"),
-    "another model": ({"model": "gpt2"}, "`model` is 'gpt2', but this server has 'build/my-owl' alone"),
-    "no messages": ({"messages": []}, "`messages` is .*, but a list of messages"),
+    "another model": ({"model": "gpt2"}, "`model` is 'gpt2', but this server only has 'build/my-owl'"),
+    "no messages": ({"messages": []}, "`messages` is .*, but must be a non-empty list of messages"),
     "messages of text": ({"messages": "Hi!"}, "`messages` is 'Hi!'"),
-    "a message of text": ({"messages": ["Hi!"]}, "message 1 is 'Hi!', but an object"),
-    "no role": ({"messages": [{"content": "Hi!"}]}, "`role` of message 1 is None, but one of system, developer"),
+    "a message of text": ({"messages": ["Hi!"]}, "message 1 is 'Hi!', but must be an object"),
+    "no role": ({"messages": [{"content": "Hi!"}]}, "`role` of message 1 is None, but must be one of system"),
     "role tool": ({"messages": [USER, {"role": "tool", "content": "1"}]}, "`role` of message 2 is 'tool'"),
     "role of a list": ({"messages": [{"role": [], "content": "1"}]}, r"`role` of message 1 is \[\]"),
     "null content": ({"messages": [{"role": "user", "content": None}]}, "`content` of message 1 is None"),
@@ -225,18 +225,18 @@ REFUSED = {
     "content of a number": ({"messages": [{"role": "user", "content": 5}]}, "`content` of message 1 is 5"),
     "a part of text": ({"messages": [{"role": "user", "content": ["Hi!"]}]}, "part 1 of message 1 is 'Hi!'"),
     "audio": ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "`type` of part 1 of message 1"),
-    "no URL": ({"messages": shown(None)}, 'an object with a "url" was expected'),
-    "a path": ({"messages": shown("examples/pictures/cat.jpg")}, "Files of the server are read from the folders that"),
-    "a path out": ({"messages": shown("open/../examples/pictures/cat.jpg")}, "Files of the server are read"),
-    "a file URL": ({"messages": shown("file:///etc/passwd")}, "names 'file:///etc/passwd', but a URL"),
+    "no URL": ({"messages": shown(None)}, 'must be an object with a "url"'),
+    "a path": ({"messages": shown("examples/pictures/cat.jpg")}, "To read files of the server, allow their folder"),
+    "a path out": ({"messages": shown("open/../examples/pictures/cat.jpg")}, "To read files of the server"),
+    "a file URL": ({"messages": shown("file:///etc/passwd")}, "names 'file:///etc/passwd', but must name a URL"),
     "an internal URL": ({"messages": shown("http://127.0.0.1:1/a.png")}, "has the internal address 127.0.0.1"),
     "a URL behind a proxy": ({"messages": shown("http://images.invalid/a.png")}, "cannot be read: .*[Nn]ame"),
-    "a video": ({"messages": shown("data:video/mp4;base64,AAAA", "video_url")}, "but one of text, image_url was"),
+    "a video": ({"messages": shown("data:video/mp4;base64,AAAA", "video_url")}, "but must be one of text, image_url"),
     "a damaged image": ({"messages": shown(image_file(whole=0.7))}, "cannot be read"),
     "no image": ({"messages": shown("data:image/png;base64,AAAA")}, "cannot be read"),
     "no base64": ({"messages": shown("data:image/png;base64,!")}, "cannot be read"),
     "a huge image": ({"messages": shown(image_file("gif", (9000, 9000)))}, "pixels are 81,000,000, but at most"),
-    "many images": ({"messages": shown(image_file()) * 100}, "positions, but the language model was made for 2048"),
+    "many images": ({"messages": shown(image_file()) * 100}, "positions, but the language model's context length is"),
     "a long text": ({"messages": [{"role": "user", "content": "word " * 2500}]}, "positions, but the language model"),
 }
 

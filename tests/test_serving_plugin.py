@@ -54,8 +54,8 @@ def processor():
     return MplugOwlProcessor.from_pretrained(MINIATURE)
 
 
-def picture_chat(*pictures) -> list[dict]:
-    parts = [{"type": "image", "image": picture} for picture in pictures]
+def image_chat(*images) -> list[dict]:
+    parts = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": "Is <image> text?"}]}]
 
 
@@ -84,14 +84,14 @@ def test_an_engine_counts_the_columns_of_placeholders(registered, vocab_size):
     assert EngineConfig(hf_config=config.text_config).get_vocab_size() == vocab_size
 
 
-@pytest.mark.parametrize("pictures", [0, 1, 2])
-def test_text_of_a_chat_has_the_ids_of_the_processor(registered, processor, pictures):
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_text_of_a_chat_has_the_ids_of_the_processor(registered, processor, images):
     """An engine renders the chat, tokenizes without special tokens, and expands the placeholders by itself."""
-    chat = picture_chat(*[PIL.Image.new("RGB", (30, 20))] * pictures)
+    chat = image_chat(*[PIL.Image.new("RGB", (30, 20))] * images)
     served = AutoProcessor.from_pretrained(MINIATURE)
     text = served.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     ids = served.tokenizer.encode(text, add_special_tokens=False)
-    assert ids.count(served.image_token_id) == pictures
+    assert ids.count(served.image_token_id) == images
     expanded = [
         copy
         for token in ids
@@ -109,10 +109,10 @@ def test_a_template_that_names_bos_stays(registered, processor, tmp_path):
     assert AutoProcessor.from_pretrained(tmp_path).chat_template == template.read_text()
 
 
-def test_positions_of_a_picture_are_told_before_it_is_seen(processor):
+def test_positions_of_an_image_are_told_before_it_is_seen(processor):
     told = processor._get_num_multimodal_tokens(image_sizes=SIZES, video_sizes=[(4, *SIZES[0])])
-    pictures = [PIL.Image.new("RGB", (width, height)) for height, width in SIZES]
-    inputs = processor(text=["<image>"] * len(SIZES), images=pictures)
+    images = [PIL.Image.new("RGB", (width, height)) for height, width in SIZES]
+    inputs = processor(text=["<image>"] * len(SIZES), images=images)
     assert told["num_image_tokens"] == [row.count(processor.image_token_id) for row in inputs["input_ids"]]
     assert told["num_image_patches"] == [1] * len(SIZES)
     assert sum(told["num_image_patches"]) == len(inputs["pixel_values"])
@@ -122,8 +122,8 @@ def test_positions_of_a_picture_are_told_before_it_is_seen(processor):
 
 
 def test_replacements_are_reported(processor):
-    pictures = [PIL.Image.new("RGB", (9, 9))] * 2
-    inputs = processor(text="<image><image>", images=pictures, return_text_replacement_offsets=True)
+    images = [PIL.Image.new("RGB", (9, 9))] * 2
+    inputs = processor(text="<image><image>", images=images, return_text_replacement_offsets=True)
     (found,) = inputs["text_replacement_offsets"]
     assert [entry["type"] for entry in found] == ["image"] * 2
     assert {entry["replacement"] for entry in found} == {processor.image_token * (processor.num_query_tokens + 1)}
@@ -141,8 +141,8 @@ def test_the_configuration_fits_the_7b_releases():
         assert part.intermediate_size % devices == 0
     assert config.text_config.vocab_size % devices == 0
     assert options["max-model-len"] == config.text_config.max_position_embeddings
-    pictures = options["limit-mm-per-prompt"]["image"]
-    assert pictures * (config.num_query_tokens + 1) < options["max-model-len"]
+    images = options["limit-mm-per-prompt"]["image"]
+    assert images * (config.num_query_tokens + 1) < options["max-model-len"]
     defaults = MplugOwlForConditionalGeneration(tiny_config()).generation_config
     assert defaults.do_sample is False and options["override-generation-config"] == {"temperature": 0.0}
 
@@ -230,12 +230,12 @@ def save_other(folder: Path, max_crops: int = 1, **text) -> str:
 
 
 def prompts(processor) -> list[dict]:
-    """Texts and what is to be seen, one, two and no pictures among them, and one of another shape."""
-    pictures = [PIL.Image.open(path) for path in SAMPLES]
-    seen = [*([picture] for picture in pictures), pictures[:2], [pictures[0].resize((90, 40)), pictures[1]], []]
+    """Texts and what is to be seen, one, two and no images among them, and one of another shape."""
+    images = [PIL.Image.open(path) for path in SAMPLES]
+    seen = [*([image] for image in images), images[:2], [images[0].resize((90, 40)), images[1]], []]
     return [
         {
-            "text": processor.apply_chat_template(picture_chat(*some), add_generation_prompt=True, tokenize=False),
+            "text": processor.apply_chat_template(image_chat(*some), add_generation_prompt=True, tokenize=False),
             "images": some,
         }
         for some in seen

@@ -1,4 +1,4 @@
-"""Videos from prompt to answer: beside pictures in any order, in the pipelines, on the command line, in chats."""
+"""Videos from prompt to answer: beside images in any order, in the pipelines, on the command line, in chats."""
 
 import json
 
@@ -50,10 +50,10 @@ def prepare(processor, chats, **options):
     )  # fmt: skip
 
 
-def test_pictures_and_videos_of_a_batch_in_any_order_equal_the_rows_alone(model, llama_processor, pictures, clips):
+def test_images_and_videos_of_a_batch_in_any_order_equal_the_rows_alone(model, llama_processor, images, clips):
     first, second = {"type": "video", "path": clips[0]}, {"type": "video", "url": f"{clips[1]}"}
     frames = {"type": "video", "video": [frame(number) for number in range(6)]}
-    red, green = ({"type": "image", "image": picture} for picture in pictures[:2])
+    red, green = ({"type": "image", "image": image} for image in images[:2])
     chats = [
         question(first, red, "Which came first?"),
         question(red, first, "Which came first?"),
@@ -73,17 +73,17 @@ def test_pictures_and_videos_of_a_batch_in_any_order_equal_the_rows_alone(model,
     assert relative_error(alone[0], alone[1]) > 1e-3
 
 
-def test_pictures_pass_a_video_model_unchanged(model, llama, llama_processor, pictures):
-    """The picture layers of the video model, as a picture model, give the same answer."""
-    inputs = prepare(llama_processor, question({"type": "image", "image": pictures[0]}, "?"))
+def test_images_pass_a_video_model_unchanged(model, llama, llama_processor, images):
+    """The image layers of the video model, as an image model, give the same answer."""
+    inputs = prepare(llama_processor, question({"type": "image", "image": images[0]}, "?"))
     config = model.config.__class__.from_dict(model.config.to_dict())
     config.vision_config.use_temporal = config.visual_abstractor_config.use_temporal = False
-    picture_model = MplugOwlForConditionalGeneration(config).eval()
-    left_over = picture_model.load_state_dict(model.state_dict(), strict=False)
+    image_model = MplugOwlForConditionalGeneration(config).eval()
+    left_over = image_model.load_state_dict(model.state_dict(), strict=False)
     assert not left_over.missing_keys
     assert all("temporal" in key for key in left_over.unexpected_keys)
     with torch.no_grad():
-        assert torch.equal(model(**inputs).logits, picture_model(**inputs).logits)
+        assert torch.equal(model(**inputs).logits, image_model(**inputs).logits)
 
 
 def test_frames_of_a_batch_pass_the_vision_model_together(model, llama_processor, clips):
@@ -121,9 +121,9 @@ def answer(model, processor, *parts, **options):
     return processor.decode(written[0], skip_special_tokens=True)
 
 
-def test_pipelines(model, llama_processor, clips, pictures, checkpoint):
+def test_pipelines(model, llama_processor, clips, images, checkpoint):
     describe = MplugOwlImageToTextPipeline(model, processor=llama_processor, device="cpu")
-    given = [clips[0], pictures[0], np.stack([frame(number) for number in range(5)]), clips[1]]
+    given = [clips[0], images[0], np.stack([frame(number) for number in range(5)]), clips[1]]
     answers = [row[0]["generated_text"] for row in describe(given, max_new_tokens=6)]
     kinds = ["video", "image", "video", "video"]
     prompts = {"video": "Describe the video.", "image": "Describe the picture."}
@@ -144,41 +144,41 @@ def test_pipelines(model, llama_processor, clips, pictures, checkpoint):
 
 def test_caption_takes_videos(checkpoint, model, llama_processor, clips, llama, tmp_path):
     gif = write_clip(tmp_path / "moves.gif", "gif", pixels="rgb8")
-    picture = str(llama.folder / "image_0.png")
-    arguments = ["caption", *clips, picture, gif, "--prompt", "What?", "--max-new-tokens", "6"]
+    image = str(llama.folder / "image_0.png")
+    arguments = ["caption", *clips, image, gif, "--prompt", "What?", "--max-new-tokens", "6"]
     output = tmp_path / "answers.jsonl"
     result = CliRunner().invoke(app, [*arguments, "--model", checkpoint, "--num-frames", "3", "--output", str(output)])
     assert result.exit_code == 0, result.output
     written = {row["image"]: row["answer"] for row in map(json.loads, output.read_text().splitlines())}
-    for source, kind in ((clips[0], "video"), (clips[1], "video"), (picture, "image"), (gif, "video")):
+    for source, kind in ((clips[0], "video"), (clips[1], "video"), (image, "image"), (gif, "video")):
         assert written[source] == answer(model, llama_processor, {"type": kind, "path": source}, "What?", num_frames=3)
-    # A picture model takes the GIF's first frame, and no videos.
+    # An image model takes the GIF's first frame, and no videos.
     assert (
         CliRunner().invoke(app, ["caption", gif, "--model", llama.checkpoint, "--max-new-tokens", "2"]).exit_code == 0
     )
     result = CliRunner().invoke(app, ["caption", clips[0], "--model", llama.checkpoint])
     assert result.exit_code == 1
-    assert "cannot see videos" in result.stderr
+    assert "this model takes images only" in result.stderr
 
 
-def test_a_chat_sees_each_video_once(model, llama_processor, clips, pictures):
+def test_a_chat_sees_each_video_once(model, llama_processor, clips, images):
     passes = []
     hook = model.model.vision_model.register_forward_hook(
         lambda module, args, out: passes.append(tuple(args[0].shape[:-3]))
     )
     chat = Chat(model, llama_processor)
-    first = chat.ask("What?", [clips[0], pictures[0]], max_new_tokens=6)
+    first = chat.ask("What?", [clips[0], images[0]], max_new_tokens=6)
     chat.ask("And this?", [clips[1]], max_new_tokens=3)
     hook.remove()
     assert passes == [(1,), (1, 4), (1, 4)]
     assert first == answer(
-        model, llama_processor, {"type": "video", "path": clips[0]}, {"type": "image", "image": pictures[0]}, "What?"
+        model, llama_processor, {"type": "video", "path": clips[0]}, {"type": "image", "image": images[0]}, "What?"
     )
 
 
-def test_scores_and_features_of_videos(model, llama_processor, clips, pictures):
-    video, picture = {"type": "video", "path": clips[0]}, {"type": "image", "image": pictures[0]}
-    chats = [question(video, "?"), question(picture, "?"), question(picture, video, "?")]
+def test_scores_and_features_of_videos(model, llama_processor, clips, images):
+    video, image = {"type": "video", "path": clips[0]}, {"type": "image", "image": images[0]}
+    chats = [question(video, "?"), question(image, "?"), question(image, video, "?")]
     together = score_answers(model, llama_processor, chats, [["Yes", "No"]] * 3)
     for chat, scores in zip(chats, together, strict=True):
         (alone,) = score_answers(model, llama_processor, [chat], [["Yes", "No"]])
@@ -189,7 +189,7 @@ def test_scores_and_features_of_videos(model, llama_processor, clips, pictures):
     assert relative_error(features.positions, model.get_video_features(pixels).pooler_output.detach()) <= 1e-5
     assert features.patches.shape[:2] == (2, 4)
     with pytest.raises(ValueError, match="given together"):
-        extract_features(model, llama_processor, [clips[0], pictures[0]])
+        extract_features(model, llama_processor, [clips[0], images[0]])
 
 
 def test_the_chat_in_the_terminal_takes_videos(checkpoint, model, llama_processor, clips, tmp_path):
@@ -197,7 +197,7 @@ def test_the_chat_in_the_terminal_takes_videos(checkpoint, model, llama_processo
     typed = f"/image {clips[0]}\nWhat happens?\nSo?\n/save {saved}\n"
     result = CliRunner().invoke(app, ["chat", "--model", checkpoint, "--max-new-tokens", "4"], input=typed)
     assert result.exit_code == 0, result.output
-    assert f"{clips[0]}: a video, of which 4 frames are seen" in result.stdout
+    assert f"{clips[0]}: a video, 4 frames of it added to the next question" in result.stdout
     chat = Chat(model, llama_processor)
     answers = [chat.ask("What happens?", [clips[0]], max_new_tokens=4), chat.ask("So?", max_new_tokens=4)]
     assert all(f"Owl: {answer}" in result.stdout for answer in answers)
@@ -211,7 +211,7 @@ def test_the_chat_in_the_terminal_takes_videos(checkpoint, model, llama_processo
 def test_the_chat_in_the_terminal_says_what_is_wrong_with_a_video(checkpoint, llama, clips, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing")
-    for model, file, fault in ((llama.checkpoint, clips[0], "sees images alone"), (checkpoint, broken, "broken.mp4")):
+    for model, file, fault in ((llama.checkpoint, clips[0], "takes images only"), (checkpoint, broken, "broken.mp4")):
         typed = f"/image {file}\nHello?\n"
         result = CliRunner().invoke(app, ["chat", "--model", model, "--max-new-tokens", "4"], input=typed)
         assert result.exit_code == 1

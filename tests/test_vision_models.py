@@ -106,7 +106,7 @@ def test_videos_are_seen_frame_by_frame(kind):
         features = owl_with(tower, use_temporal=True).get_video_features(video)
         assert relative_error(features.last_hidden_state[:, 1], own_features(tower, video[:, 1])) <= 1e-5
         assert features.pooler_output.shape == (2, 9, 48)
-        with pytest.raises(ValueError, match="cannot see videos"):
+        with pytest.raises(ValueError, match="takes no videos"):
             owl_with(tower).get_video_features(video)
 
 
@@ -133,7 +133,7 @@ def test_another_image_size_is_a_choice(kind, side):
     assert features.last_hidden_state.shape[1] == first + (side // 14) ** 2
     with pytest.raises(ValueError, match="prepare them with MplugOwlProcessor"):
         owl.get_image_features(torch.randn(2, 3, 56, 56))
-    with pytest.raises(ValueError, match="multiple of the patches' side 14"):
+    with pytest.raises(ValueError, match="multiple of the patch size 14"):
         owl_with(tower_of(kind), image_size=side + 1)
 
 
@@ -160,31 +160,31 @@ def processor(llama):
     return MplugOwlProcessor(images, MplugOwlTokenizer.from_pretrained(llama.checkpoint), num_query_tokens=8)
 
 
-def chat_about(*pictures):
-    content = [{"type": "image", "image": picture} for picture in pictures]
+def chat_about(*images):
+    content = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*content, {"type": "text", "text": "What is it?"}]}]
 
 
-def test_heat_maps_cover_the_patches_alone(owl, processor, pictures):
-    messages = [*chat_about(*pictures[:2]), {"role": "assistant", "content": "An owl."}]
+def test_heat_maps_cover_the_patches_alone(owl, processor, images):
+    messages = [*chat_about(*images[:2]), {"role": "assistant", "content": "An owl."}]
     first, second = image_attention(owl, processor, messages)
     assert first.patches.shape == (4, 4) and first.patches.sum().item() == pytest.approx(1)
     assert (first.patches - second.patches).abs().max() > 1e-6
 
 
-def test_features_and_answers(owl, processor, pictures):
-    features = extract_features(owl, processor, pictures[:2])
-    pixels = processor.image_processor(pictures[:2], return_tensors="pt")["pixel_values"]
+def test_features_and_answers(owl, processor, images):
+    features = extract_features(owl, processor, images[:2])
+    pixels = processor.image_processor(images[:2], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         assert torch.equal(features.patches, owl.model.vision_model(pixels).last_hidden_state)
     chat = Chat(owl, processor)
-    chat.ask("What is it?", [pictures[0]], max_new_tokens=3)
+    chat.ask("What is it?", [images[0]], max_new_tokens=3)
     assert len(chat.messages) == 2
     alone, both = (
         processor.apply_chat_template(
             chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-        for chats in (chat_about(pictures[0]), [chat_about(pictures[0]), chat_about(*pictures[:2])])
+        for chats in (chat_about(images[0]), [chat_about(images[0]), chat_about(*images[:2])])
     )
     with torch.no_grad():
         assert relative_error(owl(**both).logits[0, -1], owl(**alone).logits[0, -1]) <= 1e-5

@@ -140,7 +140,7 @@ def measure(report: Report, folder: Path, form: str, pairs: int) -> None:
         return seconds
 
     row = alternate(pairs, convert, copy_it, warm_up=False)
-    report.add(f"conversion, {form}", 1, torch.bfloat16, {"beside": "cp, sync", "pictures": 0, **row})
+    report.add(f"conversion, {form}", 1, torch.bfloat16, {"beside": "cp, sync", "images": 0, **row})
     shutil.rmtree(source)
 
 

@@ -53,7 +53,7 @@ def write_data(folder: Path, new: World, old: World, seed: int) -> None:
     """`new.jsonl`, `old.jsonl` and their images."""
     folder.mkdir()
     asked = list(questions(new, NEW, NEW_ROWS, TRAINED + seed))
-    write_group(folder, "new", [(question.pictures, [question.exchange]) for question in asked])
+    write_group(folder, "new", [(question.images, [question.exchange]) for question in asked])
     numbers = (np.random.default_rng([TRAINED, number, seed]) for number in range(OLD_ROWS))
     drawn = [conversation(old, random) for random in numbers]
     shown = [([draw(scene, old.drawings) for scene in scenes], exchanges) for scenes, exchanges in drawn]

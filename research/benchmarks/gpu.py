@@ -137,8 +137,8 @@ class Bench:
 
 
 def limits(bench: Bench) -> None:
-    side, pictures, width = (256, 512, 64) if bench.tiny else (8192, 64 * 257, 1024)
-    shapes = ((side, side, side), (pictures, width, 4 * width), (pictures, 4 * width, width), (pictures, width, width))
+    side, images, width = (256, 512, 64) if bench.tiny else (8192, 64 * 257, 1024)
+    shapes = ((side, side, side), (images, width, 4 * width), (images, 4 * width, width), (images, width, width))
     for rows, inner, columns in shapes:
         a, b = (torch.randn(shape, device=bench.device).bfloat16() for shape in ((rows, inner), (inner, columns)))
         rate = 2 * rows * inner * columns / bench.seconds(lambda a=a, b=b: a @ b)
@@ -170,7 +170,7 @@ def encode(bench: Bench) -> None:
         if name == "compiled":
             compile_layers(model)
         seconds = bench.seconds(lambda: model.get_image_features(pixels))
-        bench.add("encode", f"{count} pictures, {name}", ms=seconds * 1e3, share=needed / seconds / bench.rate)
+        bench.add("encode", f"{count} images, {name}", ms=seconds * 1e3, share=needed / seconds / bench.rate)
 
 
 class LayerCache:

@@ -1,6 +1,6 @@
 """Our model compared with the library's LLaVA, BLIP-2, InstructBLIP, SmolVLM and Qwen2.5-VL of the same sizes, on CPU.
 
-python research/benchmarks/inference.py [--pairs 7] [--batch 1 8 32] [--pictures 1 4]
+python research/benchmarks/inference.py [--pairs 7] [--batch 1 8 32] [--images 1 4]
     [--beside llava blip2 instructblip smolvlm qwen2.5-vl] [--dtype float32 bfloat16] [--row-seconds 30]
     [--by onednn compiled] [--theirs-compiled] [--tiny] [--json FILE]
 
@@ -58,7 +58,7 @@ from transformers_owl.inference import compile_vision, use_onednn
 from transformers_owl.inference.compiled_vision import SETTINGS
 
 
-PICTURE = TEXT["vocab_size"] - 1
+IMAGE = TEXT["vocab_size"] - 1
 FORMER_WORDS = 32
 CAPTION_TOKENS = 20
 POSITIONS = 256
@@ -78,7 +78,7 @@ def owl(vision: dict, text: dict) -> MplugOwlForConditionalGeneration:
 
 def llava(vision: dict, text: dict) -> LlavaForConditionalGeneration:
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**vision), text_config=LlamaConfig(**text), image_token_index=PICTURE
+        vision_config=CLIPVisionConfig(**vision), text_config=LlamaConfig(**text), image_token_index=IMAGE
     )
     return LlavaForConditionalGeneration(config)
 
@@ -92,7 +92,7 @@ def blip(config_class, model_class) -> Callable[[dict, dict], torch.nn.Module]:
             vision_config=vision,
             qformer_config={**former, **(small if vision is not VISION else {})},
             text_config={"model_type": "llama", **text},
-            image_token_index=PICTURE,
+            image_token_index=IMAGE,
         )
         return model_class(config)
 
@@ -104,7 +104,7 @@ def smolvlm(vision: dict, text: dict) -> SmolVLMForConditionalGeneration:
         vision_config=vision,
         text_config={"model_type": "llama", **text},
         scale_factor=MERGED,
-        image_token_id=PICTURE,
+        image_token_id=IMAGE,
         pad_token_id=0,
     )
     return SmolVLMForConditionalGeneration(config)
@@ -124,10 +124,10 @@ def qwen(vision: dict, text: dict) -> Qwen2_5_VLForConditionalGeneration:
             **{name: vision[name] for name in ("hidden_size", "intermediate_size", "patch_size", "image_size")},
         },
         text_config={**text, "bos_token_id": 1, "eos_token_id": 2, "rope_parameters": rotary},
-        image_token_id=PICTURE,
-        video_token_id=PICTURE - 1,
-        vision_start_token_id=PICTURE - 2,
-        vision_end_token_id=PICTURE - 3,
+        image_token_id=IMAGE,
+        video_token_id=IMAGE - 1,
+        vision_start_token_id=IMAGE - 2,
+        vision_end_token_id=IMAGE - 3,
     )
     return Qwen2_5_VLForConditionalGeneration(config)
 
@@ -148,7 +148,7 @@ EYES = {
     "smolvlm": ["model.vision_model", "model.connector"],
     "qwen2.5-vl": ["model.visual"],
 }
-OF_ONE_PICTURE = ("blip2", "instructblip")
+OF_ONE_IMAGE = ("blip2", "instructblip")
 
 
 BY: dict[str, Callable[[MplugOwlForConditionalGeneration], object]] = {
@@ -158,28 +158,28 @@ BY: dict[str, Callable[[MplugOwlForConditionalGeneration], object]] = {
 
 
 class Side:
-    """One model with its prompts: `batch` rows of `pictures` images and 60 tokens of text."""
+    """One model with its prompts: `batch` rows of `images` images and 60 tokens of text."""
 
-    def __init__(self, name: str, model: Any, batch: int, pictures: int):
+    def __init__(self, name: str, model: Any, batch: int, images: int):
         self.model = model
         side = model.config.vision_config.image_size
-        self.pixels = torch.randn(batch * pictures, 3, side, side).to(model.dtype)
+        self.pixels = torch.randn(batch * images, 3, side, side).to(model.dtype)
         self.images = {"pixel_values": self.pixels}
         if name == "instructblip":
             ids = torch.randint(3, 1000, (batch, FORMER_WORDS))
             self.images |= {"qformer_input_ids": ids, "qformer_attention_mask": torch.ones_like(ids)}
         elif name == "smolvlm":
-            self.images["pixel_values"] = self.pixels.unflatten(0, (batch, pictures))
+            self.images["pixel_values"] = self.pixels.unflatten(0, (batch, images))
         elif name == "qwen2.5-vl":
             patches = side // model.config.vision_config.patch_size
-            grid = torch.tensor([[1, patches, patches]] * (batch * pictures))
+            grid = torch.tensor([[1, patches, patches]] * (batch * images))
             both_frames = self.pixels.flatten(1).repeat(1, 2)
             self.images = {"pixel_values": both_frames.reshape(len(grid) * patches**2, -1), "image_grid_thw": grid}
-        if name in OF_ONE_PICTURE:
+        if name in OF_ONE_IMAGE:
             positions = model.config.num_query_tokens
         else:
             positions = model.get_image_features(**self.images, return_dict=True).pooler_output[0].shape[0]
-        ids = around(torch.full((batch, positions * pictures), model.config.image_token_id))
+        ids = around(torch.full((batch, positions * images), model.config.image_token_id))
         self.prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.images}
         if name == "qwen2.5-vl":
             self.prompt["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
@@ -271,16 +271,16 @@ def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -
         theirs = ready({other: BUILD[other](vision, text)}, dtype)[other]
         for name in EYES[other] if arguments.theirs_compiled else []:
             theirs.get_submodule(name).compile(dynamic=False)
-        for pictures in arguments.pictures if other not in OF_ONE_PICTURE else [1]:
+        for images in arguments.images if other not in OF_ONE_IMAGE else [1]:
             for batch in arguments.batch:
-                sides = Side("owl", ours, batch, pictures), Side(other, theirs, batch, pictures)
+                sides = Side("owl", ours, batch, images), Side(other, theirs, batch, images)
                 limits = at_limit(sides[0], multiply, read)
                 if batch == 1:
                     a, b = (
                         counted(side, lambda model, side=side: model(**side.prompt, logits_to_keep=1)) for side in sides
                     )
-                    report.note(f"operations to the first token, {pictures} pictures: {a / b:.2f} of {other}'s")
-                for name in ("encode", "first token") if other in OF_ONE_PICTURE else MEASURED:
+                    report.note(f"operations to the first token, {images} images: {a / b:.2f} of {other}'s")
+                for name in ("encode", "first token") if other in OF_ONE_IMAGE else MEASURED:
                     run = MEASURED[name]
                     runs = [lambda side=side, run=run: run(side) for side in sides]
                     limit = limits.get(name, list)
@@ -290,17 +290,17 @@ def compare(report: Report, dtype: torch.dtype, arguments: argparse.Namespace) -
                         name + by + ", both" * arguments.theirs_compiled,
                         batch,
                         dtype,
-                        {"beside": other, "pictures": pictures, **row},
+                        {"beside": other, "images": images, **row},
                     )
         del theirs
     turns = chat_turns(ours, arguments.pairs)
-    report.add("second turn / first" + by, 1, dtype, {"beside": "ourselves", "pictures": 1, **turns})
+    report.add("second turn / first" + by, 1, dtype, {"beside": "ourselves", "images": 1, **turns})
     side = Side("owl", ours, 1, 1)
     beams = alternate(arguments.pairs, lambda: side.beams(4), lambda: side.beams(1))
-    report.add("4 beams / 1, first token" + by, 1, dtype, {"beside": "ourselves", "pictures": 1, **beams})
+    report.add("4 beams / 1, first token" + by, 1, dtype, {"beside": "ourselves", "images": 1, **beams})
     if "compiled" in arguments.by:
         row = compiled_decoding(side, arguments.pairs, at_limit(side, multiply, read)["decode, a token"])
-        report.add("decode, compiled / as it is", 1, dtype, {"beside": "ourselves", "pictures": 1, **row})
+        report.add("decode, compiled / as it is", 1, dtype, {"beside": "ourselves", "images": 1, **row})
     return ours
 
 
@@ -311,10 +311,10 @@ def compare_types(report: Report, models: dict[str, Any], arguments: argparse.Na
         runs = [Side("owl", models[kind], batch, 1).encode for kind in ("bfloat16", "float32")]
         row = alternate(arguments.pairs, *runs, row_seconds=arguments.row_seconds)
         name = "encode / in float32" + name_of(arguments.by)
-        report.add(name, batch, torch.bfloat16, {"beside": "ourselves", "pictures": 1, **row})
+        report.add(name, batch, torch.bfloat16, {"beside": "ourselves", "images": 1, **row})
     limits = [products(dtype) for dtype in (torch.bfloat16, torch.float32)]
     row = alternate(arguments.pairs, *(lambda limit=limit: 1e12 / max(limit.rates()) for limit in limits))
-    report.add("products / in float32", 1, torch.bfloat16, {"beside": "the machine", "pictures": 0, **row})
+    report.add("products / in float32", 1, torch.bfloat16, {"beside": "the machine", "images": 0, **row})
 
 
 def name_of(ways: list[str]) -> str:
@@ -325,7 +325,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--pictures", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--beside", nargs="+", default=["llava"], choices=[name for name in BUILD if name != "owl"])
     parser.add_argument("--dtype", nargs="+", default=DTYPES, choices=["float32", "bfloat16"])
     parser.add_argument("--row-seconds", type=float, default=math.inf)

@@ -25,10 +25,10 @@ LENGTH = 1024
 
 def conversations() -> list[dict]:
     random = np.random.default_rng(0)
-    picture = PIL.Image.open(ROOT / "examples/pictures/cat.jpg")
+    image = PIL.Image.open(ROOT / "examples/pictures/cat.jpg")
     found = []
     for number in range(CONVERSATIONS):
-        seen = [{"type": "image", "image": picture}] if number % 4 == 0 else []
+        seen = [{"type": "image", "image": image}] if number % 4 == 0 else []
         question = {"role": "user", "content": [*seen, {"type": "text", "text": "Tell me more."}]}
         answer = " ".join(["word"] * int(random.integers(5, 200)))
         found.append({"messages": [question, {"role": "assistant", "content": answer}]})
@@ -54,7 +54,7 @@ def main() -> None:
     report = Report()
     report.note(f"positions: {packed} packed, {padded} padded")
     for stage in ("pretrain", "instruct"):
-        row = {"beside": "padded", "pictures": 1, **compare(stage, batches, options.pairs)}
+        row = {"beside": "padded", "images": 1, **compare(stage, batches, options.pairs)}
         report.add(f"packed, {stage}", CONVERSATIONS, torch.float32, row)
     if options.json is not None:
         report.write(options.json)

@@ -32,7 +32,7 @@ def answers(folder: str, asked: dict[str, list]) -> dict[str, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MINIATURE)
-    parser.add_argument("--questions", type=int, default=200, help="for each ability")
+    parser.add_argument("--questions", type=int, default=200, help="questions per ability")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     here = world(*SPLITS["seen styles"])

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 # The scripts of each run, and what they are given.
 SHORT = {
-    "inference": ["inference.py", "--pairs", "1", "--batch", "1", "--pictures", "1", "--dtype", "float32"],
+    "inference": ["inference.py", "--pairs", "1", "--batch", "1", "--images", "1", "--dtype", "float32"],
     "video": ["video.py", "--pairs", "1", "--batch", "1", "--dtype", "float32"],
     "training": ["training.py", "--pairs", "1"],
     "packing": ["packing.py", "--pairs", "1"],
@@ -27,10 +27,10 @@ SHORT = {
 }
 INFERENCE = ["inference.py", "--pairs", "3"]
 BRIEFLY = ["--row-seconds", "30"]
-FASTER = [*INFERENCE, "--pictures", "1", "--batch", "1", "8"]
+FASTER = [*INFERENCE, "--images", "1", "--batch", "1", "8"]
 FULL = {
-    "inference": [*INFERENCE, *BRIEFLY, "--pictures", "1"],
-    "inference, 4 pictures": [*INFERENCE, *BRIEFLY, "--pictures", "4", "--batch", "1"],
+    "inference": [*INFERENCE, *BRIEFLY, "--images", "1"],
+    "inference, 4 images": [*INFERENCE, *BRIEFLY, "--images", "4", "--batch", "1"],
     "inference, Q-Formers": [*INFERENCE, *BRIEFLY, "--batch", "1", "8", "--beside", "blip2", "instructblip"],
     "inference, oneDNN": [*FASTER, "--dtype", "float32", "--by", "onednn"],
     "inference, compiled": [*FASTER, "--by", "compiled"],
@@ -46,7 +46,7 @@ def plot(rows: list[dict], file: Path) -> None:
     """The ratios: left of the line we are faster."""
     figure = Figure((9, 1 + 0.24 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    labels = ["{name}, batch {batch}, {pictures} images, {dtype} / {beside}".format(**row) for row in rows]
+    labels = ["{name}, batch {batch}, {images} images, {dtype} / {beside}".format(**row) for row in rows]
     places = range(len(rows))
     axes.barh(
         places, [row["ratio"] for row in rows], color=["#0072B2" if row["ratio"] <= 1 else "#E69F00" for row in rows]

@@ -36,7 +36,7 @@ from transformers_owl import MINIATURE
 from transformers_owl.demo.caption import SAMPLES
 
 
-ABOUT_PICTURES = ("Describe the picture.", "What is in the picture?", "What colour is the background?")
+ABOUT_IMAGES = ("Describe the picture.", "What is in the picture?", "What colour is the background?")
 ABOUT_NOTHING = ("What is a cow?", "What is a bell?", "Hello!")
 PATIENCE = 900  # seconds
 
@@ -49,10 +49,10 @@ class Reply:
     error: str | None
 
 
-def picture_part(picture: PIL.Image.Image, choice: random.Random) -> dict:
-    left, top = choice.randrange(picture.width // 8), choice.randrange(picture.height // 8)
+def image_part(image: PIL.Image.Image, choice: random.Random) -> dict:
+    left, top = choice.randrange(image.width // 8), choice.randrange(image.height // 8)
     file = io.BytesIO()
-    picture.crop((left, top, left + picture.width * 7 // 8, top + picture.height * 7 // 8)).save(file, "png")
+    image.crop((left, top, left + image.width * 7 // 8, top + image.height * 7 // 8)).save(file, "png")
     data = base64.b64encode(file.getvalue()).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
@@ -60,16 +60,16 @@ def picture_part(picture: PIL.Image.Image, choice: random.Random) -> dict:
 def chats(clients: int, requests: int) -> list[list[tuple[str, list[dict]]]]:
     """For each client its requests: kind and messages."""
     choice = random.Random(0)
-    pictures = [PIL.Image.open(path).convert("RGB") for path in SAMPLES]
+    images = [PIL.Image.open(path).convert("RGB") for path in SAMPLES]
     found = []
     for client in range(clients):
         mine = []
         for number in range(requests):
-            kind = "picture" if (client + number) % 2 else "text"
-            question = choice.choice(ABOUT_PICTURES if kind == "picture" else ABOUT_NOTHING)
+            kind = "image" if (client + number) % 2 else "text"
+            question = choice.choice(ABOUT_IMAGES if kind == "image" else ABOUT_NOTHING)
             content = [{"type": "text", "text": question}]
-            if kind == "picture":
-                content.insert(0, picture_part(choice.choice(pictures), choice))
+            if kind == "image":
+                content.insert(0, image_part(choice.choice(images), choice))
             mine.append((kind, [{"role": "user", "content": content}]))
         found.append(mine)
     return found
@@ -147,7 +147,7 @@ def summary(replies: list[Reply], seconds: float) -> dict:
         "tokens_per_second": sum(reply.tokens for reply in replies) / seconds,
         "errors": dict(collections.Counter(reply.error for reply in replies if reply.error)),
     }
-    for kind in ("picture", "text"):
+    for kind in ("image", "text"):
         times = [reply.seconds for reply in replies if reply.kind == kind and reply.error is None]
         p50, p95 = np.percentile(times, (50, 95)) if times else (float("nan"), float("nan"))
         found[kind] = {"answers": len(times), "p50_seconds": p50, "p95_seconds": p95}
@@ -158,11 +158,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MINIATURE)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--requests", type=int, default=8, help="of each client")
+    parser.add_argument("--requests", type=int, default=8, help="requests per client")
     parser.add_argument("--max-tokens", type=int, default=32)
-    parser.add_argument("--log", type=Path, default=Path("build/serving.log"), help="what the server prints")
+    parser.add_argument("--log", type=Path, default=Path("build/serving.log"), help="log file of the server")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("options", nargs="*", help="of vllm serve, behind --")
+    parser.add_argument("options", nargs="*", help="options of vllm serve, after --")
     given = parser.parse_args()
     given.log.parent.mkdir(parents=True, exist_ok=True)
     with served(given.model, given.options, given.log) as (process, url):

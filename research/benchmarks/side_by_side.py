@@ -105,9 +105,7 @@ class Report:
     def __init__(self):
         self.rows: list[dict] = []
         self.notes: list[str] = []
-        print(
-            f"{'':34}{'batch':>6}{'pictures':>9}  {'beside':14}{'owl ms':>10}{'other ms':>10}{'ratio':>7}{'limit':>7}"
-        )
+        print(f"{'':34}{'batch':>6}{'images':>9}  {'beside':14}{'owl ms':>10}{'other ms':>10}{'ratio':>7}{'limit':>7}")
 
     def note(self, text: str) -> None:
         print(text, flush=True)
@@ -117,7 +115,7 @@ class Report:
         limit = f"{row['limit']:7.0%}" if "limit" in row else " " * 7
         times = f"{row['ours_ms']:10.1f}{row['other_ms']:10.1f}{row['ratio']:7.2f}"
         kind = str(dtype).removeprefix("torch.")
-        print(f"{name:34}{batch:6}{row['pictures']:9}  {row['beside']:14}{times}{limit}  {kind}", flush=True)
+        print(f"{name:34}{batch:6}{row['images']:9}  {row['beside']:14}{times}{limit}  {kind}", flush=True)
         self.rows.append({"name": name, "batch": batch, "dtype": kind, **row})
 
     def write(self, file: Path) -> None:

@@ -21,14 +21,14 @@ from transformers_owl import MINIATURE, MplugOwlForConditionalGeneration
 from transformers_owl.demo.caption import SAMPLES
 
 
-PICTURE = SAMPLES[1]
+IMAGE = SAMPLES[1]
 OURS = """
 import sys
 from transformers_owl import MplugOwlForConditionalGeneration, MplugOwlProcessor
-folder, picture = sys.argv[1:]
+folder, image = sys.argv[1:]
 model = MplugOwlForConditionalGeneration.from_pretrained(folder)
 processor = MplugOwlProcessor.from_pretrained(folder)
-question = [{"type": "image", "path": picture}, {"type": "text", "text": "What is this?"}]
+question = [{"type": "image", "path": image}, {"type": "text", "text": "What is this?"}]
 inputs = processor.apply_chat_template(
     [{"role": "user", "content": question}],
     add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
@@ -66,10 +66,8 @@ def main() -> None:
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
         as_large(Path(folder))
-        row = alternate(
-            arguments.pairs, lambda: process(OURS, MINIATURE, str(PICTURE)), lambda: process(THEIRS, folder)
-        )
-    report.add("start to first token", 1, torch.bfloat16, {"beside": "import, load", "pictures": 1, **row})
+        row = alternate(arguments.pairs, lambda: process(OURS, MINIATURE, str(IMAGE)), lambda: process(THEIRS, folder))
+    report.add("start to first token", 1, torch.bfloat16, {"beside": "import, load", "images": 1, **row})
     if arguments.json is not None:
         report.write(arguments.json)
 

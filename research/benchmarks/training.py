@@ -60,8 +60,8 @@ def write_images(folder: Path, count: int) -> dict:
     rows = []
     for number in range(count):
         name = ("cat.jpg", "astronaut.jpg")[number % 2]
-        picture = PIL.Image.open(ROOT / "examples/pictures" / name).convert("RGB").resize((640, 480))
-        picture.save(folder / f"{number}.jpg", quality=90)
+        image = PIL.Image.open(ROOT / "examples/pictures" / name).convert("RGB").resize((640, 480))
+        image.save(folder / f"{number}.jpg", quality=90)
         rows.append({"file_name": f"{number}.jpg", "text": "A tabby cat looks into the camera before a blurred wall."})
     (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"a": Group.from_dict({"sources": [{"format": "captions", "path": str(folder / "captions.jsonl")}]})}
@@ -101,7 +101,7 @@ def bare_loop(stage: str, batches: list[dict]) -> float:
     return times[-1] - times[0]
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """Bare PIL: decode, RGB, bicubic resize."""
 
     def __init__(self, paths: list[Path]):
@@ -150,14 +150,14 @@ def main() -> None:
                 lambda stage=stage: our_loop(stage, mixture, ready, folder) / STEPS,
                 lambda stage=stage: bare_loop(stage, plain) / STEPS,
             )
-            report.add(f"loop, {stage}", BATCH, torch.float32, {"beside": "a bare loop", "pictures": 1, **row})
+            report.add(f"loop, {stage}", BATCH, torch.float32, {"beside": "a bare loop", "images": 1, **row})
         paths = sorted(Path(folder).glob("*.jpg"))
         row = alternate(
             options.pairs,
             lambda: seconds_of(MixtureLoader(mixture, options.workers), count) / count,
-            lambda: seconds_of(DataLoader(Pictures(paths), BATCH, num_workers=options.workers), count) / count,
+            lambda: seconds_of(DataLoader(Images(paths), BATCH, num_workers=options.workers), count) / count,
         )
-        report.add(f"data, {options.workers} workers", BATCH, torch.uint8, {"beside": "bare PIL", "pictures": 1, **row})
+        report.add(f"data, {options.workers} workers", BATCH, torch.uint8, {"beside": "bare PIL", "images": 1, **row})
     if options.json is not None:
         report.write(options.json)
 

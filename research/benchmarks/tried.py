@@ -92,7 +92,7 @@ def main() -> None:
         batch: int = 1,
     ) -> None:
         row = alternate(pairs, tried, other)
-        report.add(name, batch, torch.float32, {"beside": beside, "pictures": 1, **row})
+        report.add(name, batch, torch.float32, {"beside": beside, "images": 1, **row})
 
     by_onednn = Side("owl", use_onednn(copy.deepcopy(model)), 1, 1)
     anew = Side("owl", laid_out(copy.deepcopy(model)), 1, 1)

@@ -72,7 +72,7 @@ def compare(models, batch: int, frames: int, pairs: int, row_seconds: float) -> 
         name: alternate(pairs, lambda run=run: run("owl"), lambda run=run: run("llava"), row_seconds=row_seconds)
         for name, run in measured.items()
     }
-    rows["video / picture"] = alternate(
+    rows["video / image"] = alternate(
         pairs,
         lambda: encode("owl"),
         lambda: seconds(lambda: owl.get_image_features(videos[:, 0])),
@@ -97,8 +97,8 @@ def main() -> None:
         for batch in arguments.batch:
             rows = compare(models, batch, arguments.frames, arguments.pairs, arguments.row_seconds)
             for name, row in rows.items():
-                beside = "a picture" if name == "video / picture" else "video-llava"
-                report.add(name, batch, dtype, {"beside": beside, "pictures": arguments.frames, **row})
+                beside = "an image" if name == "video / image" else "video-llava"
+                report.add(name, batch, dtype, {"beside": beside, "images": arguments.frames, **row})
     if arguments.json is not None:
         report.write(arguments.json)
 

@@ -42,7 +42,7 @@ ROWS = 32  # of a step
 PRETRAIN_STEPS, INSTRUCT_STEPS = 400, 160
 QUESTIONS = 120  # on each ability
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#F0E442", "#CC79A7")  # of Okabe and Ito, for every colour vision
-BOTH, TEXT, PICTURES = ("multimodal", "text"), ("text",), ("multimodal",)
+BOTH, TEXT, IMAGES = ("multimodal", "text"), ("text",), ("multimodal",)
 # The paper's abilities, in what the miniature can be asked.
 GROUPS = {
     "IU": ("format",), "VU": ("name", "colour", "background", "count", "left/right"), "OCR": ("digits", "words"),
@@ -71,7 +71,7 @@ TABLE = {
     "r1": Cell("r1 pretraining alone", "pretrain"),
     "r2": Cell("r2 without pretraining", "", "instruct"),
     "r3": Cell("r3 without multimodal tuning", "pretrain", "instruct", TEXT),
-    "r4": Cell("r4 without text-only tuning", "pretrain", "instruct", PICTURES),
+    "r4": Cell("r4 without text-only tuning", "pretrain", "instruct", IMAGES),
     "r5": Cell("r5 mPLUG-Owl", "pretrain", "instruct"),
 }
 PARADIGMS = {
@@ -198,8 +198,8 @@ def plot(rows: dict[str, np.ndarray], file: Path) -> None:
 
 
 def main(
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of every row of Table 2.")] = 3,
-    scale: Annotated[float, typer.Option(min=0.001, help="Factor on steps and questions.")] = 1.0,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per row of Table 2.")] = 3,
+    scale: Annotated[float, typer.Option(min=0.001, help="Factor for steps and questions.")] = 1.0,
 ) -> None:
     """Train and score every cell that is missing, then print both tables."""
     rows = [(cell, seed) for seed in range(seeds) for cell in TABLE.values()]

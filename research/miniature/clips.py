@@ -15,15 +15,15 @@ from transformers_owl import MplugOwlForConditionalGeneration
 
 from .events import JUMPS, MOMENTS, WAYS, clip
 from .parts import (
+    OF_IMAGE,
     OF_PATCH,
-    OF_PICTURE,
     PATCH,
     WordPredictor,
     fit,
     numbers,
     settings,
+    words_of_image,
     words_of_patch,
-    words_of_picture,
 )
 from .scenes import SIZE, Scene, World, draw
 
@@ -70,8 +70,8 @@ LESSONS = (
 
 class Watched(IterableDataset):
     """
-    Clips, and among them rows of as many images of scenes of their own: `pictures` of shape
-    `(MOMENTS, SIZE, SIZE, 3)`, `is_clip`, and as numbers the words `of_picture` and `of_patches` of each.
+    Clips, and among them rows of as many images of scenes of their own: `images` of shape
+    `(MOMENTS, SIZE, SIZE, 3)`, `is_clip`, and as numbers the words `of_image` and `of_patches` of each.
     """
 
     def __init__(self, world: World, lesson: Lesson, seed: tuple[int, ...]):
@@ -94,9 +94,9 @@ class Watched(IterableDataset):
                 scenes = tuple(self.world.scene(random) for _ in range(MOMENTS))
                 around = [(None, scene, None) for scene in scenes]
             yield {
-                "pictures": np.stack([np.array(draw(scene, self.world.drawings)) for scene in scenes]),
+                "images": np.stack([np.array(draw(scene, self.world.drawings)) for scene in scenes]),
                 "is_clip": is_clip,
-                "of_picture": np.array([numbers(OF_PICTURE, words_of_picture(scene)) for scene in scenes]),
+                "of_image": np.array([numbers(OF_IMAGE, words_of_image(scene)) for scene in scenes]),
                 "of_patches": np.array([words_of_patches(three, event) for three in around]),
             }
 
@@ -122,10 +122,8 @@ class ClipWords(WordPredictor):
 
     known = 1.0
 
-    def forward(
-        self, pictures: torch.Tensor, is_clip: torch.Tensor, of_picture: torch.Tensor, of_patches: torch.Tensor
-    ):
-        pixels = self.pixels(pictures)
+    def forward(self, images: torch.Tensor, is_clip: torch.Tensor, of_image: torch.Tensor, of_patches: torch.Tensor):
+        pixels = self.pixels(images)
         tokens = torch.cat([
             self.vision(pixels[is_clip]).last_hidden_state.flatten(0, 1),
             self.vision(pixels[~is_clip].flatten(0, 1)).last_hidden_state,
@@ -133,9 +131,9 @@ class ClipWords(WordPredictor):
         patches = tokens[:, 1:]
         order = torch.cat([is_clip.nonzero(), (~is_clip).nonzero()]).flatten()
         summary = torch.cat([tokens[:, 0], patches.mean(1)], 1)
-        given = of_picture[order].flatten(0, 1), of_patches[order].flatten(0, 1)
+        given = of_image[order].flatten(0, 1), of_patches[order].flatten(0, 1)
         losses, logits = self.predict(patches, summary, *given)
-        known, new = losses.split([len(OF_PICTURE) + len(OF_PATCH), len(OF_PATCH_OVER_TIME) - len(OF_PATCH)])
+        known, new = losses.split([len(OF_IMAGE) + len(OF_PATCH), len(OF_PATCH_OVER_TIME) - len(OF_PATCH)])
         return {"loss": self.known * known.sum() + new.sum(), "logits": logits}
 
 

@@ -28,7 +28,7 @@ def write_captions(folder: Path, scenes: int, seed: int) -> None:
     """`SHARDS` tar files in img2dataset's layout."""
     borders = [scenes * number // SHARDS for number in range(SHARDS + 1)]
     shards = [(folder / f"{number:05d}.tar", *borders[number : number + 2], seed) for number in range(SHARDS)]
-    in_processes(write_shard, shards, "Drawing pictures with captions")
+    in_processes(write_shard, shards, "Drawing images with captions")
 
 
 def write_shard(job: tuple[Path, int, int, int]) -> None:
@@ -44,7 +44,7 @@ def write_shard(job: tuple[Path, int, int, int]) -> None:
 
 def write_conversations(folder: Path, scenes: int, pairs: int, text: int, seed: int) -> None:
     """`multimodal.jsonl`, `text.jsonl` and the images."""
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     kinds = ((DIALOGUES, scenes), (PAIRS, pairs))
     blocks = [(folder, kind, first, min(first + 1000, last), seed) for kind, last in kinds
               for first in range(0, last, 1000)]  # fmt: skip
@@ -65,7 +65,7 @@ def draw_conversations(job: tuple[Path, int, int, int, int]) -> list[dict]:
         else:
             scenes = [WORLD.scene(random)]
             exchanges = dialogue(scenes[0], random)
-        names = [f"pictures/{kind}-{number}-{place}.png" for place in range(len(scenes))]
+        names = [f"images/{kind}-{number}-{place}.png" for place in range(len(scenes))]
         for name, scene in zip(names, scenes, strict=True):
             (folder / name).write_bytes(png(shown(scene, number)))
         rows.append(messages(names, exchanges))
@@ -97,11 +97,11 @@ def draw_clips(job: tuple[Path, int, int, int]) -> list[tuple[dict, dict]]:
     return rows
 
 
-def messages(pictures: list[str], exchanges: list[Exchange], kind: str = "image") -> dict[str, Any]:
+def messages(images: list[str], exchanges: list[Exchange], kind: str = "image") -> dict[str, Any]:
     """A row of the library's chat form: images or videos first, then questions and answers in turn."""
     turns: list[dict[str, Any]] = []
     for exchange in exchanges:
-        seen = [] if turns else [{"type": kind, "path": name} for name in pictures]
+        seen = [] if turns else [{"type": kind, "path": name} for name in images]
         turns.append({"role": "user", "content": [*seen, {"type": "text", "text": exchange.question}]})
         turns.append({"role": "assistant", "content": exchange.answer})
     return {"messages": turns}
@@ -119,9 +119,9 @@ def shown(scene: Scene, number: int) -> PIL.Image.Image:
     return draw(scene, WORLD.drawings, 2 * SIZE).resize((SIZE, SIZE), PIL.Image.Resampling.BICUBIC)
 
 
-def png(picture: PIL.Image.Image) -> bytes:
+def png(image: PIL.Image.Image) -> bytes:
     data = io.BytesIO()
-    picture.save(data, "png", compress_level=1)
+    image.save(data, "png", compress_level=1)
     return data.getvalue()
 
 

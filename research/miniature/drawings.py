@@ -58,16 +58,16 @@ class Drawings:
     """
 
     def __init__(self, styles: tuple[str, ...] = STYLES, size: int = 96, cache: Path = CACHE):
-        self.pictures: dict[tuple[str, str], PIL.Image.Image] = {}
+        self.images: dict[tuple[str, str], PIL.Image.Image] = {}
         for style in styles:
             for name, pixels in load(style, size, cache).items():
-                self.pictures[style, name] = PIL.Image.fromarray(pixels)
+                self.images[style, name] = PIL.Image.fromarray(pixels)
         self.styles = {
-            thing.name: tuple(style for style in styles if (style, thing.name) in self.pictures) for thing in things()
+            thing.name: tuple(style for style in styles if (style, thing.name) in self.images) for thing in things()
         }
 
     def __getitem__(self, key: tuple[str, str]) -> PIL.Image.Image:
-        return self.pictures[key]
+        return self.images[key]
 
 
 def load(style: str, size: int, cache: Path) -> dict[str, np.ndarray]:
@@ -118,14 +118,14 @@ def draw_webp(source: Path, size: int) -> dict[str, np.ndarray]:
     return {thing.name: fit(PIL.Image.open(io.BytesIO(files[thing.code])), size) for thing in things()}
 
 
-def fit(picture: PIL.Image.Image, size: int) -> np.ndarray:
+def fit(image: PIL.Image.Image, size: int) -> np.ndarray:
     """The drawing without its empty margins, in the middle of a square."""
-    picture = picture.convert("RGBA")
-    picture = picture.crop(picture.getchannel("A").point(lambda level: 255 * (level > 16)).getbbox())
-    scale = size / max(picture.size)
-    picture = picture.resize(
-        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), PIL.Image.Resampling.LANCZOS
+    image = image.convert("RGBA")
+    image = image.crop(image.getchannel("A").point(lambda level: 255 * (level > 16)).getbbox())
+    scale = size / max(image.size)
+    image = image.resize(
+        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), PIL.Image.Resampling.LANCZOS
     )
     square = PIL.Image.new("RGBA", (size, size))
-    square.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
+    square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
     return np.asarray(square)

@@ -2,7 +2,7 @@
 
 python -m research.miniature.make
 
-Everything lies in build/miniature. A run that was interrupted goes on where it stopped. `--scale 4` trains four times
+Everything lies in build/miniature. An interrupted run resumes. `--scale 4` trains four times
 as long; `--start FOLDER --seed 1` trains an earlier miniature further, on new scenes.
 """
 
@@ -47,11 +47,11 @@ SCENES = {"captions": 24_000, "dialogues": 9_000, "pairs": 2_000, "text": 5_000,
 
 
 def main(
-    scale: Annotated[float, typer.Option(min=0.001, help="Factor on steps and data.")] = 1.0,
-    start: Annotated[str | None, typer.Option(help="An earlier miniature, to be trained further.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of scenes and new weights.")] = 0,
+    scale: Annotated[float, typer.Option(min=0.001, help="Factor for steps and data.")] = 1.0,
+    start: Annotated[str | None, typer.Option(help="Earlier miniature to train further.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and new weights.")] = 0,
 ) -> None:
-    """Make the miniature Owl, or go on making it."""
+    """Make the miniature Owl, or resume an interrupted run."""
     steps = {name: max(2, round(count * scale)) for name, count in (FURTHER if start else STEPS).items()}
     scenes = {name: max(64, round(count * scale)) for name, count in SCENES.items()}
     every, shown = world(shown=None), world()
@@ -130,11 +130,11 @@ def build_fresh(folder: Path, seed: int) -> None:
     set_seed(seed)
     vision = CLIPVisionModel.from_pretrained(FOLDER / "vision")
     language_model = LlamaForCausalLM.from_pretrained(FOLDER / "language_model", dtype="float32")
-    pictures = MplugOwlImageProcessor.from_pretrained(FOLDER / "vision")
+    images = MplugOwlImageProcessor.from_pretrained(FOLDER / "vision")
     processor = MplugOwlProcessor(
-        pictures,
+        images,
         AutoTokenizer.from_pretrained(FOLDER / "tokenizer"),
-        MplugOwlVideoProcessor(size=pictures.size, num_frames=MOMENTS),
+        MplugOwlVideoProcessor(size=images.size, num_frames=MOMENTS),
         num_query_tokens=QUERIES,
     )
     ids = {"image_token_id": processor.image_token_id, "video_token_id": processor.video_token_id}

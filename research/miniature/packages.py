@@ -103,8 +103,8 @@ def fetch(package: Package, cache: Path = CACHE) -> Path:
             data = answer.read()
     except OSError as error:
         raise PackageError(
-            f"{package.url} could not be fetched ({error}). Look whether the registry still has this version; "
-            f"a copy of the file may also be put at {file}."
+            f"{package.url} could not be downloaded ({error}). Check whether the registry still has this version, or "
+            f"put a copy of the file at {file}."
         ) from error
     check(package, data, package.url)
     cache.mkdir(parents=True, exist_ok=True)
@@ -120,8 +120,8 @@ def check(package: Package, data: bytes, place: str) -> None:
     found = base64.b64encode(hashlib.new(kind, data).digest()).decode()
     if found != expected:
         raise PackageError(
-            f"{place} has the {kind} digest {found}, but {expected} was expected: it was changed or cut off. "
-            "Delete it to fetch it again."
+            f"{place} has the {kind} digest {found}, but must have {expected}: it was changed or truncated. "
+            "Delete it to download it again."
         )
 
 

@@ -203,9 +203,9 @@ def plot(rows: dict[str, dict[str, tuple[float, float, float]]], file: Path) -> 
 
 
 def main(
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each condition.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help=f"Of {ROWS} pages, in each run.")] = STEPS,
-    count: Annotated[int, typer.Option("--pages", min=2, help="Held-out pages of each kind to read.")] = PAGES,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per condition.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help=f"Training steps per run, of {ROWS} pages each.")] = STEPS,
+    count: Annotated[int, typer.Option("--pages", min=2, help="Held-out pages per kind.")] = PAGES,
 ) -> None:
     """Train and score what is missing, then print the table and write the figure."""
     cells = [(seed, name) for seed in range(seeds) for name in CONDITIONS]

@@ -135,7 +135,7 @@ LESSONS = (
 NAMES, COLOURS = tuple(thing.name for thing in things()), ("", *DYES)
 SIGNS = ("", *string.digits, *string.ascii_lowercase)
 # What there is to be said of an image, and of a patch that shows a thing.
-OF_PICTURE: dict[str, tuple] = {
+OF_IMAGE: dict[str, tuple] = {
     "scene": tuple(LAYOUTS), "ground": tuple(GROUNDS), "count": tuple(range(1, MOST + 1)), "name": NAMES,
     "colour": COLOURS, "left": NAMES, "right": NAMES, "left colour": COLOURS, "right colour": COLOURS,
     **{f"sign {place}": SIGNS for place in range(max(map(len, WORDS)))},
@@ -147,7 +147,7 @@ OF_PATCH: dict[str, tuple] = {
 }  # fmt: skip
 
 
-def words_of_picture(scene: Scene) -> dict[str, Any]:
+def words_of_image(scene: Scene) -> dict[str, Any]:
     """What a caption would say, by the question that it answers."""
     words: dict[str, Any] = {"scene": scene.kind, "ground": scene.ground}
     if scene.kind in ("one", "many", "close") and scene.items:
@@ -156,7 +156,7 @@ def words_of_picture(scene: Scene) -> dict[str, Any]:
         for side, item in zip(SIDES, (scene.left, scene.right), strict=True):
             words |= {side: item.thing.name, f"{side} colour": item.dye}
     if scene.writing:
-        signs = [question for question in OF_PICTURE if question.startswith("sign")]
+        signs = [question for question in OF_IMAGE if question.startswith("sign")]
         words |= dict(itertools.zip_longest(signs, scene.writing, fillvalue=""))
     return words
 
@@ -183,8 +183,8 @@ def numbers(questions: dict[str, tuple], words: dict[str, Any]) -> list[int]:
 
 class Seen(IterableDataset):
     """
-    Images with the words of what they show: `picture` of shape `(edge, edge, 3)`, `places` of its patches among the
-    vision model's positions, `of_picture` and `of_patches`, numbers of words.
+    Images with the words of what they show: `image` of shape `(edge, edge, 3)`, `places` of its patches among the
+    vision model's positions, `of_image` and `of_patches`, numbers of words.
     """
 
     def __init__(self, world: World, lesson: Lesson, seed: tuple[int, ...]):
@@ -204,9 +204,9 @@ class Seen(IterableDataset):
             patches = [numbers(OF_PATCH, words_of_patch(scene, x, y, at, self.lesson.edge))
                        for y in middles for at, x in zip(columns, middles, strict=True)]  # fmt: skip
             yield {
-                "picture": np.array(draw(scene, self.world.drawings, self.lesson.edge)),
+                "image": np.array(draw(scene, self.world.drawings, self.lesson.edge)),
                 "places": 1 + places.ravel(),
-                "of_picture": np.array(numbers(OF_PICTURE, words_of_picture(scene))),
+                "of_image": np.array(numbers(OF_IMAGE, words_of_image(scene))),
                 "of_patches": np.array(patches),
             }
 
@@ -219,20 +219,20 @@ class WordPredictor(nn.Module):
         self.vision = vision
         self.vision.set_attn_implementation("eager")
         width = vision.config.hidden_size
-        self.of_picture = nn.ModuleList(nn.Linear(2 * width, len(said)) for said in OF_PICTURE.values())
+        self.of_image = nn.ModuleList(nn.Linear(2 * width, len(said)) for said in OF_IMAGE.values())
         self.of_patch = nn.ModuleList(nn.Linear(width, len(said)) for said in of_patch.values())
         self.register_buffer("mean", 255 * torch.tensor(processor.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(processor.image_std).view(3, 1, 1), persistent=False)
 
-    def pixels(self, picture: torch.Tensor) -> torch.Tensor:
+    def pixels(self, image: torch.Tensor) -> torch.Tensor:
         """`(..., edge, edge, 3)` as the vision model takes them."""
-        return (picture.movedim(-1, -3) - self.get_buffer("mean")) / self.get_buffer("std")
+        return (image.movedim(-1, -3) - self.get_buffer("mean")) / self.get_buffer("std")
 
     def predict(
-        self, patches: torch.Tensor, summary: torch.Tensor, of_picture: torch.Tensor, of_patches: torch.Tensor
+        self, patches: torch.Tensor, summary: torch.Tensor, of_image: torch.Tensor, of_patches: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """A loss for each question, and the logits of its words."""
-        said = [(head(summary), of_picture[:, place]) for place, head in enumerate(self.of_picture)]
+        said = [(head(summary), of_image[:, place]) for place, head in enumerate(self.of_image)]
         said += [(head(patches).flatten(0, 1), of_patches[..., place].flatten())
                  for place, head in enumerate(self.of_patch)]  # fmt: skip
         # A mean over the rows that have such a word; the sum is divided by hand, as none may have one.
@@ -241,20 +241,20 @@ class WordPredictor(nn.Module):
         return torch.stack(losses), [logits for logits, _ in said]
 
 
-class PictureWords(WordPredictor):
+class ImageWords(WordPredictor):
     """A CLIP vision model, and what it says of images or parts of them: the stand-in for CLIP's training."""
 
-    def forward(self, picture: torch.Tensor, places: torch.Tensor, of_picture: torch.Tensor, of_patches: torch.Tensor):
-        losses, logits = self.predict(*self.see(picture, places), of_picture, of_patches)
+    def forward(self, image: torch.Tensor, places: torch.Tensor, of_image: torch.Tensor, of_patches: torch.Tensor):
+        losses, logits = self.predict(*self.see(image, places), of_image, of_patches)
         return {"loss": losses.sum(), "logits": logits}
 
-    def see(self, picture: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def see(self, image: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`(rows, patches, width)` and `(rows, 2 * width)` of images that cover some of the positions."""
         embeddings = self.vision.embeddings
-        patches = embeddings.patch_embedding(self.pixels(picture)).flatten(2).transpose(1, 2)
+        patches = embeddings.patch_embedding(self.pixels(image)).flatten(2).transpose(1, 2)
         patches = patches + embeddings.position_embedding(places)
         first = embeddings.class_embedding + embeddings.position_embedding.weight[0]
-        tokens = torch.cat([first.expand(len(picture), 1, -1), patches], 1)
+        tokens = torch.cat([first.expand(len(image), 1, -1), patches], 1)
         tokens = self.vision.encoder(inputs_embeds=self.vision.pre_layrnorm(tokens)).last_hidden_state
         patches = tokens[:, 1:]
         return patches, torch.cat([self.vision.post_layernorm(tokens[:, 0]), patches.mean(1)], 1)
@@ -330,7 +330,7 @@ def train_vision(world: World, scratch: Path, folder: Path, steps: int, seed: in
         patch_size=PATCH, hidden_act="quick_gelu",
     )  # fmt: skip
     processor = MplugOwlImageProcessor(size={"height": SIZE, "width": SIZE})
-    model = PictureWords(CLIPVisionModel(config), processor)
+    model = ImageWords(CLIPVisionModel(config), processor)
     for number, lesson in enumerate(LESSONS, 2):
         args = settings(
             scratch / lesson.name, max_steps=max(1, round(lesson.share * steps)), learning_rate=1e-3, warmup_steps=50,

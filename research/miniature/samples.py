@@ -14,7 +14,7 @@ from .scenes import FONTS, SIZE, World, draw
 
 
 ROOT = Path(__file__).parents[2]
-PICTURES, VIDEOS = ROOT / "src/transformers_owl/demo/pictures", ROOT / "examples/videos"
+IMAGES, VIDEOS = ROOT / "src/transformers_owl/demo/pictures", ROOT / "examples/videos"
 STYLES = ("noto", "fluent-flat", "fluent-3d")  # under the MIT and Apache licences
 SAMPLES = 31  # the first number of a seed: training, conversations and score have others
 # By name: the kind of the scene, and the second number of its seed.
@@ -35,7 +35,7 @@ def main() -> None:
     world = World(Drawings(STYLES, 2 * SIZE), shown=True, fonts=FONTS)
     for name, (kind, number) in SCENES.items():
         scene = world.scene(np.random.default_rng([SAMPLES, number]), kind)
-        draw(scene, world.drawings, 2 * SIZE).save(PICTURES / f"{name}.png", optimize=True)
+        draw(scene, world.drawings, 2 * SIZE).save(IMAGES / f"{name}.png", optimize=True)
     for name, (kind, number) in CLIPS.items():
         shown = clip(world, np.random.default_rng([SAMPLES, number]), kind)
         (VIDEOS / f"{name}.mp4").write_bytes(mp4(shown.frames(world.drawings, 2 * SIZE)))

@@ -193,7 +193,7 @@ def pick(random: np.random.Generator, choices, weights=None):
 
 def draw(scene: Scene, drawings: Drawings, size: int = SIZE) -> PIL.Image.Image:
     """The RGB image of a scene, `size` pixels wide and high."""
-    picture = draw_ground(scene, size)
+    image = draw_ground(scene, size)
     for item in scene.items:
         edge = max(1, round(item.size * size))
         stamp = drawings[item.style, item.thing.name]
@@ -204,10 +204,10 @@ def draw(scene: Scene, drawings: Drawings, size: int = SIZE) -> PIL.Image.Image:
         stamp = stamp.resize((edge, edge), PIL.Image.Resampling.BICUBIC, reducing_gap=2.0)
         stamp = stamp.rotate(item.angle, PIL.Image.Resampling.BILINEAR, expand=True)
         corner = round(item.x * size - stamp.width / 2), round(item.y * size - stamp.height / 2)
-        picture.paste(stamp, corner, stamp)
+        image.paste(stamp, corner, stamp)
     if scene.writing:
-        draw_writing(picture, scene)
-    return picture
+        draw_writing(image, scene)
+    return image
 
 
 def rgb(colour: tuple[float, float, float]) -> tuple[int, int, int]:
@@ -221,10 +221,10 @@ def draw_ground(scene: Scene, size: int) -> PIL.Image.Image:
     hue, saturation, value = GROUNDS[scene.ground]
     colour = rgb((hue + turn, saturation * pale, value * dark))
     second = rgb((hue + turn, saturation * pale * 0.85, min(1.0, value * dark * 0.85 + 0.02)))
-    picture = PIL.Image.new("RGB", (size, size), colour)
+    image = PIL.Image.new("RGB", (size, size), colour)
     if scene.pattern == "shaded":
-        return PIL.Image.composite(picture, PIL.Image.new("RGB", (size, size), second), ramp(size))
-    pen = PIL.ImageDraw.Draw(picture)
+        return PIL.Image.composite(image, PIL.Image.new("RGB", (size, size), second), ramp(size))
+    pen = PIL.ImageDraw.Draw(image)
     step = size / 8
     if scene.pattern == "stripes":
         for row in range(0, 8, 2):
@@ -234,7 +234,7 @@ def draw_ground(scene: Scene, size: int) -> PIL.Image.Image:
             for column in range(row % 2, 8, 2):
                 x, y = (column + 0.5) * step, (row + 0.5) * step
                 pen.ellipse((x - step / 4, y - step / 4, x + step / 4, y + step / 4), fill=second)
-    return picture
+    return image
 
 
 @functools.cache
@@ -269,12 +269,12 @@ def lettering(scene: Scene, size: int) -> PIL.ImageFont.FreeTypeFont:
     return letters if width <= room else font(scene.font, math.floor(height * room / width))
 
 
-def draw_writing(picture: PIL.Image.Image, scene: Scene) -> None:
+def draw_writing(image: PIL.Image.Image, scene: Scene) -> None:
     """Dark on a light ground, light on a dark one."""
-    size, (x, y) = picture.width, scene.middle
+    size, (x, y) = image.width, scene.middle
     letters = lettering(scene, size)
     ink = "black" if sum(rgb(GROUNDS[scene.ground])) > 330 else "white"
-    PIL.ImageDraw.Draw(picture).text((x * size, y * size), scene.writing, fill=ink, font=letters, anchor="mm")
+    PIL.ImageDraw.Draw(image).text((x * size, y * size), scene.writing, fill=ink, font=letters, anchor="mm")
 
 
 def world(styles: tuple[str, ...] = STYLES, shown: bool | None = True, size: int = SIZE, **options) -> World:

@@ -56,15 +56,15 @@ class Question:
     there are any.
     """
 
-    pictures: list[PIL.Image.Image]
+    images: list[PIL.Image.Image]
     before: list[str]
     exchange: Exchange
     is_clip: bool = False
 
     def shown(self) -> list[dict[str, Any]]:
         if self.is_clip:
-            return [{"type": "video", "video": self.pictures}]
-        return [{"type": "image", "image": picture} for picture in self.pictures]
+            return [{"type": "video", "video": self.images}]
+        return [{"type": "image", "image": image} for image in self.images]
 
 
 class Answerer:
@@ -148,10 +148,10 @@ def score(answerer: Answerer, split: str, abilities: tuple[str, ...], count: int
 def shuffled(asked: list[Question]) -> list[Question]:
     """The questions with what says nothing about their answers: other images, or frames in another order."""
     random = np.random.default_rng(SEED)
-    others = (question.pictures for question in [*asked[1:], asked[0]])
+    others = (question.images for question in [*asked[1:], asked[0]])
     return [
-        replace(question, pictures=[question.pictures[place] for place in random.permutation(len(question.pictures))])
-        if question.is_clip else replace(question, pictures=other)
+        replace(question, images=[question.images[place] for place in random.permutation(len(question.images))])
+        if question.is_clip else replace(question, images=other)
         for question, other in zip(asked, others, strict=True)
     ]  # fmt: skip
 
@@ -183,10 +183,10 @@ def table(split: str, results: dict[str, dict]) -> Table:
 
 def main(
     model: Annotated[str, typer.Argument(help="Folder of a model.")],
-    split: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SPLITS)}; by default all.")] = None,
-    ability: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ASKED)}; by default all.")] = None,
-    count: Annotated[int, typer.Option("--questions", min=1, help="For each ability.")] = 500,
-    output: Annotated[Path | None, typer.Option(help="JSON file to write, after each split.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SPLITS)} (default: all).")] = None,
+    ability: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ASKED)} (default: all).")] = None,
+    count: Annotated[int, typer.Option("--questions", min=1, help="Questions per ability.")] = 500,
+    output: Annotated[Path | None, typer.Option(help="JSON file, written after each split.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
 ) -> None:
     """Score a model of the miniature's world."""

@@ -1,4 +1,4 @@
-"""Requests that a gate reads and writes again, so that the application after it gets what was checked."""
+"""Requests whose body a gate reads and replaces, so that the application gets exactly what was checked."""
 
 import json
 from typing import Any
@@ -7,27 +7,27 @@ from starlette.types import Message, Receive, Scope
 
 
 class TooLargeError(ValueError):
-    """A request has a larger body than is read."""
+    """The body of a request is over the limit."""
 
 
 async def read_json(receive: Receive, limit: int) -> Any:
     """
-    The body of a request.
+    Reads the JSON body of a request.
 
     Args:
-        receive (`Receive`): Gives its parts.
-        limit (`int`): Most bytes that are read.
+        receive (`Receive`): The ASGI channel of the request.
+        limit (`int`): Maximum size in bytes.
 
     Raises:
         TooLargeError: for a body of more than `limit` bytes.
-        ValueError: for one that is not JSON.
+        ValueError: for a body that is not JSON.
     """
     body = b""
     while True:
         message = await receive()
         body += message.get("body", b"")
         if len(body) > limit:
-            raise TooLargeError(f"The request has more than {limit // 2**20} MiB.")
+            raise TooLargeError(f"The request is larger than {limit // 2**20} MiB.")
         if not message.get("more_body", False):
             break
     try:

@@ -56,16 +56,16 @@ def build_owl(
         language_model (`PreTrainedModel`): A causal language model of the library.
         num_query_tokens (`int`, defaults to 64): Learned queries of the abstractor.
         num_abstractor_layers (`int`, defaults to 6): Layers of the abstractor.
-        use_temporal (`bool`, defaults to `False`): Whether the Owl shall see videos; the new layers start at random.
-        image_size (`int`, *optional*): Side of the images, pixels, where it shall be another than the vision model was
-            trained with; its positions are interpolated.
-        max_crops (`int`, defaults to 1): Most cells of an image that is seen as a whole and in cells.
+        use_temporal (`bool`, defaults to `False`): Whether the Owl takes videos; the new layers start at random.
+        image_size (`int`, *optional*): Side of the images in pixels; by default that of the vision model. Another size
+            interpolates its position embeddings.
+        max_crops (`int`, defaults to 1): Maximum number of cells that an image is also cut into; 1 cuts none.
         fields: Further fields of [`MplugOwlConfig`], such as `image_token_id=processor.image_token_id` where the
             tokenizer has ids for placeholders inside the language model's vocabulary.
 
     Raises:
-        ValueError: for a language model that is no causal decoder with a cache and one linear head, and for a vision
-            model that does not give patches, or none of this size.
+        ValueError: for a language model that is not a causal decoder with a cache and one linear head, for a vision
+            model without patch features, and for an `image_size` that is not a multiple of its patch size.
     """
     config = fresh_config(
         vision.config,
@@ -101,8 +101,8 @@ def fresh_config(
     Args:
         vision (`PreTrainedConfig`): Configuration of the vision model.
         text (`PreTrainedConfig`): Configuration of the language model.
-        visual_abstractor_config (`dict`, *optional*): Fields with values of one's own.
-        use_temporal, image_size, max_crops: As of [`build_owl`].
+        visual_abstractor_config (`dict`, *optional*): Fields of the abstractor's configuration to override.
+        use_temporal, image_size, max_crops: As in [`build_owl`].
         fields: Further fields of [`MplugOwlConfig`].
     """
     ours: Any = copy.deepcopy(vision)
@@ -127,10 +127,10 @@ def fresh_config(
 
 
 def set_image_size(vision: Any, side: int) -> None:
-    """Changes the side of a vision model's images, pixels."""
+    """Sets the image size of a vision model's configuration, in pixels."""
     patch = patch_side(vision)
     if side % patch:
-        raise ValueError(f"image_size is {side}, but a multiple of the patches' side {patch} was expected.")
+        raise ValueError(f"image_size is {side}, but must be a multiple of the patch size {patch}.")
     size = vision.to_dict().get("image_size")
     if size is None:
         vision.update({"num_patches": (side // patch) ** 2})
@@ -144,7 +144,7 @@ def gated_width(width: int) -> int:
 
 
 def rename_vision(theirs: PreTrainedConfig, owl: MplugOwlConfig) -> Rename:
-    """How a weight of this vision model becomes one of the Owl; positions are interpolated for its image size."""
+    """Maps a weight of this vision model to the Owl's; position embeddings are interpolated to its image size."""
     old, new = patch_grid(theirs), patch_grid(owl.vision_config)
 
     def rename(name: str, value: torch.Tensor) -> tuple[str, torch.Tensor]:
@@ -162,11 +162,11 @@ def rename_vision(theirs: PreTrainedConfig, owl: MplugOwlConfig) -> Rename:
 
 def resize_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
     """
-    Embeddings of positions for another grid of patches, by bicubic interpolation as for ViT at other resolutions.
+    Position embeddings for another grid of patches, by bicubic interpolation as for a ViT at another resolution.
 
     Args:
-        table (`torch.Tensor` (..., tokens, width)): Positions of leading tokens, if any, and of patches.
-        old, new (`tuple[int, int]`): Rows and columns.
+        table (`torch.Tensor` (..., tokens, width)): Position embeddings of leading tokens, if any, and of the patches.
+        old, new (`tuple[int, int]`): Rows and columns of the two grids.
     """
     first, patches = table.split([table.shape[-2] - math.prod(old), math.prod(old)], dim=-2)
     image = patches.reshape(1, *old, -1).permute(0, 3, 1, 2).float()
@@ -176,7 +176,7 @@ def resize_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[int, 
 
 
 def rename_text(language_model: PreTrainedModel, owl: MplugOwlForConditionalGeneration) -> Rename:
-    """How a weight of this causal language model becomes one of the Owl."""
+    """Maps a weight of this causal language model to the Owl's."""
     named = {id(module): name for name, module in language_model.named_modules()}
     head = named[id(language_model.get_output_embeddings())]
     body = owl.causal_head.body_name

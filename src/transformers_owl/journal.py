@@ -1,10 +1,12 @@
-"""Files of JSON lines that grow while something works: answers, ratings, judgements, logs."""
+"""JSON Lines files that are written row by row during long work: answers, ratings, judgements, logs."""
 
 import json
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -15,45 +17,52 @@ LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict]]:
     """
-    Yields `(where, row)` of a JSON Lines file; `where` names file and line in messages.
+    Yields `(where, row)` of a JSON Lines file; `where` is file and line, for messages.
 
     Raises:
-        ValueError: for a file without a row, and a line that is no JSON object.
+        ValueError: for a file without rows, and a line that is not a JSON object.
     """
     lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not any(line.strip() for line in lines):
-        raise ValueError(f"'{path}' is empty: JSON Lines, one row a line, were expected.")
+        raise ValueError(f"'{path}' is empty, but must hold JSON Lines, one row per line.")
     for number, line in enumerate(lines, 1):
         if line.strip():
             where = f"'{path}', line {number}"
             try:
                 row = json.loads(line.decode())
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where} is no JSON ({error}): is the file cut off?") from error
+                raise ValueError(f"{where} is not valid JSON ({error}): is the file truncated?") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{where} is {type(row).__name__}, but a JSON object was expected.")
+                raise ValueError(f"{where} is a {type(row).__name__}, but must be a JSON object.")
             yield where, row
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> None:
-    """Writes a whole file, which takes the place of one of that name."""
-    aside = path.with_name(path.name + ".aside")
-    with aside.open("wb") as file:
+    """Writes a whole file, and replaces an existing one."""
+    with aside(path) as file:
         file.write(lines(rows))
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which replaces `path` once it is complete and synced to the disk."""
+    beside = path.with_name(path.name + ".aside")
+    with beside.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    beside.replace(path)
 
 
 def lines(rows: Iterable[dict]) -> bytes:
-    """Rows as the lines of a file."""
+    """The bytes of rows as JSON Lines."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     # Half a character, as file names and endpoints can hold, is written as JSON escapes it.
     return text.translate(LINE_ENDS).encode(errors="backslashreplace")
 
 
 def partial_of(path: Path) -> Path:
-    """Where a file grows until it is whole."""
+    """The path of a file until it is complete."""
     return path.with_name(path.name + ".partial")
 
 
@@ -62,11 +71,11 @@ class Journal:
     A JSON Lines file that grows by whole rows and has one writer at a time: until `close`, or the end of a `with`,
     `NAME.lock` beside it keeps others out.
 
-    A row is on the disk when `append` returns. Where `append` raises, none of its rows stays. What an interruption left
-    of a last line is removed when the file is opened.
+    Rows are on the disk when `append` returns; if it raises, none of them stays. An incomplete last line, as an
+    interruption leaves it, is removed when the file is opened.
 
     Raises:
-        ValueError: if somebody else writes the file.
+        ValueError: if another process writes the file.
     """
 
     def __init__(self, path: Path):
@@ -77,7 +86,7 @@ class Journal:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(
-                f"'{path}' is being written by another run: wait until that one ends, or choose another file."
+                f"'{path}' is being written by another run: wait until it ends, or choose another file."
             ) from error
         try:
             self._heal()
@@ -92,17 +101,17 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Lets others write."""
+        """Releases the lock."""
         self._lock.release()
 
     def rows(self) -> Iterator[tuple[str, dict]]:
-        """Yields `(where, row)` of what the file holds."""
+        """Yields `(where, row)` of every row in the file."""
         if self.path.exists() and self.path.stat().st_size:
             yield from read_rows(self.path)
 
     def append(self, rows: Iterable[dict]) -> None:
         """
-        Writes rows.
+        Appends rows and syncs them to the disk.
 
         Raises:
             OSError: if they cannot be written, such as on a full disk.

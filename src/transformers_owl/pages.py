@@ -1,8 +1,8 @@
 """
-Pages of gradio behind a gate of our own, and the fence of both.
+Gradio pages behind a gate of our own, and the fence of both.
 
-Gradio would fetch an address that a request names as a file, forward one in the path, and answer many more requests
-than a page makes. Here only what a page asks for passes, and the files that a request names are those of its folder.
+Gradio would fetch a URL that a request names as a file, forward one in the path, and answer many more requests than a
+page makes. Here only the requests of a page pass, and the files that they name must be in its folder.
 """
 
 import html
@@ -55,18 +55,18 @@ PREVIEW = re.compile(rb'<meta\s+(?:property="og:|name="twitter:)[^>]*>')  # what
 
 
 class RefusedError(Exception):
-    """A status, and a word for whoever asked."""
+    """An HTTP status, and a message for the client."""
 
 
 class Gate:
     """
-    What stands before gradio's application.
+    Checks requests before gradio's application gets them.
 
     Args:
-        app (`ASGIApp`): Gradio's.
-        folder (`str`): Absolute path of the only one whose files may be read, links resolved.
-        takes_uploads (`bool`): Whether files may be sent.
-        title, description (`str`): What a link's preview says of the page.
+        app (`ASGIApp`): Gradio's application.
+        folder (`str`): Absolute path of the only folder whose files may be read, links resolved.
+        takes_uploads (`bool`): Whether clients may upload files.
+        title, description (`str`): Texts of a link preview.
     """
 
     def __init__(self, app: ASGIApp, folder: str, takes_uploads: bool, title: str = "", description: str = ""):
@@ -92,7 +92,7 @@ class Gate:
         return await self.app(scope, receive, send)
 
     async def send_page(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The page itself: with what it may load, and what previews of its links say."""
+        """The page itself, with its content security policy and the texts of link previews."""
         started: Message = {}
         body = b""
 
@@ -116,10 +116,10 @@ class Gate:
 
     async def admit(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
         """
-        The request as gradio gets it.
+        Checks a request, and returns it as gradio gets it.
 
         Raises:
-            RefusedError: for one that no page makes.
+            RefusedError: for a request that no page makes.
         """
         path, is_read = scope["path"], scope["method"] in ("GET", "HEAD")
         if is_read and path.startswith(FILE):
@@ -129,27 +129,27 @@ class Gate:
         elif not (is_read and (path in READ or path.startswith(READ_BELOW))) and not (
             self.takes_uploads and scope["method"] == "POST" and path == UPLOAD
         ):
-            raise RefusedError(403, "Not here.")
+            raise RefusedError(403, "This request is not allowed here.")
         return scope, receive
 
     def check_file(self, path: str) -> None:
         # Of an address no part is a folder: it is not absolute.
         if "\0" in path or not Path(os.path.normpath(path)).is_relative_to(self.folder):
-            raise RefusedError(403, "Only uploaded images are read, no addresses and no other files.")
+            raise RefusedError(403, "Only uploaded files can be read, no URLs and no other files.")
 
     async def read_call(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
-        """A call with its files checked."""
+        """An API call whose files have been checked."""
         try:
             call = await read_json(receive, MAX_CALL)
         except TooLargeError as error:
             raise RefusedError(413, "The conversation is too long: start a new one.") from error
         except ValueError as error:
-            raise RefusedError(400, "This is no JSON.") from error
+            raise RefusedError(400, "The request is not JSON.") from error
         self.check_files(call)
         return rewritten(scope, receive, call)
 
     def check_files(self, data: Any) -> None:
-        """Every `path` in it must lie in the folder; the `url` beside it, which a browser needs alone, is left out."""
+        """Every `path` must be in the folder; the `url` beside it, which only a browser needs, is left out."""
         left = [data]
         while left:
             value = left.pop()
@@ -166,7 +166,7 @@ UPLOADS = "transformers-owl-uploads-"
 
 
 def delete_leftovers() -> None:
-    """Deletes folders of uploads whose process is gone."""
+    """Deletes upload folders whose process has ended."""
     for folder in Path(tempfile.gettempdir()).glob(f"{UPLOADS}*-*"):
         process = folder.name.removeprefix(UPLOADS).partition("-")[0]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
@@ -175,7 +175,7 @@ def delete_leftovers() -> None:
 
 @contextmanager
 def ending_by_signals() -> Iterator[None]:
-    """Signals that end a program at once end it as `sys.exit` does, so that it can clean up."""
+    """Turns signals that would end the program at once into `sys.exit`, so that it can clean up."""
     ends = [signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
     if threading.current_thread() is not threading.main_thread():
         ends = []  # only the main thread may handle signals
@@ -188,13 +188,13 @@ def ending_by_signals() -> Iterator[None]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises a ValueError if the port cannot be served at."""
+    """Raises a ValueError if the port cannot be used."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ValueError(f"{host}:{port} cannot be served at ({error.strerror}): choose another --port.") from error
+            raise ValueError(f"Cannot serve at {host}:{port} ({error.strerror}): choose another --port.") from error
 
 
 @contextmanager
@@ -208,15 +208,15 @@ def serving(
     **options: Any,
 ) -> Iterator[gr.Blocks]:
     """
-    Serves a page at `http://HOST:PORT`; uploads, and copies of what it shows, lie in a folder that is deleted when it
-    ends, by SIGTERM and SIGHUP too. What a killed process left is deleted at the next start.
+    Serves a page at `http://HOST:PORT`. Uploads and copies of the files that it shows are in a folder that is deleted
+    at the end, also after SIGTERM and SIGHUP. The next start deletes what a killed process left.
 
     Args:
-        build: Makes the page.
-        files (`Sequence[Path]`): What it may show besides: copies of them lie in that folder, too.
-        takes_uploads (`bool`): Whether files may be sent to it.
-        description (`str`): What previews of its links say, below its title.
-        options: Further ones of `Blocks.launch`.
+        build (`Callable`): Builds the page.
+        files (`Sequence[Path]`): Further files that the page may show; they are copied into that folder.
+        takes_uploads (`bool`): Whether clients may upload files.
+        description (`str`): Text of link previews, below the title.
+        options: Further options of `Blocks.launch`.
     """
     delete_leftovers()
     with ending_by_signals(), tempfile.TemporaryDirectory(prefix=f"{UPLOADS}{os.getpid()}-") as made:

@@ -1,6 +1,6 @@
 """
 The console command.
 
-It has a package of its own because importing `transformers_owl` imports torch, for which nobody waits who asks for help
-or has mistyped a name. Its modules import what they need inside the commands.
+It is a separate package because importing `transformers_owl` imports torch, which takes too long for a help text or a
+mistyped name. Its modules import what they need inside the commands.
 """

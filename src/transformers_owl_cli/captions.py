@@ -1,4 +1,4 @@
-"""The command `caption`: what it checks first, and what it shows of a run."""
+"""The command `caption`: its checks before a run, and its progress and summary."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """The lines of a file that say something."""
+    """The non-empty lines of a file."""
     return tuple(line.strip() for line in path.read_text("utf-8-sig").split("\n") if line.strip())
 
 
 def check(settings: "Settings", output: str | None, on_error: str, ray: str | None, workers: int | None) -> None:
-    """Raises a ValueError for options that contradict each other or do not exist."""
+    """Raises a ValueError for invalid options and conflicts between them."""
     from transformers_owl.collections.running import ON_ERROR
 
     settings.check()
@@ -29,14 +29,14 @@ def check(settings: "Settings", output: str | None, on_error: str, ray: str | No
         raise ValueError(f"--on-error is {on_error!r}, but must be one of {', '.join(ON_ERROR)}.")
     if ray is None:
         if workers is not None:
-            raise ValueError("--workers is for runs on Ray: add --ray local, or leave it out.")
+            raise ValueError("--workers needs a run on Ray: add --ray local, or leave it out.")
         if output is not None and "://" in output:
-            raise ValueError(f"{output} is an address, which only a run on Ray writes: add --ray, or name a file.")
+            raise ValueError(f"{output} is a URL, which only a run on Ray can write to: add --ray, or name a file.")
         return
     if ray not in ("local", "auto") and not ray.startswith("ray://"):
         raise ValueError(f"--ray is {ray!r:.100}, but must be local, auto or ray://HOST:PORT.")
     if output is None:
-        raise ValueError("A run on Ray needs --output, since it prints no answers.")
+        raise ValueError("A run on Ray needs --output, since it does not print its answers.")
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
     ray: str | None,
     workers: int | None,
 ) -> None:
-    """Answers about the parts, with a bar while it works."""
+    """Answers about the parts, with a progress bar."""
     from transformers_owl.collections.outputs import Output
     from transformers_owl.collections.running import Count, caption
 
@@ -82,7 +82,7 @@ def run(
 
 
 def line(row: dict[str, Any], settings: "Settings") -> str:
-    """An answer as it is printed, with the prompt where there are several, and with likelihoods."""
+    """A printed answer, with the prompt if there are several, and with likelihoods."""
     from transformers_owl.collections.engines import LIKELIHOOD
 
     asked = f" {row['prompt']}" if len(settings.prompts) > 1 else ""
@@ -91,7 +91,7 @@ def line(row: dict[str, Any], settings: "Settings") -> str:
 
 
 def shown(rows: Iterable[dict[str, Any]], count: "Count") -> Iterator[dict[str, Any]]:
-    """The rows, with the images that they are about counted."""
+    """The rows, with a progress bar of their images."""
     from transformers_owl.progress import COUNTED, Bar
 
     with Bar(*COUNTED, unit="images") as bar:
@@ -103,16 +103,16 @@ def shown(rows: Iterable[dict[str, Any]], count: "Count") -> Iterator[dict[str, 
 
 def report(answered: int, failures: list[dict[str, Any]], output: "Output | None") -> None:
     """
-    Says what could not be read.
+    Prints the number of unreadable files.
 
     Raises:
-        ValueError: if nothing was answered.
+        ValueError: if none could be read.
     """
     if not failures:
         return
     if not answered:
-        raise ValueError(f"Nothing could be read. {failures[0]['image']}: {failures[0]['error']}")
+        raise ValueError(f"None of the files could be read. {failures[0]['image']}: {failures[0]['error']}")
     from transformers_owl.collections.running import failures_of
 
-    where = "" if output is None else f"; {failures_of(output)} lists them"
-    typer.echo(f"{len(failures)} could not be read{where}.", err=True)
+    where = "" if output is None else f": see {failures_of(output)}"
+    typer.echo(f"{len(failures)} files could not be read{where}.", err=True)

@@ -1,4 +1,4 @@
-"""The commands that make, compare and publish checkpoints; the scripts in conversion/ run the same functions."""
+"""The commands that make, compare and publish checkpoints; the scripts in conversion/ use the same functions."""
 
 import enum
 import sys
@@ -7,18 +7,18 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from .running import conversion
+from .shared import conversion
 
 
 class Quantize(enum.StrEnum):
-    """Types that the language model's linear layers can be packed in."""
+    """Quantisations of the language model's linear layers."""
 
     INT8 = "int8"
     INT4 = "int4"
 
 
 class Dtype(enum.StrEnum):
-    """Types that weights can be written in, by their names in torch."""
+    """Dtypes of written weights, by their names in torch."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -34,22 +34,22 @@ def torch_dtype(dtype: Dtype | None):
 @conversion()
 def convert(
     checkpoint: Annotated[str, Option(help="Folder, FILE, REPO or REPO@REVISION of a release or a fine-tune.")],
-    output: Annotated[Path, Option(help="Folder to make.")],
-    dtype: Annotated[Dtype | None, Option(help="Type of the weights (default: as they are).")] = None,
-    max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
-    base: Annotated[str | None, Option(help="Folder, REPO or REPO@REVISION that a fine-tune was trained from.")] = None,
+    output: Annotated[Path, Option(help="Folder to create.")],
+    dtype: Annotated[Dtype | None, Option(help="Dtype of the weights (default: unchanged).")] = None,
+    max_shard_size: Annotated[str, Option(help="Maximum size of a weights file.")] = "5GB",
+    base: Annotated[str | None, Option(help="Folder, REPO or REPO@REVISION of a fine-tune's base model.")] = None,
     lora_alpha: Annotated[
-        float | None, Option(help="LoRA's alpha (default: of adapter_config.json beside it, or 32).")
+        float | None, Option(help="Alpha of LoRA (default: that of adapter_config.json beside it, or 32).")
     ] = None,
-    keep_adapter: Annotated[bool, Option("--keep-adapter", help="Make a PEFT adapter for the base.")] = False,
+    keep_adapter: Annotated[bool, Option("--keep-adapter", help="Write a PEFT adapter for the base.")] = False,
     quantize: Annotated[
-        Quantize | None, Option(help="Pack the language model's linear layers, in little memory.")
+        Quantize | None, Option(help="Quantise the language model's linear layers, in little memory.")
     ] = None,
     push_to_hub: Annotated[str | None, Option(metavar="OWNER/NAME", help="Also push to this repository.")] = None,
     private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
     create_pr: Annotated[bool, Option("--create-pr", help="Push as a pull request.")] = False,
 ) -> None:
-    """Make a Hub repository of a checkpoint of the original release, or of a fine-tune of one."""
+    """Convert a checkpoint of the original release, or a fine-tune of one, to a Hub repository."""
     from transformers_owl.conversion.convert import convert
     from transformers_owl.conversion.push import push
 
@@ -62,9 +62,9 @@ def convert(
 @conversion()
 def verify(
     first: Annotated[str, Argument(help="Folder, REPO or REPO@REVISION, original or converted.")],
-    second: Annotated[str, Argument(help="The same.")],
+    second: Annotated[str, Argument(help="Checkpoint to compare with, as the first.")],
     tolerance: Annotated[
-        float, Option(min=0, help="Largest difference of a weight, and of the relative logits.")
+        float, Option(min=0, help="Largest allowed difference of a weight, and relative difference of the logits.")
     ] = 0.0,
     skip_logits: Annotated[bool, Option("--skip-logits", help="Compare the weights only, in little memory.")] = False,
 ) -> None:
@@ -94,18 +94,18 @@ def verify(
 @conversion()
 def build(
     vision: Annotated[str, Option(help="Folder, REPO or REPO@REVISION of a vision model.")],
-    language: Annotated[str, Option(help="The same of a causal language model, or a .gguf file.")],
-    output: Annotated[Path, Option(help="Folder to make.")],
-    dtype: Annotated[Dtype, Option(help="Type of the weights.")] = Dtype.BFLOAT16,
-    num_query_tokens: Annotated[int, Option(min=1, help="Queries of the abstractor.")] = 64,
-    num_abstractor_layers: Annotated[int, Option(min=1, help="Layers of the abstractor.")] = 6,
+    language: Annotated[str, Option(help="Folder, REPO or REPO@REVISION of a causal language model, or a .gguf file.")],
+    output: Annotated[Path, Option(help="Folder to create.")],
+    dtype: Annotated[Dtype, Option(help="Dtype of the weights.")] = Dtype.BFLOAT16,
+    num_query_tokens: Annotated[int, Option(min=1, help="Number of queries of the abstractor.")] = 64,
+    num_abstractor_layers: Annotated[int, Option(min=1, help="Number of layers of the abstractor.")] = 6,
     seed: Annotated[int, Option(help="Seed of the abstractor's weights.")] = 0,
-    max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
+    max_shard_size: Annotated[str, Option(help="Maximum size of a weights file.")] = "5GB",
     chat_template: Annotated[str, Option(help="original, language_model (its own), or a Jinja file.")] = "original",
-    image_size: Annotated[int | None, Option(help="Side of the images, pixels; by default as trained.")] = None,
-    max_crops: Annotated[int, Option(help="Most cells that an image is also cut into; 1: none.")] = 1,
+    image_size: Annotated[int | None, Option(help="Side of the images in pixels (default: as trained).")] = None,
+    max_crops: Annotated[int, Option(help="Maximum number of cells that an image is also cut into; 1 cuts none.")] = 1,
 ) -> None:
-    """Make a fresh Owl from a vision model and a causal language model."""
+    """Build a fresh Owl from a vision model and a causal language model."""
     from transformers_owl.conversion.build import build
 
     sizes = (num_query_tokens, num_abstractor_layers)
@@ -117,12 +117,12 @@ def build(
 @conversion()
 def merge(
     adapter: Annotated[str, Option(help="Folder or repository of the adapter.")],
-    base: Annotated[str, Option(help="Folder, REPO or REPO@REVISION of the model that it was trained on.")],
-    output: Annotated[Path, Option(help="Folder to make.")],
-    dtype: Annotated[Dtype | None, Option(help="Type to merge in (default: the base's).")] = None,
-    max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
+    base: Annotated[str, Option(help="Folder, REPO or REPO@REVISION of the model that the adapter was trained on.")],
+    output: Annotated[Path, Option(help="Folder to create.")],
+    dtype: Annotated[Dtype | None, Option(help="Dtype of the merged weights (default: the base's).")] = None,
+    max_shard_size: Annotated[str, Option(help="Maximum size of a weights file.")] = "5GB",
 ) -> None:
-    """Merge a PEFT adapter into its base, to a complete repository."""
+    """Merge a PEFT adapter into its base, and write a complete repository."""
     from transformers_owl.conversion.merge import merge
 
     merge(adapter, base, output, torch_dtype(dtype), max_shard_size)
@@ -133,8 +133,8 @@ def merge(
 def quantize(
     checkpoint: Annotated[str, Option(help="Folder, REPO or REPO@REVISION.")],
     method: Annotated[str, Option(help="One of bitsandbytes-8bit, bitsandbytes-4bit, torchao-int8, torchao-int4.")],
-    output: Annotated[Path, Option(help="Folder to make.")],
-    max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "5GB",
+    output: Annotated[Path, Option(help="Folder to create.")],
+    max_shard_size: Annotated[str, Option(help="Maximum size of a weights file.")] = "5GB",
 ) -> None:
     """Write a copy with a quantised language model."""
     from transformers_owl.conversion.quantize import quantize
@@ -146,9 +146,9 @@ def quantize(
 @conversion()
 def export(
     checkpoint: Annotated[str, Option(help="Folder, REPO or REPO@REVISION.")],
-    release: Annotated[str, Option(help="Original release whose tokenizer and settings the copy takes.")],
-    output: Annotated[Path, Option(help="Folder to make.")],
-    max_shard_size: Annotated[str, Option(help="Largest file of weights.")] = "1GB",
+    release: Annotated[str, Option(help="Original release whose tokenizer and settings are copied.")],
+    output: Annotated[Path, Option(help="Folder to create.")],
+    max_shard_size: Annotated[str, Option(help="Maximum size of a weights file.")] = "1GB",
 ) -> None:
     """Write a checkpoint in the layout of the original release."""
     from transformers_owl.conversion.export import export
@@ -159,11 +159,11 @@ def export(
 
 @conversion()
 def push(
-    folder: Annotated[Path, Argument(help="Folder made by one of the scripts here.")],
-    repository: Annotated[str, Argument(help="OWNER/NAME; it is made if it is not there.")],
+    folder: Annotated[Path, Argument(help="Model folder made by convert, build, merge or quantize.")],
+    repository: Annotated[str, Argument(help="OWNER/NAME; created if it does not exist.")],
     private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
-    create_pr: Annotated[bool, Option("--create-pr", help="Propose a pull request.")] = False,
-    update: Annotated[bool, Option("--update", help="Replace what a repository holds.")] = False,
+    create_pr: Annotated[bool, Option("--create-pr", help="Push as a pull request.")] = False,
+    update: Annotated[bool, Option("--update", help="Replace the weights of a repository that has files.")] = False,
 ) -> None:
     """Push a model folder to the Hub in one commit."""
     from transformers_owl.conversion.push import push
@@ -180,5 +180,5 @@ def card(
     from transformers_owl.conversion.card import releases, render
 
     if model not in releases():
-        raise ValueError(f"There is no card of {model}: choose one of {', '.join(releases())}.")
+        raise ValueError(f"{model} has no card: choose one of {', '.join(releases())}.")
     print(render(model, model))

@@ -1,6 +1,6 @@
 """
-Log messages and warnings of other packages about themselves, which do not help whoever runs a command. Programs in
-Python still see them, and so do commands with TRANSFORMERS_OWL_VERBOSE=1.
+Hides log messages and warnings of other packages about themselves, which do not help users of a command. Python
+programs still see them, and so do commands with TRANSFORMERS_OWL_VERBOSE=1.
 """
 
 import logging

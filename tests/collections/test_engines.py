@@ -13,15 +13,15 @@ from transformers_owl.inference import Chat
 
 
 MISTAKES = {
-    "There is no engine 'tgi'": {"engine": "tgi"},
+    "Unknown engine: 'tgi'": {"engine": "tgi"},
     "--device and --score cannot be used with vLLM": {"engine": "vllm", "device": "cpu", "score": ("a", "b")},
     "--load-in-4bit cannot be used with vLLM": {"engine": "vllm", "load_in_4bit": True},
-    "Prompts must be at least one, and different": {"prompts": ("Why?", "Why?")},
-    "Prompts must be at least one, and different: []": {"prompts": ()},
+    "but must be at least one, and all different": {"prompts": ("Why?", "Why?")},
+    "The prompts are [], but must be at least one": {"prompts": ()},
     "--score takes two answers or more, such as 'Yes|No', but has 'Yes'": {"score": ("Yes",)},
     "but has 'Yes|'": {"score": ("Yes", "")},
     "but has 'a|a'": {"score": ("a", "a")},
-    "There is no type of weights 'int3'": {"dtype": "int3"},
+    "Unknown dtype: 'int3'": {"dtype": "int3"},
 }
 
 

@@ -171,10 +171,10 @@ BROKEN = {
     "a cut shard": (lambda folder: cut(folder / "0.tar"), "broken shard"),
     "no shard": (lambda folder: f"file://{folder}/gone.tar", "broken shard"),
     "a shard that is none": (lambda folder: write_file(folder / "0.tar", b"none" * 999), "broken shard"),
-    "a shard without images": (lambda folder: other_members(folder / "0.tar"), "there is only txt"),
+    "a shard without images": (lambda folder: other_members(folder / "0.tar"), "there are only txt"),
     "Parquet that is none": (lambda folder: write_file(folder / "0.parquet", b"none"), "broken Parquet file"),
     "Parquet of nothing": (lambda folder: write_parquet(folder / "0.parquet", [None, b""]), "the row has no image"),
-    "Parquet of other columns": (lambda folder: other_column(folder / "0.parquet"), "there is no column 'image'"),
+    "Parquet of other columns": (lambda folder: other_column(folder / "0.parquet"), "no column 'image'"),
     "a damaged image": (lambda folder: write_file(folder / "0.png", b"none"), "0.png' cannot be read"),
     "an image of a store that is gone": (lambda folder: f"file://{folder}/gone.png", "gone.png"),
 }
@@ -214,10 +214,10 @@ def test_bytes_of_a_video_are_shown_as_the_file_is(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "the list of names is empty"),
+        ([], "The list of images and videos is empty"),
         (["gone.png", "gone.tar"], "No such file: gone.png, gone.tar"),
         (["http.txt"], "No such file: http.txt"),
-        (["rows.jsonl"], "names no file: `image` or `file_name` is needed"),
+        (["rows.jsonl"], "but must have `image` or `file_name`"),
     ],
 )
 def test_mistakes_are_named(names, message, tmp_path, monkeypatch):

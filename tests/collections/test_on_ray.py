@@ -153,7 +153,7 @@ def test_an_unfinished_run_is_not_mixed_with_another(changed, shards, tmp_path, 
             ("How?",) if changed == "prompts" else ("What?", "Why?"),
         )
     settings, parts = settings_and_parts(shards)
-    with pytest.raises(ValueError, match="holds a run on Ray that is not finished: go on by --ray"):
+    with pytest.raises(ValueError, match="holds an unfinished run on Ray: resume it by --ray"):
         list(caption(settings.load, settings, parts, Output(str(tmp_path / "out.jsonl"), settings, parts)))
     assert Blocks(f"{tmp_path}/out.jsonl.blocks").names() == before
 

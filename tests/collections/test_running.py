@@ -203,13 +203,13 @@ def test_captions_lie_beside_images(files, tmp_path):
     assert not engine.asked
     assert texts[0].read_text() == "mine" and texts[1].read_bytes() == wanted[1]
     (tmp_path / "in/captions.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"Already there, and not by a run .*0\.txt"):
+    with pytest.raises(ValueError, match=r"exist, but no run .* wrote them: .*0\.txt"):
         run(files, "{}.txt", prompts=("What?",))
 
 
 def test_two_images_never_share_a_caption(files, tmp_path):
     (tmp_path / "in/3.jpg").write_bytes(png(3))
-    with pytest.raises(ValueError, match=r"3\.jpg and .*3\.png would have one .*3\.txt"):
+    with pytest.raises(ValueError, match=r"3\.jpg and .*3\.png would share .*3\.txt"):
         run([str(tmp_path / "in")], "{}.txt", prompts=("What?",))
 
 
@@ -237,14 +237,14 @@ def test_shards_get_captions_that_training_reads(tmp_path):
     engine, _ = run([whole, broken], output, prompts=("What?",))
     assert not engine.asked
     (tmp_path / "out/captions.jsonl").unlink()
-    with pytest.raises(ValueError, match="Already there, and not by a run"):
+    with pytest.raises(ValueError, match="exist, but no run"):
         run([whole, broken], output, prompts=("What?",))
     assert len(times) == 2
 
 
 def test_shards_are_never_written_over_themselves(tmp_path):
     shard = write_tar(tmp_path / "a.tar", range(3))
-    with pytest.raises(ValueError, match="would be written over itself"):
+    with pytest.raises(ValueError, match="would overwrite itself"):
         run([shard], tmp_path / "{}.tar", prompts=("What?",))
 
 

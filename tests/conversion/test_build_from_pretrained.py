@@ -67,7 +67,7 @@ def save(language_model, tokenizer, folder: Path) -> Path:
 
 
 def tokenizer(llama):
-    """A tokenizer of a language model that knows nothing of pictures."""
+    """A tokenizer of a language model that knows nothing of images."""
     return LlamaTokenizer.from_pretrained(llama.checkpoint)
 
 
@@ -154,7 +154,7 @@ VISION_MODELS = {
 
 @pytest.mark.parametrize("image_size", [None, 42])
 @pytest.mark.parametrize("name", VISION_MODELS)
-def test_vision_models_of_other_types(name, image_size, llama, pictures, tmp_path):
+def test_vision_models_of_other_types(name, image_size, llama, images, tmp_path):
     """In the folder are its features, for images that are prepared as it wants them."""
     kind, config, image_processor = VISION_MODELS[name]
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -171,8 +171,8 @@ def test_vision_models_of_other_types(name, image_size, llama, pictures, tmp_pat
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     side = image_size or 28
     image_processor.size, image_processor.do_center_crop = {"height": side, "width": side}, False
-    pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    assert relative_error(pixels, image_processor(pictures, return_tensors="pt")["pixel_values"]) <= 1e-6
+    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    assert relative_error(pixels, image_processor(images, return_tensors="pt")["pixel_values"]) <= 1e-6
     theirs = both.vision_model if name == "siglip" else both
     options = {"interpolate_pos_encoding": True} if name == "siglip" else {}
     with torch.no_grad():
@@ -184,11 +184,11 @@ def test_vision_models_of_other_types(name, image_size, llama, pictures, tmp_pat
 
 def test_other_models_are_refused(clip, llama, tmp_path):
     BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match="`bert` is no vision model"):
+    with pytest.raises(ValueError, match="`bert` is not a vision model"):
         build(str(tmp_path / "bert"), "unread", tmp_path / "out")
     gpt = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=1000, n_embd=8, n_layer=1, n_head=2))
     save(gpt, tokenizer(llama), tmp_path / "gpt")
-    with pytest.raises(ValueError, match="`openai-gpt` cannot be used: it keeps none of the library's caches"):
+    with pytest.raises(ValueError, match="`openai-gpt` is not supported: it uses none of the library's caches"):
         build(str(clip), str(tmp_path / "gpt"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -18,7 +18,7 @@ from transformers_owl import MplugOwlConfig, MplugOwlForConditionalGeneration
 from transformers_owl.conversion.checkpoints import Piece, convert, save_safetensors, unfinished, write_weights
 from transformers_owl.conversion.convert import convert as main
 from transformers_owl_cli import conversion
-from transformers_owl_cli.running import run
+from transformers_owl_cli.shared import run
 
 
 FORMS = ["shards", "safetensors", "bin"]
@@ -54,9 +54,7 @@ def test_the_repository_is_complete_and_answers_as_the_original(llama, tmp_path)
     assert "plan.json" not in names
     model = AutoModel.from_pretrained(tmp_path / "mplug-owl-llama-7b")
     processor = AutoProcessor.from_pretrained(tmp_path / "mplug-owl-llama-7b")
-    inputs = processor(
-        text=[llama.prompts["one_image"]["text"]], images=llama.pictures("one_image"), return_tensors="pt"
-    )
+    inputs = processor(text=[llama.prompts["one_image"]["text"]], images=llama.images("one_image"), return_tensors="pt")
     written = model.generate(**inputs, max_new_tokens=24)[:, inputs["input_ids"].shape[1] :]
     assert written.tolist() == llama.expected["one_image/greedy_new_tokens"].tolist()
 
@@ -202,17 +200,17 @@ PROBLEMS = {
     "a truncated .bin": (truncated_bin, "pytorch_model.bin is truncated or damaged"),
     "truncated safetensors": (truncated_safetensors, "model.safetensors is truncated or damaged"),
     "a missing shard": (missing_shard, "pytorch_model-00002-of-00002.bin"),
-    "a wrong shape": (changed(query_tokens=torch.zeros(1, 63, 32)), "other shapes than config.json says.*query_tokens"),
-    "an unknown name": (changed(stranger=torch.zeros(2)), "has weights that the model has not: 1, such as .*stranger"),
+    "a wrong shape": (changed(query_tokens=torch.zeros(1, 63, 32)), "shapes do not match config.json.*query_tokens"),
+    "an unknown name": (changed(stranger=torch.zeros(2)), "has weights that the model does not have: 1, .*stranger"),
     "a missing name": (changed(**{FUSED: None}), "lacks weights .*layers.0.self_attn.k_proj"),
     "not a number": (
         changed(query_tokens=with_one("nan")),
-        "query_tokens holds values that are not",
+        "query_tokens has values that are not",
     ),
-    "infinity": (changed(query_tokens=with_one("inf")), "query_tokens holds values that are not"),
+    "infinity": (changed(query_tokens=with_one("inf")), "query_tokens has values that are not"),
     "a malicious pickle": (changed(query_tokens=Malicious()), "holds code, which was not run"),
-    "another model": (other_model, "a model of type llama, but mplug-owl was expected"),
-    "the first code": (of_the_first_code, r"first code \(v0\).*Use the release that followed"),
+    "another model": (other_model, "a model of type llama, but must be mplug-owl"),
+    "the first code": (of_the_first_code, r"first code \(v0\).*Use a later release"),
 }
 
 
@@ -244,7 +242,7 @@ def test_v0_files_are_refused_by_name(tmp_path):
 
 def test_a_folder_that_exists_is_left_alone(llama, tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match="exists: delete it"):
+    with pytest.raises(ValueError, match="already exists: delete it"):
         main(llama.checkpoint, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
@@ -256,7 +254,7 @@ def test_a_target_that_cannot_be_written_is_an_error(llama):
 
 def test_a_disk_that_is_full_is_told_before_and_while_writing(llama, tmp_path):
     huge = Piece({"a": torch.empty(2**50, device="meta")}, dict)
-    with pytest.raises(OSError, match=r"GB free, but 4503599.6 GB will be written"):
+    with pytest.raises(OSError, match=r"GB free, but needs 4503599.6 GB"):
         write_weights([huge], tmp_path, "5GB", save_safetensors, "model.safetensors")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -276,7 +274,7 @@ def test_a_disk_that_is_full_is_told_before_and_while_writing(llama, tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
-    [(["--output", "."], 1, "Error: . exists: delete it"), (["--output", "o", "--shard", "1"], 2, "No such option")],
+    [(["--output", "."], 1, "Error: . already exists"), (["--output", "o", "--shard", "1"], 2, "No such option")],
 )
 def test_the_command_line_says_errors_in_a_line_and_knows_its_flags(llama, flags, code, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["convert_original_to_hf.py", "--checkpoint", llama.checkpoint, *flags])

@@ -86,7 +86,7 @@ def test_lora_is_merged_from_every_form(tuned, form, version, alone, tmp_path, c
     file.parent.mkdir(exist_ok=True)
     torch.save(in_pefts_names(inside, lora, version), file)
     convert(str(file.parent if form == "folder" else file), tmp_path / "out", base=str(base))
-    assert "does not tell LoRA's alpha: the original's 32 is taken" in " ".join(capsys.readouterr().err.split())
+    assert "does not say LoRA's alpha: using the original's 32" in " ".join(capsys.readouterr().err.split())
     model, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     expected = expected_logits(name, trained, lora, 32, tmp_path / "plain")
@@ -173,15 +173,15 @@ def test_a_folder_with_a_configuration_needs_no_base(tuned, tmp_path):
 
 LORA_A = "base_model.model.language_model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
 STATES = {
-    "a shape of another base": ({"base_model.model.query_tokens": torch.zeros(1, 3, 32)}, "other shapes .*--base"),
+    "a shape of another base": ({"base_model.model.query_tokens": torch.zeros(1, 3, 32)}, "shapes do not .*--base"),
     "a stranger": (
         {"base_model.model.stranger.weight": torch.zeros(3)},
-        "weights that the model has not: 1, .*stranger",
+        "has 1 weights that the model has not, .*stranger",
     ),
     "LoRA of a stranger": ({LORA_A.replace("layers.0", "layers.9"): torch.zeros(8, 48)}, "one of LoRA's two weights"),
-    "LoRA of another width": ({LORA_A: torch.zeros(8, 47)}, "do not fit"),
-    "LoRA of embeddings": ({"base_model.model.x.lora_embedding_A": torch.zeros(8, 4)}, "LoRA of linear layers alone"),
-    "what a Trainer keeps": ({"epoch": 3}, r"holds epoch \(int\) beside \d+ tensors, but weights by their names"),
+    "LoRA of another width": ({LORA_A: torch.zeros(8, 47)}, "do not match"),
+    "LoRA of embeddings": ({"base_model.model.x.lora_embedding_A": torch.zeros(8, 4)}, "only LoRA of linear layers"),
+    "what a Trainer keeps": ({"epoch": 3}, r"holds epoch \(int\) beside \d+ tensors, but must hold weights by name"),
     "the first code": ({"abstractor.x.bias_k": torch.zeros(3)}, "first code"),
 }
 
@@ -214,10 +214,10 @@ def test_an_adapter_that_could_not_say_all_is_refused(tuned, tmp_path):
 def test_a_file_alone_asks_for_its_base(tuned, tmp_path):
     _, base, _, lora = tuned
     torch.save(in_pefts_names({}, lora, "0.3"), tmp_path / "tuned.bin")
-    with pytest.raises(ValueError, match=r"without config.json: name by --base the release"):
+    with pytest.raises(ValueError, match=r"without config.json: give the release .* by --base"):
         convert(str(tmp_path / "tuned.bin"), tmp_path / "out")
     shutil.copy(tmp_path / "tuned.bin", base / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"lacks weights of the model: .*name by --base the release"):
+    with pytest.raises(ValueError, match=r"lacks weights of the model: .*give the release .* by --base"):
         convert(str(base), tmp_path / "out")
 
 

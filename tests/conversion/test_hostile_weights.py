@@ -104,7 +104,7 @@ def doubled(times: int):
     return text
 
 
-CODE, GROWS, DAMAGED = "holds code, which was not run", "would take far more in memory", "is truncated or damaged"
+CODE, GROWS, DAMAGED = "holds code, which was not run", "would take far more memory", "is truncated or damaged"
 RUN = Reduced(os.mkdir, "ran")
 OBJECTS = {"code": RUN, "an array of bytes": Reduced(bytearray, 2**31), "a doubled text": doubled(27)}
 PICKLES = {name: (lambda path, what=what: write_archive(path, {"w": what}), CODE) for name, what in OBJECTS.items()}
@@ -124,8 +124,8 @@ BINS = {
     "a number repeated, old": (lambda path: write_old(path, {"w": tensor(LARGE, 0)}), GROWS),
     "a list": (lambda path: write_archive(path, [tensor()]), "holds a list"),
     "a part of an archive": (lambda path: path.write_bytes(b"PK\3\4" + b"x" * 99), DAMAGED),
-    "a page": (lambda path: path.write_bytes(b"<html>not found</html>"), "is not a file of weights"),
-    "nothing": (lambda path: path.write_bytes(b""), "is not a file of weights"),
+    "a page": (lambda path: path.write_bytes(b"<html>not found</html>"), "is not a weights file"),
+    "nothing": (lambda path: path.write_bytes(b""), "is not a weights file"),
 }
 SAFETENSORS = {
     "a header of a terabyte": (lambda path: write_header(path, {}, LARGE), DAMAGED),
@@ -306,15 +306,15 @@ def index_of(*shards, **more) -> dict:
 INDEXES = {
     "a path upwards": (index_of("a.bin", "../other/b.bin"), "names '../other/b.bin'"),
     "an absolute path": (index_of("/etc/passwd"), "names '/etc/passwd'"),
-    "a path of Windows": (index_of("..\\b.bin"), "weights must lie in the folder of their index"),
+    "a path of Windows": (index_of("..\\b.bin"), "weights must be in the folder of their index"),
     "a drive": (index_of("C:b.bin"), "names 'C:b.bin'"),
     "a hidden file": (index_of(".b.bin"), "names '.b.bin'"),
-    "no names": (index_of(5), "is no index of weights"),
-    "no map": ({"metadata": {}}, "is no index of weights"),
-    "no metadata": ({"weight_map": {}}, "is no index of weights"),
-    "a list": ([], "is no index of weights"),
-    "no JSON": ("{", "is no index of weights"),
-    "deep JSON": ("[" * 100_000, "is no index of weights"),
+    "no names": (index_of(5), "is not an index of weights"),
+    "no map": ({"metadata": {}}, "is not an index of weights"),
+    "no metadata": ({"weight_map": {}}, "is not an index of weights"),
+    "a list": ([], "is not an index of weights"),
+    "no JSON": ("{", "is not an index of weights"),
+    "deep JSON": ("[" * 100_000, "is not an index of weights"),
 }
 
 

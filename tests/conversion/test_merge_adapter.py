@@ -84,7 +84,7 @@ def test_an_adapter_that_does_not_fit_is_refused(tuned, tmp_path):
     name = next(iter(weights))
     weights[name.replace("layers.0", "layers.9")] = weights.pop(name)
     save_file(weights, adapter / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match=r"1 of its weights are missing .*layers.0.*, 1 have no place .*layers.9"):
+    with pytest.raises(ValueError, match=r"1 of its weights are missing .*layers.0.*, 1 are unexpected .*layers.9"):
         merge(str(adapter), str(base), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -117,7 +117,7 @@ def test_embeddings_of_an_adapter_merge(llama, tmp_path, is_tied, saved, grown):
                 parameter += torch.randn_like(parameter) * 0.05
     tuned.save_pretrained(tmp_path / "adapter")
     if grown:
-        with pytest.raises(ValueError, match=f"of {size + 8} tokens, and its base of {size}: put the processor"):
+        with pytest.raises(ValueError, match=f"of {size + 8} tokens, but its base has {size}: save the processor"):
             merge(str(tmp_path / "adapter"), str(tmp_path / "base"), tmp_path / "out")
         processor.save_pretrained(tmp_path / "adapter")
     merge(str(tmp_path / "adapter"), str(tmp_path / "base"), tmp_path / "out")

@@ -75,8 +75,8 @@ class Callback:
 
 
 REFUSED = {
-    "no weights": ({"epoch": 3, "loss": [0.1]}, r"holds epoch \(int\), loss \(list\), but weights"),
-    "another key": ({"net": {"x": torch.ones(1)}, "epoch": 3}, r"holds net \(dict\), epoch \(int\), but weights"),
+    "no weights": ({"epoch": 3, "loss": [0.1]}, r"holds epoch \(int\), loss \(list\), but must hold weights"),
+    "another key": ({"net": {"x": torch.ones(1)}, "epoch": 3}, r"holds net \(dict\), epoch \(int\), but must hold"),
     "two of them": (
         {"model": {"x": torch.ones(1)}, "state_dict": {"x": torch.ones(1)}},
         r"holds model \(dict\), state_dict \(dict\), but .* under one of state_dict, model_state_dict, model, module",
@@ -93,7 +93,7 @@ REFUSED = {
     "names that are none": ({3: torch.ones(1)}, r"holds 3 \(Tensor\), but"),
     "settings as objects": (
         {"state_dict": {"x": torch.ones(1)}, "hyper_parameters": argparse.Namespace(lr=1)},
-        r"holds code, which was not run: argparse\.Namespace\. Save what `model\.state_dict\(\)` gives",
+        r"holds code, which was not run: argparse\.Namespace\. Save only `model\.state_dict\(\)`",
     ),
     "a class of one's own": (
         {"model": {"x": torch.ones(1)}, "callback": Callback()},

@@ -52,7 +52,7 @@ from mplug_owl.tokenization_mplug_owl import MplugOwlTokenizer
 model = MplugOwlForConditionalGeneration.from_pretrained(checkpoint, torch_dtype=torch.float32)
 tokenizer = MplugOwlTokenizer.from_pretrained(checkpoint)
 processor = MplugOwlProcessor(MplugOwlImageProcessor.from_pretrained(checkpoint), tokenizer)
-inputs = processor(images=[PIL.Image.open(picture)], text=[prompt], return_tensors="pt")
+inputs = processor(images=[PIL.Image.open(image)], text=[prompt], return_tensors="pt")
 outputs = model.generate(**inputs, do_sample=False, top_k=5, max_length=512)
 answer = tokenizer.decode(outputs.tolist()[0], skip_special_tokens=True)
 """
@@ -84,7 +84,7 @@ PIPELINE = """
 from pipeline.interface import do_generate, get_model
 
 model, tokenizer, processor = get_model(pretrained_ckpt=checkpoint, use_bf16=False)
-answer = do_generate([prompt], [picture], model, tokenizer, processor, max_length=512, top_k=5, do_sample=False)
+answer = do_generate([prompt], [image], model, tokenizer, processor, max_length=512, top_k=5, do_sample=False)
 """
 
 
@@ -105,7 +105,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("original")
     for name in ("image-llama", "video-llama"):
         release(name, folder / name)
-    PIL.Image.new("RGB", (60, 40), "brown").save(folder / "picture.png")
+    PIL.Image.new("RGB", (60, 40), "brown").save(folder / "image.png")
     write_clip(folder / "clip.mp4", "libx264")
     return folder
 
@@ -120,8 +120,8 @@ def answered(checkpoint, placeholder: str, **media) -> str:
 
 @pytest.mark.parametrize("program", [HARNESS_IMAGE, PIPELINE], ids=["harness", "pipeline.interface"])
 def test_programs_about_images_give_the_answer_alone(program, folder):
-    names = {"checkpoint": str(folder / "image-llama"), "picture": str(folder / "picture.png")}
-    expected = answered(names["checkpoint"], "<image>", images=[PIL.Image.open(names["picture"])])
+    names = {"checkpoint": str(folder / "image-llama"), "image": str(folder / "image.png")}
+    expected = answered(names["checkpoint"], "<image>", images=[PIL.Image.open(names["image"])])
     found = ran(rewritten(program), "print(answer)", prompt=PROMPT.format("<image>"), **names)
     assert found.strip() == expected.strip() != ""
 
@@ -134,11 +134,11 @@ def test_a_program_about_videos_gives_the_answer_alone(folder):
 
 
 ARGUMENTS = {
-    "num_videos=": "num_videos is an argument of the original's code: write nothing",
-    "non_media_mask=": "non_media_mask is .*write labels",
-    "non_padding_mask=": "non_padding_mask is .*write attention_mask",
-    "prompt_mask=": "prompt_mask is .*write labels",
-    "video_pixel_values=": r"write pixel_values_videos=video_pixel_values.permute\(0, 2, 1, 3, 4\)",
+    "num_videos=": "num_videos is an argument of the original's code: pass nothing",
+    "non_media_mask=": "non_media_mask is .*pass labels",
+    "non_padding_mask=": "non_padding_mask is .*pass attention_mask",
+    "prompt_mask=": "prompt_mask is .*pass labels",
+    "video_pixel_values=": r"pass pixel_values_videos=video_pixel_values.permute\(0, 2, 1, 3, 4\)",
 }
 
 
@@ -156,7 +156,7 @@ def test_a_batch_of_the_originals_collator_is_led_to_ours_line_by_line(folder):
     ours = "pixel_values_videos=video_pixel_values.permute(0, 2, 1, 3, 4)"
     left = [line for line in program.splitlines() if not any(a in line for a in list(ARGUMENTS)[:-1])]
     left = "\n".join(left).replace("video_pixel_values=video_pixel_values", ours)
-    with pytest.raises(AssertionError, match=r"processor\.video_token_id for -2"):
+    with pytest.raises(AssertionError, match=r"-2 by processor\.video_token_id"):
         ran(given + left, checkpoint=checkpoint)
     mended = left.replace("input_ids=input_ids", "input_ids=input_ids.masked_fill(input_ids == -2, 1001)")
     model = AutoModel.from_pretrained(checkpoint)
@@ -189,7 +189,7 @@ def test_loading_in_bits_stops_with_the_line(bits):
 def test_generate_refuses_what_a_forward_pass_refuses(folder):
     model = AutoModel.from_pretrained(folder / "image-llama")
     ids = torch.tensor([[1, *65 * [-1], 5]])
-    with pytest.raises(ValueError, match=r"processor\.image_token_id for -1"):
+    with pytest.raises(ValueError, match=r"-1 by processor\.image_token_id"):
         model.generate(ids, pixel_values=torch.zeros(1, 3, 56, 56))
     with pytest.raises(ValueError, match="num_images is an argument of the original's code"):
         model.generate(ids.abs(), num_images=torch.tensor([1]))

@@ -44,11 +44,11 @@ def hub(monkeypatch):
 LOAD = """
     import json, sys
     from transformers import AutoModelForImageTextToText, AutoProcessor
-    repo, revision, picture, text = sys.argv[1:]
+    repo, revision, image, text = sys.argv[1:]
     model = AutoModelForImageTextToText.from_pretrained(repo, revision=revision, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(repo, revision=revision, trust_remote_code=True)
     assert "transformers_owl" not in sys.modules
-    inputs = processor(text=[text], images=[picture], return_tensors="pt")
+    inputs = processor(text=[text], images=[image], return_tensors="pt")
     print(json.dumps(model.generate(**inputs, max_new_tokens=24)[:, inputs["input_ids"].shape[1]:].tolist()))
 """
 
@@ -104,10 +104,10 @@ def test_passing_trouble_is_overcome(hub, folder):
 
 FAULTS = {
     "errors while weights are sent": ({"PUT /lfs": [500] * 99}, "The Hub answered 500. Run the same command again"),
-    "broken connections": ({"PUT /lfs": ["drop"] * 99}, "cannot be reached, or broke off.*Run the same command again"),
+    "broken connections": ({"PUT /lfs": ["drop"] * 99}, "closed the connection .*Run the same command again"),
     "an error at the commit": ({f"POST /api/models/{REPO}/commit": [500] * 99}, "The Hub answered 500"),
-    "a broken connection at the commit": ({f"POST /api/models/{REPO}/commit": ["drop"] * 99}, "broke off"),
-    "no right to write": ({"POST /api/repos/create": [403] * 99}, "The token may not write there.*injected"),
+    "a broken connection at the commit": ({f"POST /api/models/{REPO}/commit": ["drop"] * 99}, "closed the connection"),
+    "no right to write": ({"POST /api/repos/create": [403] * 99}, "The token has no write access.*injected"),
 }
 
 
@@ -128,12 +128,12 @@ def test_lasting_trouble_publishes_nothing(fault, hub, folder):
 def test_a_gated_repository_is_refused(hub, folder):
     hub.repositories[REPO] = {"config.json": b"theirs"}
     hub.gated.add(REPO)
-    with pytest.raises(OSError, match=r"nothing was published. The token may not write there"):
+    with pytest.raises(OSError, match=r"nothing was published. The token has no write access"):
         push(folder, REPO, update=True)
     assert hub.repositories[REPO] == {"config.json": b"theirs"}
 
 
-@pytest.mark.parametrize(("token", "message"), [(None, "There is no token"), ("hf_wrong", "does not know the token")])
+@pytest.mark.parametrize(("token", "message"), [(None, "No token"), ("hf_wrong", "does not accept the token")])
 def test_a_token_is_needed(hub, folder, token, message, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))

@@ -20,7 +20,7 @@ from transformers_owl.inference import draw_attention, image_attention, video_at
 
 
 ROOT = Path(__file__).parents[2]
-PICTURES = ROOT / "src/transformers_owl/demo/pictures"
+IMAGES = ROOT / "src/transformers_owl/demo/pictures"
 PHOTOGRAPHS = ROOT / "examples/pictures"
 
 
@@ -183,7 +183,7 @@ FAILURES = {
     "broken.png": ("broken", "broken.png' cannot be read"),
     "vast.png": ("vast", "400000000 pixels"),
     "clip.mp4": ("clip", "clip.mp4' is a video|clip.mp4' cannot be read"),
-    "gone.png": ("gone", "gone.png is no longer here"),
+    "gone.png": ("gone", "gone.png has been deleted"),
 }
 
 
@@ -216,7 +216,7 @@ def test_an_unforeseen_failure_is_told_and_the_question_comes_back(desk, monkeyp
     browser.box = {"text": "What?", "files": []}
     browser.send()
     assert browser.box["text"] == "What?"
-    assert browser.turns[-1]["text"] == "The answer failed on the server (RuntimeError). Its log says more."
+    assert browser.turns[-1]["text"] == "The answer failed on the server (RuntimeError): see its log."
 
 
 HARMFUL = [
@@ -294,7 +294,7 @@ def test_a_clip_has_a_map_for_each_frame():
 
     pytest.importorskip("av")
     desk = OwlDesk(*load(MINIATURE), about(MINIATURE))
-    clip = PICTURES / "elephant-moves.mp4"
+    clip = IMAGES / "elephant-moves.mp4"
     browser = Browser(desk)
     browser.box = {"text": "Describe the clip.", "files": [str(clip)]}
     browser.send()
@@ -319,7 +319,7 @@ def frames_of(clip):
 
 
 def test_drawings_are_told_from_photographs():
-    drawings, photographs = sorted(PICTURES.glob("*.png")), sorted(PHOTOGRAPHS.glob("*.jpg"))
+    drawings, photographs = sorted(IMAGES.glob("*.png")), sorted(PHOTOGRAPHS.glob("*.jpg"))
     assert (len(drawings), len(photographs)) == (5, 2)
     assert [is_photograph(PIL.Image.open(path)) for path in drawings + photographs] == [False] * 5 + [True] * 2
 
@@ -330,7 +330,7 @@ def test_the_reader_is_told_of_answers_that_can_only_be_made_up(desk):
         own = OwlDesk(desk.model, desk.processor, About("x", knows_photographs=knows_photographs))
         return own.note([*earlier, {"role": "user", "text": "What?", "files": files}])
 
-    drawing, photograph = PICTURES / "elephant.png", PHOTOGRAPHS / "cat.jpg"
+    drawing, photograph = IMAGES / "elephant.png", PHOTOGRAPHS / "cat.jpg"
     assert note([]) == NO_IMAGE
     assert note([drawing]) is None
     assert note([photograph]) is None

@@ -1,4 +1,4 @@
-"""`look` answers as `caption` does and writes the maps of `image_attention` over the pictures."""
+"""`look` answers as `caption` does and writes the maps of `image_attention` over the images."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from transformers_owl.cli import app
 from transformers_owl.inference import Chat, draw_attention, image_attention
 
 
-PICTURES = Path(__file__).parents[2] / "examples/pictures"
-ASTRONAUT, CAT = str(PICTURES / "astronaut.jpg"), str(PICTURES / "cat.jpg")
+IMAGES = Path(__file__).parents[2] / "examples/pictures"
+ASTRONAUT, CAT = str(IMAGES / "astronaut.jpg"), str(IMAGES / "cat.jpg")
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def test_files_hold_the_maps(look, llama_model, llama_processor, tmp_path):
     assert answer in result.stdout
     found = image_attention(llama_model, llama_processor, chat.messages)
     for number, (source, attention) in enumerate(zip((CAT, ASTRONAUT), found, strict=True), 1):
-        with PIL.Image.open(tmp_path / f"map-{number}.png") as written, PIL.Image.open(source) as picture:
-            assert written.tobytes() == draw_attention(picture, attention.patches).tobytes()
+        with PIL.Image.open(tmp_path / f"map-{number}.png") as written, PIL.Image.open(source) as image:
+            assert written.tobytes() == draw_attention(image, attention.patches).tobytes()
     word = max(answer.split(), key=len)
     assert look(CAT, ASTRONAUT, "--prompt", "What?", "--word", word, "--output", str(tmp_path / "w.png")).exit_code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["map-1.png", "map-2.png", "w-1.png", "w-2.png"]

@@ -21,8 +21,8 @@ from transformers_owl.inference import Chat
 from transformers_owl.loading import memory_advice
 
 
-PICTURES = Path(__file__).parents[2] / "examples/pictures"
-ASTRONAUT, CAT = str(PICTURES / "astronaut.jpg"), str(PICTURES / "cat.jpg")
+IMAGES = Path(__file__).parents[2] / "examples/pictures"
+ASTRONAUT, CAT = str(IMAGES / "astronaut.jpg"), str(IMAGES / "cat.jpg")
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def talk(llama):
     return run
 
 
-def test_answers_over_turns_with_pictures(talk, llama, llama_processor, tmp_path):
+def test_answers_over_turns_with_images(talk, llama, llama_processor, tmp_path):
     saved = tmp_path / "talk.json"
     result = talk("What is it?", f"/image {CAT} {ASTRONAUT}", "Compare.", "So?", f"/save {saved}", options=[ASTRONAUT])
     assert result.exit_code == 0, result.output
@@ -87,7 +87,7 @@ MISTAKES = {
     "/image no-such.png": "no-such.png' cannot be read",
     "/image {bad}": "bad.png' cannot be read",
     "/image ~/no-such.png": f"{Path.home()}/no-such.png' cannot be read",
-    "/imge x": "Did you mean /image?",
+    "/imge x": "Unknown command: '/imge'. Did you mean '/image'?",
     "/save": "/save needs the name of a file",
     "/save /no/such/folder/x": "No such file or directory",
     "/load": "/load needs the name of a file",
@@ -95,13 +95,13 @@ MISTAKES = {
     "/load {bad}": "bad.png is not a conversation that /save wrote",
     "/system": "/system needs a sentence",
     "/image 'unclosed": "No closing quotation",
-    "word " * 2100: "language model holds 2048",
+    "word " * 2100: "context length is 2048",
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake[:20])
 def test_a_mistake_in_piped_lines_ends_the_command_with_an_error(talk, tmp_path, mistake):
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("not an image")
     result = talk(mistake.format(bad=tmp_path / "bad.png"), "What is in the image?")
     assert result.exit_code == 1
     assert MISTAKES[mistake] in result.stderr
@@ -109,7 +109,7 @@ def test_a_mistake_in_piped_lines_ends_the_command_with_an_error(talk, tmp_path,
 
 
 def test_a_person_is_told_of_mistakes_and_goes_on(llama_model, llama_processor, tmp_path, monkeypatch, capsys):
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("not an image")
     lines = [mistake.format(bad=tmp_path / "bad.png") for mistake in MISTAKES] + ["Hi", "exit", "never read"]
     read = iter(lines)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
@@ -200,7 +200,7 @@ def test_a_model_without_eyes_is_named(tmp_path):
     LlamaConfig().save_pretrained(tmp_path)
     result = CliRunner().invoke(app, ["chat", "--model", str(tmp_path)])
     assert result.exit_code == 1
-    assert "model of type 'llama', but an mPLUG-Owl was expected" in result.stderr
+    assert "model of type 'llama', but must be an mPLUG-Owl" in result.stderr
 
 
 def test_full_memory_says_what_to_lower():

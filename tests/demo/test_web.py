@@ -1,4 +1,4 @@
-"""The page in Chromium: pictures go up, answers stream and stop, and nothing but uploads is read or kept."""
+"""The page in Chromium: images go up, answers stream and stop, and nothing but uploads is read or kept."""
 
 import contextlib
 import json
@@ -27,8 +27,8 @@ from transformers_owl.loading import load
 
 
 pytestmark = NEEDS_CHROMIUM
-PICTURES = Path(__file__).parents[2] / "examples/pictures"
-CAT, ASTRONAUT = PICTURES / "cat.jpg", PICTURES / "astronaut.jpg"
+IMAGES = Path(__file__).parents[2] / "examples/pictures"
+CAT, ASTRONAUT = IMAGES / "cat.jpg", IMAGES / "astronaut.jpg"
 TOKEN_SECONDS = 0.05
 ABOUT = About("a tiny owl")
 
@@ -94,15 +94,15 @@ def box(view):
     return view.locator("#box textarea")
 
 
-def attach(view, *pictures):
-    view.locator("#box input[type=file]").first.set_input_files(pictures)
-    view.locator("#box .thumbnail-item").nth(len(pictures) - 1).wait_for()
+def attach(view, *images):
+    view.locator("#box input[type=file]").first.set_input_files(images)
+    view.locator("#box .thumbnail-item").nth(len(images) - 1).wait_for()
     view.wait_for_timeout(300)
 
 
-def ask(view, question, *pictures):
-    if pictures:
-        attach(view, *pictures)
+def ask(view, question, *images):
+    if images:
+        attach(view, *images)
     box(view).fill(question)
     box(view).press("Enter")
 
@@ -128,10 +128,10 @@ def wait_for_answers(view, count):
 
 
 def expected(model, processor, turns, length):
-    """What `generate` answers to the last of some turns: `(question, pictures, answer)`."""
+    """What `generate` answers to the last of some turns: `(question, images, answer)`."""
     messages = []
-    for question, pictures, answer in turns:
-        content = [*({"type": "image", "path": str(path)} for path in pictures), {"type": "text", "text": question}]
+    for question, images, answer in turns:
+        content = [*({"type": "image", "path": str(path)} for path in images), {"type": "text", "text": question}]
         messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
     inputs = processor.apply_chat_template(
         messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -140,7 +140,7 @@ def expected(model, processor, turns, length):
     return processor.decode(written, skip_special_tokens=True)
 
 
-def test_pictures_go_up_and_answers_stream_over_two_turns(browser, site, model, llama_processor):
+def test_images_go_up_and_answers_stream_over_two_turns(browser, site, model, llama_processor):
     view = enter(browser, site)
     set_length(view, 48)
     ask(view, "What are these?", CAT, ASTRONAUT)
@@ -479,7 +479,7 @@ def test_the_page_names_the_model_and_not_its_place(browser):
                     break
                 time.sleep(0.5)
             view.goto(f"http://127.0.0.1:{port}")
-            view.get_by_text("It can be wrong with confidence").wait_for()
+            view.get_by_text("It can be confidently wrong").wait_for()
             assert "miniature" in view.inner_text(".title")
             assert MINIATURE not in view.content()
         finally:
@@ -507,11 +507,11 @@ def test_failures_stand_in_the_conversation_with_a_retry(browser, site, tmp_path
     assert view.locator(".error").count() == 0
     assert view.locator(".user img").get_attribute("alt") == "astronaut.jpg"
     ask(view, " ", CAT)
-    view.get_by_text("There is no question").wait_for()
+    view.get_by_text("The question is empty").wait_for()
     assert view.locator("#box .thumbnail-item").count() == 1
 
 
-def test_too_many_pictures_are_refused_and_the_chat_goes_on(browser, site):
+def test_too_many_images_are_refused_and_the_chat_goes_on(browser, site):
     view = enter(browser, site)
     set_length(view, 16)
     ask(view, "What are these?", *[CAT] * 17)
@@ -526,7 +526,7 @@ def test_a_port_in_use_is_told_before_the_model_is_loaded():
         port = taken.getsockname()[1]
         result = CliRunner().invoke(app, ["web", "--model", "no-such-model", "--port", str(port)])
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"Error: 127.0.0.1:{port} cannot be served at")
+    assert result.stderr.startswith(f"Error: Cannot serve at 127.0.0.1:{port}")
     assert "choose another --port" in result.stderr
 
 

@@ -9,7 +9,7 @@ import pytest
 from transformers_owl.evaluation.records import read_owleval, read_systems
 
 
-# picture, question, abilities, groups
+# image, question, abilities, groups
 QUESTIONS = [
     ("1.jpg", "What is odd here?", "a,b,e", ["single_turn"]),
     ("2.jpg", "Is there text?", "a,c", ["single_turn", "multi_turn"]),
@@ -43,14 +43,14 @@ def write_rows(path, rows):
 
 @pytest.fixture
 def folder(tmp_path):
-    """`questions.jsonl`, `cases/` with a PNG that is called .jpg and a grey picture, `answer/` of two systems."""
+    """`questions.jsonl`, `cases/` with a PNG that is called .jpg and a grey image, `answer/` of two systems."""
     (tmp_path / "cases").mkdir()
     (tmp_path / "answer").mkdir()
     draw = np.random.default_rng(0)
     for number in range(1, 6):
         shape = (40, 50) if number == 5 else (40, 50, 3)
-        picture = PIL.Image.fromarray(draw.integers(0, 255, shape, dtype=np.uint8))
-        picture.save(tmp_path / f"cases/{number}.jpg", "png" if number == 3 else "jpeg")
+        image = PIL.Image.fromarray(draw.integers(0, 255, shape, dtype=np.uint8))
+        image.save(tmp_path / f"cases/{number}.jpg", "png" if number == 3 else "jpeg")
     keys = ("image", "question", "ability", "category")
     rows = [
         {"image": row[0], "question_id": number, **dict(zip(keys[1:], row[1:], strict=True))}

@@ -195,7 +195,7 @@ def test_a_model_of_text_alone_answers_vicunas_questions_and_no_others(tmp_path,
     other = ["--owleval", str(folder), "--output", str(tmp_path / "others.jsonl")]
     result = CliRunner().invoke(app, [*arguments, *other])
     assert result.exit_code == 1
-    assert "is a model of text alone" in result.stderr
+    assert "is a text-only model" in result.stderr
 
 
 def test_an_endpoint_answers(folder, questions, tmp_path, monkeypatch):

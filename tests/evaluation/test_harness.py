@@ -22,17 +22,17 @@ dataset_path: json
 dataset_kwargs: {{data_files: {folder}/rows.jsonl}}
 test_split: train
 output_type: {kind}
-doc_to_visual: !function pictures.doc_to_visual
+doc_to_visual: !function images.doc_to_visual
 doc_to_text: question
 doc_to_target: answer
 {more}
 metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: true}}]
 """
-PICTURES = """
+IMAGES = """
 from PIL import Image
 
 def doc_to_visual(doc):
-    return [Image.open(doc["picture"]).convert("RGB")]
+    return [Image.open(doc["image"]).convert("RGB")]
 """
 GENERATION = "generation_kwargs: {max_new_tokens: 4, temperature: 0, until: ['step']}"
 
@@ -43,9 +43,9 @@ def tasks(tmp_path):
     for name, colour in COLOURS.items():
         PIL.Image.new("RGB", (64, 48), colour).save(tmp_path / f"{name}.png")
         question = {"question": "Which colour is it?", "answer": name, "choices": list(COLOURS)}
-        rows.append({"picture": str(tmp_path / f"{name}.png"), **question})
+        rows.append({"image": str(tmp_path / f"{name}.png"), **question})
     write_rows(tmp_path / "rows.jsonl", rows)
-    (tmp_path / "pictures.py").write_text(PICTURES)
+    (tmp_path / "images.py").write_text(IMAGES)
     for task, kind, metric, more in (
         ("owl_words", "generate_until", "exact_match", GENERATION),
         ("owl_choices", "multiple_choice", "acc", "doc_to_choice: choices"),
@@ -72,8 +72,8 @@ def test_words_and_choices(tasks, llama):
     model = AutoModelForImageTextToText.from_pretrained(llama.checkpoint)
     processor = AutoProcessor.from_pretrained(llama.checkpoint)
     for colour, word, choice in zip(COLOURS, samples["owl_words"], samples["owl_choices"], strict=True):
-        picture = {"type": "image", "path": str(tasks / f"{colour}.png")}
-        chat = [{"role": "user", "content": [picture, {"type": "text", "text": "Which colour is it?"}]}]
+        image = {"type": "image", "path": str(tasks / f"{colour}.png")}
+        chat = [{"role": "user", "content": [image, {"type": "text", "text": "Which colour is it?"}]}]
         inputs = processor.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )

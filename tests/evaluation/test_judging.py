@@ -61,8 +61,8 @@ def test_every_question_is_judged_in_both_orders(questions, systems, tmp_path):
 def test_the_judge_is_shown_all_it_needs_and_no_names(questions, systems, tmp_path):
     judge = Judge()
     list(judge_owleval(judge, questions, systems, tmp_path / "ratings.jsonl"))
-    picture, text = next(chat[0]["content"] for chat in judge.chats if "Why does it say so?" in str(chat))
-    assert picture == {"type": "image", "path": str(questions[4].image)}
+    image, text = next(chat[0]["content"] for chat in judge.chats if "Why does it say so?" in str(chat))
+    assert image == {"type": "image", "path": str(questions[4].image)}
     for part in (
         "A: Correct and satisfying.",
         "MDA: Multi-turn dialogue.",
@@ -83,8 +83,8 @@ def test_malformed_replies_are_asked_for_again_and_kept(questions, systems, tmp_
     assert sheet.marks == {"owl:v1": Mark("A", ("IU",)), "react": Mark("C", ("IU",))}
     assert (sheet.replies[:2], len(sheet.replies)) == (malformed, 3)
     again = next(chat for chat in judge.chats if len(chat) == 5 and "Is there text?" in str(chat[0]))
-    assert again[2]["content"][0]["text"].startswith("Your reply holds no JSON object.")
-    assert again[4]["content"][0]["text"].startswith("The keys of your object are 1, but 1, 2 are due.")
+    assert again[2]["content"][0]["text"].startswith("Your reply contains no JSON object.")
+    assert again[4]["content"][0]["text"].startswith("The keys of your object are 1, but must be 1, 2.")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_the_command_judges_by_an_endpoint_and_scores(folder, answer_files, tmp_
         result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "16 ratings" in result.stdout
-    assert "0 without one" in result.stdout
+    assert "0 are empty" in result.stdout
     assert len(seen) == 16
     scores = ["score", *ratings, "--ratings", str(tmp_path / "r.jsonl"), "--output", str(tmp_path / "scores")]
     result = CliRunner().invoke(app, scores)
@@ -198,7 +198,7 @@ def test_the_command_compares_with_a_reference_by_a_local_model(pairs, tmp_path)
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "4 ratings" in result.stdout
-    assert "4 without one" in result.stdout
+    assert "4 are empty" in result.stdout
     rows = [json.loads(line) for line in (tmp_path / "ratings.jsonl").read_text().splitlines()]
     assert [len(row["replies"]) for row in rows] == [3] * 4
     result = CliRunner().invoke(app, ["score", str(pairs[1]), *asked, "--ratings", output, "--output", str(tmp_path)])

@@ -107,7 +107,7 @@ def test_the_dialogue_is_shown_and_no_names(browser, site, questions):
         view.keyboard.press("n")
         view.get_by_text(f"Question {number} of 8").wait_for()
     text = view.inner_text("body")
-    for part in ("Asked before", "Is there text?", "What does it say？", "Why does it say so?", "with <b>marks</b>."):
+    for part in ("Earlier", "Is there text?", "What does it say？", "Why does it say so?", "with <b>marks</b>."):
         assert part in text
     assert "Multi-turn dialogue" in text
     assert "Reading text" not in text
@@ -158,7 +158,7 @@ def test_a_name_that_differs_by_case_is_asked_about(browser, site, answer):
     other.goto(address)
     other.get_by_label("Your name").fill("anna")
     other.get_by_role("button", name="Start").click()
-    other.get_by_text("There are ratings by Anna. Is that you?").wait_for()
+    other.get_by_text("Anna has already rated answers. Is that you?").wait_for()
     other.get_by_role("button", name=answer).click()
     other.get_by_text("rated by Anna" if "me" in answer else "rated by anna").wait_for()
     other.keyboard.press("c")
@@ -226,7 +226,7 @@ def test_image_and_question_stay_in_sight(browser, site, size):
     view.mouse.wheel(0, 900)
     view.wait_for_timeout(500)
     assert view.evaluate("scrollY") > 500
-    for part in ("#picture img", "#sheet h2"):
+    for part in ("#image img", "#sheet h2"):
         is_seen = """(element) => {
             const { left, top, width, height } = element.getBoundingClientRect();
             return element.contains(document.elementFromPoint(left + Math.min(width, 60) / 2, top + height / 2));

@@ -39,12 +39,12 @@ def test_the_last_word_counts(tmp_path, questions, systems):
     ("row", "message"),
     [
         ({"question_id": 99}, "line 1 rates question 99, which is not among the questions"),
-        ({"marks": {"owl:v1": {"answer": "0", "level": "A"}}}, "rates another answer to question 2 than the one in"),
-        ({"level": "E"}, "gives the level 'E', but there are A, B, C, D"),
-        ({"abilities": ["IU", "RA"]}, "shows RA, but question 2 needs only IU, OCR"),
-        ({"rater": None}, "line 1 is no rating: `question_id`, `rater` and `marks` by system were expected"),
-        ({"marks": ["A"]}, "line 1 is no rating"),
-        ({"marks": {"owl:v1": "A"}}, "line 1 is no rating"),
+        ({"marks": {"owl:v1": {"answer": "0", "level": "A"}}}, "rates another answer to question 2 than that in"),
+        ({"level": "E"}, "gives the level 'E', but it must be one of A, B, C, D"),
+        ({"abilities": ["IU", "RA"]}, "gives the ability RA, but question 2 needs only IU, OCR"),
+        ({"rater": None}, "line 1 is not a rating: it must have `question_id`, `rater` and `marks` by system"),
+        ({"marks": ["A"]}, "line 1 is not a rating"),
+        ({"marks": {"owl:v1": "A"}}, "line 1 is not a rating"),
         ({"marks": {"owl:v1": {"level": "A"}}}, "rates another answer"),
     ],
 )
@@ -135,6 +135,6 @@ def test_the_desk_shuffles_saves_at_once_and_goes_on(tmp_path, questions, system
 )
 def test_only_answers_that_are_shown_are_rated_by_somebody(rater, number, model_id, tmp_path, questions, systems):
     desk = RatingDesk(questions, systems, tmp_path / "ratings.jsonl")
-    with pytest.raises(ValueError, match=r"A rating needs the name of who rates|has no answer of"):
+    with pytest.raises(ValueError, match=r"A rating needs the rater's name|has no answer of"):
         desk.save(rater, number, model_id, Mark("A"))
     assert desk.sheets == {} and list(desk.journal.rows()) == []

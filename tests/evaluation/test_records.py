@@ -38,8 +38,8 @@ def change(path, number, **values):
     ("values", "message"),
     [
         ({"question_id": 99}, "line 2 answers question 99, which is not among the questions"),
-        ({"question_id": 3}, "line 3: 3 comes a second time"),
-        ({"answer": None}, "line 2 answers None, but a text was expected"),
+        ({"question_id": 3}, "line 3: 3 occurs twice"),
+        ({"answer": None}, "line 2 has the answer None, but it must be a string"),
         ({"image": "3.png"}, "about 3.png, but question 2 is about 2.jpg"),
         ({"model_id": "other"}, "has answers of other, owl:v1"),
     ],
@@ -55,10 +55,10 @@ def test_partial_files_are_named(folder, questions):
     path = folder / "answer/owl.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:6]))
-    with pytest.raises(ValueError, match="answers 6 of 8 questions; without one: 7, 8"):
+    with pytest.raises(ValueError, match="answers 6 of 8 questions; unanswered: 7, 8"):
         read_answers(path, questions)
     path.write_text("".join(lines[:6]) + lines[6][:20])
-    with pytest.raises(ValueError, match=r"line 7 is no JSON .* cut off"):
+    with pytest.raises(ValueError, match=r"line 7 is not valid JSON .* truncated"):
         read_answers(path, questions)
     path.rename(folder / "answer/owl.jsonl.partial")
     with pytest.raises(ValueError, match=r"not finished, only 'owl\.jsonl\.partial'"):
@@ -66,19 +66,19 @@ def test_partial_files_are_named(folder, questions):
 
 
 def test_the_same_system_twice_is_an_error(answer_files, questions):
-    with pytest.raises(ValueError, match="'owl:v1' comes a second time"):
+    with pytest.raises(ValueError, match="'owl:v1' occurs twice"):
         read_systems([answer_files[0], answer_files[0]], questions)
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "cases/4.jpg").unlink(), r"line 6 is about '.*4.jpg', which is missing"),
+        (lambda folder: (folder / "cases/4.jpg").unlink(), r"line 6 is about '.*4.jpg', which does not exist"),
         (lambda folder: (folder / "questions.jsonl").unlink(), "has no questions.jsonl"),
         (lambda folder: change(folder / "questions.jsonl", 3, ability="a,x"), "line 3 needs the ability 'x'"),
-        (lambda folder: change(folder / "questions.jsonl", 3, question_id=1), "line 3: 1 comes a second time"),
+        (lambda folder: change(folder / "questions.jsonl", 3, question_id=1), "line 3: 1 occurs twice"),
         (lambda folder: (folder / "questions.jsonl").write_text(""), "is empty"),
-        (lambda folder: (folder / "questions.jsonl").write_text("[]\n"), "line 1 is list"),
+        (lambda folder: (folder / "questions.jsonl").write_text("[]\n"), "line 1 is a list"),
         (lambda folder: (folder / "questions.jsonl").write_text("{}\n"), "line 1 has no 'image'"),
     ],
 )
@@ -112,7 +112,7 @@ def test_the_published_files():
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "link.jpg", "deeper/link.jpg", "/etc/hostname", "."])
-def test_pictures_lie_in_their_folder(name, folder):
+def test_images_lie_in_their_folder(name, folder):
     (folder / "secret.jpg").write_bytes((folder / "cases/1.jpg").read_bytes())
     (folder / "cases/link.jpg").symlink_to(folder / "secret.jpg")
     (folder / "cases/deeper").symlink_to(folder)

@@ -37,7 +37,7 @@ def parsed(entrypoint: str) -> dict:
 def test_the_job_is_a_command_for_the_cluster_that_it_runs_in(job):
     options = parsed(job["entrypoint"])
     assert options["ray"] == "auto" and options["output"].endswith(".parquet")
-    assert options["pictures"] == ["/data/shards/{00000..00099}.tar"]
+    assert options["images"] == ["/data/shards/{00000..00099}.tar"]
 
 
 def test_the_manifest_runs_that_job_on_as_many_gpus_as_workers(job, manifest):
@@ -56,7 +56,7 @@ def test_the_manifest_runs_that_job_on_as_many_gpus_as_workers(job, manifest):
         (each,) = pod["containers"]
         mounts = {mount["name"]: mount["mountPath"] for mount in each["volumeMounts"]}
         assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
-        for path in (*options["pictures"], options["output"], options["model"]):
+        for path in (*options["images"], options["output"], options["model"]):
             assert any(path.startswith(f"{mount}/") for mount in mounts.values()), path
         assert each["image"] == "REGISTRY/mplug-owl-ray"
 

@@ -51,8 +51,8 @@ def test_labels_are_answers_and_their_eos(trained, llama_processor):
     names = [("astronaut.jpg", "cat.jpg")[ANSWERS.index(answer)] for answer in decoded]
     samples = []
     for name, answer in zip(names, decoded, strict=True):
-        picture = {"type": "image", "path": str(ROOT / "examples/pictures" / name)}
-        question = {"role": "user", "content": [picture, {"type": "text", "text": "Describe the picture."}]}
+        image = {"type": "image", "path": str(ROOT / "examples/pictures" / name)}
+        question = {"role": "user", "content": [image, {"type": "text", "text": "Describe the picture."}]}
         samples.append({"messages": [question, {"role": "assistant", "content": answer}]})
     expected = ConversationCollator(llama_processor)(samples)
     assert expected.keys() <= batch.keys()

@@ -26,8 +26,8 @@ def processor(llama_processor):
     return llama_processor
 
 
-def chat(pictures, answer="A red owl sits there."):
-    content = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": "What?"}]
+def chat(images, answer="A red owl sits there."):
+    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": "What?"}]
     return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
 
 
@@ -89,8 +89,8 @@ def plain_maps(model, processor, messages, steps):
     return at, maps / maps.sum(-1, keepdim=True)
 
 
-def test_maps_equal_a_plain_computation_from_the_weights(case, model, processor, pictures):
-    messages = chat(pictures[:2])
+def test_maps_equal_a_plain_computation_from_the_weights(case, model, processor, images):
+    messages = chat(images[:2])
     ids, read, _ = tokens(processor, messages)
     text = messages[-1]["content"]
     # A token covers what the text of the tokens up to it has more than the text of those before it.
@@ -110,8 +110,8 @@ def test_maps_equal_a_plain_computation_from_the_weights(case, model, processor,
         assert 0 < sum(one.positions.sum() for one in found) < 1
 
 
-def test_maps_differ_with_the_word_and_the_picture(model, processor, pictures):
-    messages = chat(pictures)
+def test_maps_differ_with_the_word_and_the_image(model, processor, images):
+    messages = chat(images)
     whole, red, owl = (image_attention(model, processor, messages, word) for word in (None, "red", "owl"))
     assert len(whole) == 3
     assert relative_error(red[0].positions, owl[0].positions) > 1e-3
@@ -119,15 +119,15 @@ def test_maps_differ_with_the_word_and_the_picture(model, processor, pictures):
     assert (whole[0].patches - whole[1].patches).abs().max() > 1e-6
 
 
-def test_a_word_is_found_whole_before_it_is_found_in_another(model, processor, pictures):
-    messages = chat(pictures[:1], "This here is it: 猫です。")
+def test_a_word_is_found_whole_before_it_is_found_in_another(model, processor, images):
+    messages = chat(images[:1], "This here is it: 猫です。")
     whole_word = image_attention(model, processor, messages, "is")[0].positions
     inside = image_attention(model, processor, messages, "This")[0].positions
     assert not torch.allclose(whole_word, inside)
     assert image_attention(model, processor, messages, "猫")[0].patches.sum().item() == pytest.approx(1)
 
 
-def test_the_implementation_of_attention_comes_back(model, processor, pictures):
+def test_the_implementation_of_attention_comes_back(model, processor, images):
     def implementations():
         return [
             module.config._attn_implementation
@@ -136,18 +136,18 @@ def test_the_implementation_of_attention_comes_back(model, processor, pictures):
 
     before = implementations()
     assert before[1:3] == ["sdpa", "sdpa"]
-    image_attention(model, processor, chat(pictures[:1]))
+    image_attention(model, processor, chat(images[:1]))
     assert implementations() == before
     with pytest.raises(ValueError, match="no 'dog'"):
-        image_attention(model, processor, chat(pictures[:1]), "dog")
+        image_attention(model, processor, chat(images[:1]), "dog")
     assert implementations() == before
 
 
-def test_the_answer_of_a_chat(model, processor, pictures):
-    """Questions of later turns see the pictures of all turns."""
+def test_the_answer_of_a_chat(model, processor, images):
+    """Questions of later turns see the images of all turns."""
     talk = Chat(model, processor)
-    talk.ask("What?", [pictures[0]], max_new_tokens=4)
-    talk.ask("And this?", [pictures[1]], max_new_tokens=4)
+    talk.ask("What?", [images[0]], max_new_tokens=4)
+    talk.ask("And this?", [images[1]], max_new_tokens=4)
     talk.messages[-1] = {"role": "assistant", "content": "It is green."}
     assert len(image_attention(model, processor, talk.messages, "green")) == 2
 
@@ -176,7 +176,7 @@ def look_at_one_patch(model, patch):
 
 
 @pytest.mark.parametrize("patch", [0, 1, 2, 3])
-def test_attention_forced_to_one_patch_is_seen_there(llama_processor, pictures, patch):
+def test_attention_forced_to_one_patch_is_seen_there(llama_processor, images, patch):
     from transformers_owl import MplugOwlImageProcessor
 
     torch.manual_seed(0)
@@ -192,16 +192,16 @@ def test_attention_forced_to_one_patch_is_seen_there(llama_processor, pictures, 
     processor = MplugOwlProcessor(
         MplugOwlImageProcessor(size={"height": side, "width": side}), llama_processor.tokenizer, num_query_tokens=4
     )
-    for found in image_attention(model, processor, chat(pictures[:2])):
+    for found in image_attention(model, processor, chat(images[:2])):
         assert found.patches.argmax().item() == patch
         assert found.patches.flatten()[patch].item() == pytest.approx(1, abs=1e-4)
 
 
-def test_the_drawing_is_brightest_where_the_map_is(pictures):
+def test_the_drawing_is_brightest_where_the_map_is(images):
     patches = torch.zeros(4, 4)
     patches[1, 2] = 1
-    picture = PIL.Image.new("RGB", (80, 40), "grey")
-    drawn = draw_attention(picture, patches)
+    image = PIL.Image.new("RGB", (80, 40), "grey")
+    drawn = draw_attention(image, patches)
     assert drawn.size == (80, 40)
     brightness = drawn.convert("L").reduce((20, 10))
     levels = [brightness.getpixel((column, row)) for row in range(4) for column in range(4)]
@@ -209,19 +209,19 @@ def test_the_drawing_is_brightest_where_the_map_is(pictures):
     assert levels[6] > 1.5 * levels[15]
 
 
-def test_mistakes_are_named(model, processor, pictures):
-    with pytest.raises(ValueError, match="no image to look at"):
+def test_mistakes_are_named(model, processor, images):
+    with pytest.raises(ValueError, match="chat has no image: add at least one"):
         image_attention(model, processor, chat([]))
     with pytest.raises(ValueError, match="does not end with an answer"):
-        image_attention(model, processor, chat(pictures[:1])[:1])
+        image_attention(model, processor, chat(images[:1])[:1])
     with pytest.raises(ValueError, match="answer is empty"):
-        image_attention(model, processor, chat(pictures[:1], ""))
+        image_attention(model, processor, chat(images[:1], ""))
 
 
-def test_a_video_in_the_chat_is_seen_and_has_no_map(llama_processor, pictures):
+def test_a_video_in_the_chat_is_seen_and_has_no_map(llama_processor, images):
     case = GoldenCase("video-llama")
     model = MplugOwlForConditionalGeneration.from_pretrained(case.checkpoint)
-    still, other = list(pictures)[:2]
+    still, other = list(images)[:2]
     maps = []
     for frames in ([still, still], [other, still]):
         messages = chat([still])
@@ -231,8 +231,8 @@ def test_a_video_in_the_chat_is_seen_and_has_no_map(llama_processor, pictures):
     assert not torch.equal(*maps)
 
 
-def test_threads_share_a_model(model, processor, pictures):
-    chats = [chat(pictures[:1]), chat(pictures[:2], "Two owls."), chat(pictures[1:2], "One.")] * 4
+def test_threads_share_a_model(model, processor, images):
+    chats = [chat(images[:1]), chat(images[:2], "Two owls."), chat(images[1:2], "One.")] * 4
     alone = [image_attention(model, processor, messages) for messages in chats[:3]]
     before = model.config.text_config._attn_implementation
     with ThreadPoolExecutor(6) as pool:

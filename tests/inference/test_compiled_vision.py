@@ -1,4 +1,4 @@
-"""Pictures by compiled code: how many are looked at together, and that nothing else changes. See test_fast_paths.py."""
+"""Images by compiled code: how many are looked at together, and that nothing else changes. See test_fast_paths.py."""
 
 import copy
 import math
@@ -63,12 +63,12 @@ def test_a_few_are_looked_at_together_and_the_features_stay(model, shape, groups
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0)])
-def test_no_pictures_are_the_same_mistake(model, shape):
+def test_no_images_are_the_same_mistake(model, shape):
     look = model.get_image_features if len(shape) == 1 else model.get_video_features
-    with pytest.raises(ValueError, match="was expected"):
+    with pytest.raises(ValueError, match="but must be"):
         look(pixels_of(model, *shape))
     compile_vision(model)
-    with pytest.raises(ValueError, match="was expected"):
+    with pytest.raises(ValueError, match="but must be"):
         look(pixels_of(model, *shape))
 
 

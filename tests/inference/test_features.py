@@ -7,8 +7,8 @@ from transformers_owl.inference import extract_features
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_features_are_the_originals(llama, llama_model, llama_processor, pictures, batch_size):
-    features = extract_features(llama_model, llama_processor, pictures, batch_size=batch_size)
+def test_features_are_the_originals(llama, llama_model, llama_processor, images, batch_size):
+    features = extract_features(llama_model, llama_processor, images, batch_size=batch_size)
     expected = llama.expected
     assert relative_error(features.patches[0], expected["one_image/vision_last_hidden_state"][0]) <= 1e-5
     assert relative_error(features.positions[0], expected["one_image/abstractor_last_hidden_state"][0]) <= 1e-5

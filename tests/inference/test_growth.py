@@ -23,7 +23,7 @@ def resident() -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_a_thousand_requests_need_no_more_than_a_hundred():
-    """Chats of two turns, with no picture, one or two."""
+    """Chats of two turns, with no image, one or two."""
     model, processor = AutoModelForImageTextToText.from_pretrained(MINIATURE), AutoProcessor.from_pretrained(MINIATURE)
     for number in range(1000):
         if number == 100:

@@ -15,8 +15,8 @@ def ask(text, *images):
 
 
 @pytest.fixture
-def chats(pictures):
-    return [ask("What?", pictures[0]), ask("Which?"), ask("Compare", pictures[1], pictures[2])]
+def chats(images):
+    return [ask("What?", images[0]), ask("Which?"), ask("Compare", images[1], images[2])]
 
 
 ANSWERS = [["red", "It is a blue thing, and green too.", ""], ["yes", "no"], ["the first"]]
@@ -45,7 +45,7 @@ def test_scores_equal_a_plain_pass(llama_model, llama_processor, chats, batch_si
             assert score.num_tokens == length
 
 
-def test_pictures_are_looked_at_once_a_chat(llama_model, llama_processor, chats):
+def test_images_are_looked_at_once_a_chat(llama_model, llama_processor, chats):
     passes = []
     hook = llama_model.model.vision_model.register_forward_hook(lambda module, args, out: passes.append(len(args[0])))
     score_answers(llama_model, llama_processor, chats, ANSWERS, batch_size=2)
@@ -53,7 +53,7 @@ def test_pictures_are_looked_at_once_a_chat(llama_model, llama_processor, chats)
     assert passes == [1, 2]
 
 
-def test_the_greedy_answer_is_known_as_such(llama_processor, pictures, monkeypatch):
+def test_the_greedy_answer_is_known_as_such(llama_processor, images, monkeypatch):
     """A model that always writes EOS finds the empty answer greedy, and no other."""
     torch.manual_seed(0)
     model = MplugOwlForConditionalGeneration(
@@ -61,7 +61,7 @@ def test_the_greedy_answer_is_known_as_such(llama_processor, pictures, monkeypat
     ).eval()
     torch.nn.init.zeros_(model.lm_head.weight)
     monkeypatch.setattr(model.lm_head, "forward", lambda hidden: torch.eye(1000)[2].expand(*hidden.shape[:-1], -1))
-    empty, other = score_answers(model, llama_processor, [ask("Hi", pictures[0])], [["", "yes"]])[0]
+    empty, other = score_answers(model, llama_processor, [ask("Hi", images[0])], [["", "yes"]])[0]
     assert (empty.is_greedy, other.is_greedy) == (True, False)
     assert empty.log_likelihood == pytest.approx(torch.eye(1000)[2].log_softmax(-1)[2].item())
 

@@ -14,7 +14,7 @@ MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["mplug-owl"] = MplugOwlForConditional
 
 
 class ModelTester:
-    """Rows of a picture and seven tokens."""
+    """Rows of an image and seven tokens."""
 
     config: dict = {}
     conditional_generation_class = causal_lm_class = MplugOwlForConditionalGeneration
@@ -46,7 +46,7 @@ class ModelTester:
 
 
 class InsideVocabularyTester(ModelTester):
-    """The ids of pictures and videos lie inside the vocabulary."""
+    """The ids of images and videos lie inside the vocabulary."""
 
     config = {"image_token_id": 3, "video_token_id": 4}
 
@@ -57,7 +57,7 @@ class BloomTester(InsideVocabularyTester):
 
 
 class VideoTester(InsideVocabularyTester):
-    """Rows of a picture, a video and seven tokens."""
+    """Rows of an image, a video and seven tokens."""
 
     config = {**InsideVocabularyTester.config, "vision_config": {"use_temporal": True}}
     num_frames = 2

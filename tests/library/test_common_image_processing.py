@@ -20,11 +20,11 @@ class OwlImageProcessingTester(ImageProcessingTester):
 class MplugOwlImageProcessorTest(ImageProcessingTestMixin, unittest.TestCase):
     image_processor_tester_class = OwlImageProcessingTester
 
-    @unittest.skip("every picture becomes RGB")
+    @unittest.skip("every image becomes RGB")
     def test_call_numpy_4_channels(self):
         pass
 
-    @unittest.skip("every picture becomes RGB: do_convert_rgb=False is refused")
+    @unittest.skip("every image becomes RGB: do_convert_rgb=False is refused")
     def test_image_processor_from_dict_with_kwargs_has_attributes(self):
         pass
 

@@ -31,13 +31,13 @@ class CommonTests(ModelTesterMixin, GenerationTesterMixin):
         pass
 
     def _video_features_prepare_config_and_inputs(self):
-        """A video has frames, so the mixin's pictures will not do."""
+        """A video has frames, so the mixin's images will not do."""
         tester = self.model_tester
         videos = floats_tensor([tester.batch_size, tester.num_frames, 3, 28, 28])
         return tester.get_config(), {"pixel_values_videos": videos}
 
     def test_reverse_loading_mapping(self):
-        """One table serves LLaMA, Bloom, pictures and videos, so some rules find nothing in any one model, which the
+        """One table serves LLaMA, Bloom, images and videos, so some rules find nothing in any one model, which the
         mixin does not allow. In its place: what is written is the release itself.
         """
         folder = GOLDEN / self.release / "original_checkpoint"
@@ -52,7 +52,7 @@ class CommonTests(ModelTesterMixin, GenerationTesterMixin):
 
 
 class MplugOwlModelTest(CommonTests, unittest.TestCase):
-    """LLaMA; the ids of pictures and videos lie outside the vocabulary, as they do by default."""
+    """LLaMA; the ids of images and videos lie outside the vocabulary, as they do by default."""
 
     model_tester_class = ModelTester
 
@@ -64,17 +64,17 @@ class MplugOwlModelTest(CommonTests, unittest.TestCase):
     def test_inputs_embeds_matches_input_ids(self):
         pass
 
-    @unittest.skip("the test moves all ids into the vocabulary, those of the pictures too")
+    @unittest.skip("the test moves all ids into the vocabulary, those of the images too")
     def test_resize_tokens_embeddings(self):
         pass
 
-    @unittest.skip("the test moves all ids into the vocabulary, those of the pictures too")
+    @unittest.skip("the test moves all ids into the vocabulary, those of the images too")
     def test_resize_embeddings_untied(self):
         pass
 
 
 class MplugOwlInsideVocabularyTest(CommonTests, unittest.TestCase):
-    """LLaMA; the ids of pictures and videos lie inside the vocabulary."""
+    """LLaMA; the ids of images and videos lie inside the vocabulary."""
 
 
 class MplugOwlBloomTest(CommonTests, unittest.TestCase):

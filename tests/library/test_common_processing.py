@@ -9,11 +9,11 @@ from transformers_owl import MplugOwlProcessor
 
 
 class MplugOwlProcessorTest(ProcessorTesterMixin, unittest.TestCase):
-    """The processor prepares pictures, videos and text, so no audio."""
+    """The processor prepares images, videos and text, so no audio."""
 
     processor_class = MplugOwlProcessor
     model_id = str(GOLDEN / "image-llama" / "original_checkpoint")
-    images_unstructured_max_length = 117  # a picture takes 65 positions
+    images_unstructured_max_length = 117  # an image takes 65 positions
 
     @classmethod
     def _setup_test_attributes(cls, processor):

@@ -41,7 +41,7 @@ class MplugOwlTensorParallelTest(TensorParallelTesterMixin, unittest.TestCase):
     def _skip_if_tp_distributed_not_enabled(self):
         """The library runs these tests for a few model types only; they hold for this one too."""
 
-    def test_tp_with_pictures_and_videos(self):
+    def test_tp_with_images_and_videos(self):
         """The mixin's tests give text alone."""
         config, inputs = VideoTester(None).prepare_config_and_inputs_for_common()
         with tempfile.TemporaryDirectory() as folder:

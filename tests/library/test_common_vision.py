@@ -16,7 +16,7 @@ from transformers_owl.mplug_owl.modeling_mplug_owl import (
 class VisionTester:
     vision_config: dict = {}
     batch_size = 7
-    picture_shape = (3, 28, 28)
+    image_shape = (3, 28, 28)
     num_hidden_layers = 2
     num_attention_heads = 4
     hidden_size = 32
@@ -27,12 +27,12 @@ class VisionTester:
         return tiny_config(vision_config=self.vision_config).vision_config
 
     def prepare_config_and_inputs_for_common(self):
-        return self.get_config(), {"pixel_values": floats_tensor([self.batch_size, *self.picture_shape])}
+        return self.get_config(), {"pixel_values": floats_tensor([self.batch_size, *self.image_shape])}
 
 
 class VideoVisionTester(VisionTester):
     vision_config = {"use_temporal": True}
-    picture_shape = (2, 3, 28, 28)
+    image_shape = (2, 3, 28, 28)
 
 
 class AbstractorTester(VisionTester):

@@ -1,4 +1,4 @@
-"""The miniature's data: packages are checked, scenes show what they say, answers are what pictures show."""
+"""The miniature's data: packages are checked, scenes show what they say, answers are what images show."""
 
 import base64
 import dataclasses
@@ -24,11 +24,11 @@ from research.miniature.events import JUMPS, MOMENTS, WAYS, clip, mp4
 from research.miniature.parts import (
     IGNORED,
     LESSONS,
+    OF_IMAGE,
     OF_PATCH,
-    OF_PICTURE,
     PATCH,
     SIGNS,
-    PictureWords,
+    ImageWords,
     Seen,
     Text,
     numbers,
@@ -103,10 +103,10 @@ def test_a_package_is_fetched_once_and_checked_every_time(tmp_path):
 def test_a_changed_or_missing_package_says_so_and_leaves_nothing(tmp_path):
     wanted, cache = package(tmp_path, archive()), tmp_path / "cache"
     (tmp_path / "registry" / "set-1.tgz").write_bytes(b"something else")
-    with pytest.raises(packages.PackageError, match="changed or cut off"):
+    with pytest.raises(packages.PackageError, match="changed or truncated"):
         packages.fetch(wanted, cache)
     (tmp_path / "registry" / "set-1.tgz").unlink()
-    with pytest.raises(packages.PackageError, match=re.escape(f"put at {cache / 'set-1.tgz'}")):
+    with pytest.raises(packages.PackageError, match=re.escape(f"copy of the file at {cache / 'set-1.tgz'}")):
         packages.fetch(wanted, cache)
     assert not cache.exists()
 
@@ -126,14 +126,14 @@ def test_the_held_out_style_and_font_are_not_in_training(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["one", "two", "many", "writing"])
-def test_a_seed_gives_a_scene_and_a_picture(here, kind):
+def test_a_seed_gives_a_scene_and_an_image(here, kind):
     first, second = scene(here, kind, 3), scene(here, kind, 3)
     assert first == second and scene(here, kind, 4) != first
     assert draw(first, here.drawings).tobytes() == draw(second, here.drawings).tobytes()
     assert all(item.thing.shown for item in first.items)
 
 
-def test_a_picture_has_the_ground_that_the_scene_names(here):
+def test_an_image_has_the_ground_that_the_scene_names(here):
     """In a corner, where nothing lies: the hue of a coloured ground, the lightness of a grey one."""
     for seed in range(60):
         seen = scene(here, "writing", seed)
@@ -313,20 +313,20 @@ def test_sums_of_text_only_questions_are_right():
                 assert int(e.answer) == int(found[1]) + int(found[2])
 
 
-def test_words_of_a_picture_and_its_patches_tell_the_scene(here):
+def test_words_of_an_image_and_its_patches_tell_the_scene(here):
     """Close up, the patches lie where their places say, and a thing's patches say the thing and its colour."""
     for lesson in LESSONS:
         seen = Seen(here, lesson, seed=(1,))
         for number, row in enumerate(itertools.islice(seen, 20)):
             scene = dataclasses.replace(here, dyed=lesson.dyed).scene(np.random.default_rng([1, number]), lesson.kind)
-            asked = dict(zip(OF_PICTURE, row["of_picture"], strict=True))
-            assert OF_PICTURE["ground"][asked["ground"]] == scene.ground
-            assert OF_PICTURE["scene"][asked["scene"]] == scene.kind
-            signs = [SIGNS[asked[name]] for name in OF_PICTURE if name.startswith("sign") and asked[name] != IGNORED]
+            asked = dict(zip(OF_IMAGE, row["of_image"], strict=True))
+            assert OF_IMAGE["ground"][asked["ground"]] == scene.ground
+            assert OF_IMAGE["scene"][asked["scene"]] == scene.kind
+            signs = [SIGNS[asked[name]] for name in OF_IMAGE if name.startswith("sign") and asked[name] != IGNORED]
             assert "".join(signs) == scene.writing
             if scene.items and scene.kind in ("one", "many", "close"):
-                assert OF_PICTURE["name"][asked["name"]] == scene.items[0].thing.name
-                assert OF_PICTURE["count"][asked["count"]] == len(scene.items)
+                assert OF_IMAGE["name"][asked["name"]] == scene.items[0].thing.name
+                assert OF_IMAGE["count"][asked["count"]] == len(scene.items)
             else:
                 assert asked["name"] == asked["count"] == IGNORED
             of_patches = [
@@ -341,7 +341,7 @@ def test_words_of_a_picture_and_its_patches_tell_the_scene(here):
             if scene.kind == "two":
                 said = {patch["side"]: patch["name"] for patch in of_patches if "side" in patch}
                 assert said == {"left": scene.left.thing.name, "right": scene.right.thing.name}
-                assert {side: OF_PICTURE[side][asked[side]] for side in said} == said
+                assert {side: OF_IMAGE[side][asked[side]] for side in said} == said
             if lesson.dyed == 0:
                 assert colours_said <= {""}
             rows, columns = np.divmod(row["places"].reshape(lesson.edge // PATCH, -1) - 1, SIZE // PATCH)
@@ -438,7 +438,7 @@ def test_a_file_of_a_clip_gives_its_moments_back(here):
         assert np.abs(np.asarray(frame, int) - np.asarray(original, int)).mean() < 12
 
 
-def test_the_predictor_of_pictures_sees_what_the_vision_model_sees(here):
+def test_the_predictor_of_images_sees_what_the_vision_model_sees(here):
     """It puts a CLIP vision model together anew, so that a close-up can lie anywhere; whole, both are the same."""
     torch.manual_seed(0)
     config = CLIPVisionConfig(
@@ -446,17 +446,17 @@ def test_the_predictor_of_pictures_sees_what_the_vision_model_sees(here):
         patch_size=PATCH,
     )  # fmt: skip
     processor = MplugOwlImageProcessor(size={"height": SIZE, "width": SIZE})
-    predictor = PictureWords(CLIPVisionModel(config), processor).eval()
+    predictor = ImageWords(CLIPVisionModel(config), processor).eval()
     row = next(iter(Seen(here, LESSONS[-1], seed=(3,))))
-    picture, places = torch.from_numpy(row["picture"])[None], torch.from_numpy(row["places"])[None]
-    patches, summary = predictor.see(picture, places)
-    seen = predictor.vision((picture.permute(0, 3, 1, 2) - predictor.mean) / predictor.std)
+    image, places = torch.from_numpy(row["image"])[None], torch.from_numpy(row["places"])[None]
+    patches, summary = predictor.see(image, places)
+    seen = predictor.vision((image.permute(0, 3, 1, 2) - predictor.mean) / predictor.std)
     torch.testing.assert_close(patches, seen.last_hidden_state[:, 1:])
     torch.testing.assert_close(summary[:, :32], seen.pooler_output)
 
 
 def test_patches_of_a_clip_tell_what_happens_where_the_thing_is(here):
-    """In every moment that shows it, and the pictures beside the clips tell no event."""
+    """In every moment that shows it, and the images beside the clips tell no event."""
     event = list(OF_PATCH_OVER_TIME).index("event")
     for number, row in enumerate(itertools.islice(Watched(here, CLIP_LESSONS[0], seed=(1,)), 40)):
         random = np.random.default_rng([1, number])
@@ -468,7 +468,7 @@ def test_patches_of_a_clip_tell_what_happens_where_the_thing_is(here):
         shown = clip(here, random)
         said = OF_PATCH_OVER_TIME["event"].index(TURN if shown.kind == "change" else shown.event)
         assert told == [{said} if moment.items else set() for moment in shown.moments]
-        for pixels, frame in zip(row["pictures"], shown.frames(here.drawings), strict=True):
+        for pixels, frame in zip(row["images"], shown.frames(here.drawings), strict=True):
             assert np.array_equal(pixels, np.array(frame))
 
 
@@ -487,8 +487,8 @@ def test_patches_of_a_clip_tell_where_the_thing_is_was_and_will_be(here):
                 assert set(rows) == ({int(6 * items[0].y)} if items else {IGNORED})
 
 
-def test_the_predictor_of_clips_keeps_pictures_and_their_words_together(here):
-    """What it says of a clip depends on the order of its moments; pictures beside it change nothing."""
+def test_the_predictor_of_clips_keeps_images_and_their_words_together(here):
+    """What it says of a clip depends on the order of its moments; images beside it change nothing."""
     owl = AutoModelForImageTextToText.from_pretrained(MINIATURE, dtype=torch.float32)
     processor = MplugOwlImageProcessor.from_pretrained(MINIATURE)
     predictor = ClipWords(owl.model.vision_model, processor, OF_PATCH_OVER_TIME).eval()
@@ -499,20 +499,20 @@ def test_the_predictor_of_clips_keeps_pictures_and_their_words_together(here):
         of_swapped = predictor(**swapped)
         torch.testing.assert_close(of_swapped["logits"][-1].unflatten(0, (4, MOMENTS, -1)), together)
         torch.testing.assert_close(of_swapped["loss"], predictor(**batch)["loss"])
-        alone = predictor.vision(predictor.pixels(batch["pictures"][1:2])).last_hidden_state[0, :, 1:]
+        alone = predictor.vision(predictor.pixels(batch["images"][1:2])).last_hidden_state[0, :, 1:]
         torch.testing.assert_close(predictor.of_patch[-1](alone), together[0], rtol=1e-4, atol=1e-4)
         reverse = {name: value.flip(1) if value.ndim > 1 else value for name, value in batch.items()}
         of_reverse = predictor(**reverse)["logits"][-1].unflatten(0, (4, MOMENTS, -1)).flip(1)
-    torch.testing.assert_close(of_reverse[3:], together[3:], rtol=1e-4, atol=1e-4)  # in order: clips, then pictures
+    torch.testing.assert_close(of_reverse[3:], together[3:], rtol=1e-4, atol=1e-4)  # in order: clips, then images
     assert all((of_reverse[:3] - together[:3]).abs().amax((1, 2, 3)) > 0.1)
 
 
-def test_every_worker_has_clips_pictures_and_texts_of_its_own(here):
+def test_every_worker_has_clips_images_and_texts_of_its_own(here):
     lesson = CLIP_LESSONS[0]
     watched = DataLoader(Watched(here, lesson, seed=(1,)), batch_size=lesson.images, num_workers=2)
     first, second = itertools.islice(watched, 2)
     assert first["is_clip"].tolist() == second["is_clip"].tolist() == [False, True, True, True]
-    assert all((a != b).any() for a, b in zip(first["pictures"], second["pictures"], strict=True))
+    assert all((a != b).any() for a, b in zip(first["images"], second["images"], strict=True))
     texts = Text(World(here.drawings), AutoTokenizer.from_pretrained(MINIATURE), (1, 0))
     first, second = itertools.islice(DataLoader(texts, batch_size=2, num_workers=2, collate_fn=list), 2)
     assert first != second
@@ -529,7 +529,7 @@ def test_drawings_that_lie_there_need_no_package(tmp_path, monkeypatch):
 
 
 def test_recipes_show_videos_to_models_that_see_them_alone():
-    """An Owl that is built from a CLIP model and a language model sees pictures; the miniature sees videos, too."""
+    """An Owl that is built from a CLIP model and a language model sees images; the miniature sees videos, too."""
     groups = {
         name: set(parse_recipe(RECIPES / f"{name}.yaml", ["--bf16", "false"])[0].data)
         for name in ("pretrain", "instruct", "smollm2")

@@ -103,5 +103,5 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
     others = {key.replace("layers.0", "layers.9"): value for key, value in weights.items()}
     torch.save(others, tmp_path / "adapter_model.bin")
     for road in ("load_adapter", "from_pretrained", "auto"):
-        with pytest.raises(ValueError, match=r"lacks weights.*layers\.0"):
+        with pytest.raises(ValueError, match=r"lacks \d+ weights.*layers\.0"):
             ROADS[road](GoldenCase("image-llama").checkpoint, tmp_path)

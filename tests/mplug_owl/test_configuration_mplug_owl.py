@@ -52,15 +52,15 @@ def test_a_saved_configuration_is_read_back_equal(tmp_path):
 
 
 def test_a_multimodal_model_is_no_language_model():
-    with pytest.raises(ValueError, match=r"`gemma3` cannot be used: .*several models \(.*text_config"):
+    with pytest.raises(ValueError, match=r"`gemma3` cannot be the language model: .*several models \(.*text_config"):
         MplugOwlConfig(text_config=Gemma3Config())
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"image_token_id": 5, "video_token_id": 5}, "two different ids"),
-        ({"image_token_id": -1}, "two different ids"),
+        ({"image_token_id": 5, "video_token_id": 5}, "different and not negative"),
+        ({"image_token_id": -1}, "different and not negative"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(kwargs, message):

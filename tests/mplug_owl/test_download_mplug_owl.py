@@ -1,4 +1,4 @@
-"""Pictures come from the public internet alone, whatever a URL, a name server or a redirect says; and in time."""
+"""Images come from the public internet alone, whatever a URL, a name server or a redirect says; and in time."""
 
 import io
 import ipaddress
@@ -85,7 +85,7 @@ def loopback_is_public(monkeypatch):
     monkeypatch.setattr(download_mplug_owl, "is_public", lambda address: address == "127.0.0.1" or is_public(address))
 
 
-def test_a_picture_by_its_url(url, allowed):
+def test_an_image_by_its_url(url, allowed):
     for source in (f"{url}/green.png", f"{url}/a%20b/\u00fc c.png?x=1&y=\u00fc", f"{url}/redirect?/green.png"):
         pixels = MplugOwlImageProcessor(do_rescale=False, do_normalize=False)(source, return_tensors="np")
         assert np.unique(pixels["pixel_values"]).tolist() == [0, 255]
@@ -104,8 +104,8 @@ def test_the_server_gets_the_path_and_the_host_as_written(server, url, allowed):
         ("page", "cannot identify image"),
         ("loop", "more than 5 redirects"),
         ("large", "larger than 32 MiB"),
-        ("redirect?file:///etc/passwd", "'file:///etc/passwd' is no http or https URL"),
-        ("redirect?ftp://example.org/a.png", "is no http or https URL"),
+        ("redirect?file:///etc/passwd", "'file:///etc/passwd' is not an http or https URL"),
+        ("redirect?ftp://example.org/a.png", "is not an http or https URL"),
         ("redirect?//[", "Invalid IPv6 URL"),
         ("redirect?http://user@example.org/", "user name"),
     ],
@@ -189,7 +189,7 @@ def test_internal_hosts_are_refused_before_anything_is_sent(server, url, host):
         ("http://example.org@127.0.0.1/", "user name"),
         ("http://127.0.0.1:99999/", "Port out of range"),
         ("http://127.0.0.1:x/", "Port could not be cast"),
-        ("http:///green.png", "no http or https URL with a host"),
+        ("http:///green.png", "not an http or https URL with a host"),
         ("https://[::1", "Invalid IPv6 URL"),
         ("http://\ud800/", ""),
         ("http://a\0b/", ""),
@@ -264,7 +264,7 @@ def test_blocks_that_lead_nowhere_are_not_public(block):
 def test_a_file_that_broke_off_is_no_whole_one(server, url, allowed, monkeypatch):
     monkeypatch.setattr(download_mplug_owl, "DOWNLOAD_PAUSE", 0)
     before = len(server.asked)
-    with pytest.raises(OSError, match=rf"broke off after {len(png())} of {2**40} bytes \(3 of 3 attempts\)"):
+    with pytest.raises(OSError, match=rf"connection closed after {len(png())} of {2**40} bytes \(3 of 3 attempts\)"):
         download(url + "/claims")
     assert len(server.asked) == before + 3
 

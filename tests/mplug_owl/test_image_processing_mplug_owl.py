@@ -1,4 +1,4 @@
-"""Pictures of every kind become what a viewer shows; anything unreadable is a ValueError that says so."""
+"""Images of every kind become what a viewer shows; anything unreadable is a ValueError that says so."""
 
 import base64
 import contextlib
@@ -22,7 +22,7 @@ from transformers_owl.mplug_owl.image_processing_mplug_owl import read_image, re
 
 
 def shown(image) -> np.ndarray:
-    """The prepared picture back as colours of 0 to 255, (height, width, 3)."""
+    """The prepared image back as colours of 0 to 255, (height, width, 3)."""
     processor = MplugOwlImageProcessor(size={"height": 4, "width": 4})
     pixels = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     return (pixels * processor.image_std + processor.image_mean) * 255
@@ -61,7 +61,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_kind_of_picture_is_shown_as_a_viewer_does(name):
+def test_every_kind_of_image_is_shown_as_a_viewer_does(name):
     assert_colour(*CASES[name])
 
 
@@ -134,7 +134,7 @@ def test_damaged_files_are_named(tmp_path, content, reason):
 def test_what_is_no_plain_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
     for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(ValueError, match="cannot be read: it is no file"):
+        with pytest.raises(ValueError, match="cannot be read: it is not a file"):
             MplugOwlImageProcessor()(str(path))
 
 
@@ -157,11 +157,11 @@ def test_programs_are_not_run(content, give, tmp_path, monkeypatch):
     """Pillow would give them to Ghostscript."""
     run = []
     monkeypatch.setattr(PIL.EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: run.append(args) or args[0])
-    path = tmp_path / "picture.eps"
+    path = tmp_path / "image.eps"
     path.write_bytes(content)
     image = PIL.Image.open(path)
     given = {"path": path, "bytes": content, "image": image, "list": [PIL.Image.new("RGB", (9, 9)), image]}[give]
-    with pytest.raises(ValueError, match=r"(EPS files are programs|IPTC files hold a file of any format).*PNG"):
+    with pytest.raises(ValueError, match=r"(EPS files are programs|IPTC files embed a file of any format).*PNG"):
         read_image(given) if give == "bytes" else MplugOwlImageProcessor()(given)
     assert not run
     with contextlib.suppress(Exception):
@@ -187,7 +187,7 @@ def test_settings_that_would_have_no_effect_are_refused(setting):
         MplugOwlImageProcessor(**setting)
 
 
-def test_a_damaged_open_picture_is_named(tmp_path):
+def test_a_damaged_open_image_is_named(tmp_path):
     (tmp_path / "bad.png").write_bytes(PNG[:2000])
     with pytest.raises(ValueError, match="An image is damaged: image file is truncated"):
         MplugOwlImageProcessor()(PIL.Image.open(tmp_path / "bad.png"))
@@ -198,10 +198,10 @@ def test_a_damaged_open_picture_is_named(tmp_path):
     [
         ("no/such/file.png", "no/such/file.png' cannot be read"),
         ([], "An empty list"),
-        ([None], "NoneType was given"),
-        ({"a": 1}, "dict was given"),
+        ([None], "An image is of type NoneType"),
+        ({"a": 1}, "An image is of type dict"),
         (np.zeros((4, 4, 3), bool), "dtype bool"),
-        (torch.zeros(3, 4, 4, device="meta"), "on meta was given"),
+        (torch.zeros(3, 4, 4, device="meta"), "on meta cannot be converted"),
         (np.zeros((5, 5, 2), np.uint8), r"shape \(5, 5, 2\)"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
         (np.zeros((4,), np.uint8), r"shape \(4,\)"),
@@ -210,7 +210,7 @@ def test_a_damaged_open_picture_is_named(tmp_path):
         (np.full((4, 4, 3), 300), "values from 300"),
     ],
 )
-def test_what_is_no_picture_is_named(value, message):
+def test_what_is_no_image_is_named(value, message):
     with pytest.raises(ValueError, match=message):
         MplugOwlImageProcessor()(value)
 
@@ -224,7 +224,7 @@ def test_what_is_no_picture_is_named(value, message):
     ],
 )
 def test_the_releases_crop_never_takes_effect(llama, tmp_path, settings):
-    """Whatever a release says of sizes, the picture goes straight to the model's image_size."""
+    """Whatever a release says of sizes, the image goes straight to the model's image_size."""
     (tmp_path / "config.json").write_text((llama.folder / "original_checkpoint/config.json").read_text())
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     for name in ("tokenizer.model", "tokenizer_config.json"):

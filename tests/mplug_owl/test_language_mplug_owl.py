@@ -79,7 +79,7 @@ WANTED = frozenset({
     "gpt_oss", "gptj", "granite", "granitemoe", "llama", "ministral", "mistral", "mixtral", "nemotron", "olmo2", "opt",
     "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
 })  # fmt: skip
-REASON = re.compile(r"cannot be used: .{20}|Unrecognized configuration class")
+REASON = re.compile(r"(?:is not supported|cannot be the language model): .{20}|Unrecognized configuration class")
 PROMPT = torch.arange(5, 19).view(2, 7)
 
 

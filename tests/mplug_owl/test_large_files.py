@@ -35,7 +35,9 @@ def test_large_files_are_refused_by_their_headers(kind, give, tmp_path, image_pr
     content = header_of(kind, 8193, 8192)
     path = tmp_path / f"large.{kind}"
     path.write_bytes(content)
-    message = r"8193 x 8192 pixels are 67,117,056, but at most 67,108,864 are taken.* or set `max_pixels`"
+    message = (
+        r"8193 x 8192 pixels are 67,117,056, but at most 67,108,864 are allowed.* or raise the processor's `max_pixels`"
+    )
     with pytest.raises(ValueError, match=message):
         if give == "bytes":
             read_image(content)

@@ -39,7 +39,7 @@ def build(name="llama", **kwargs) -> MplugOwlForConditionalGeneration:
 
 
 def example(model, rows=2):
-    """Ids with a picture of five positions in every row, and the pictures."""
+    """Ids with an image of five positions in every row, and the images."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 90, (rows, 14), generator=generator)
     ids[:, 3:8] = model.config.image_token_id
@@ -61,7 +61,7 @@ def test_text_gives_the_logits_of_the_language_model_alone(name):
 
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
-def test_pictures_change_the_answer_and_the_cache_does_not(name):
+def test_images_change_the_answer_and_the_cache_does_not(name):
     model = build(name)
     inputs = example(model)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_activation_checkpointing_gives_the_same_gradients():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
 
 
-def test_labels_at_pictures_carry_no_loss():
+def test_labels_at_images_carry_no_loss():
     model = build()
     inputs = example(model)
     masked = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.image_token_id, -100)
@@ -163,7 +163,7 @@ def test_logits_to_keep():
         assert everything.shape == (2, 14, 100)
 
 
-def test_ids_inside_the_vocabulary_place_pictures_by_embeddings_alone():
+def test_ids_inside_the_vocabulary_place_images_by_embeddings_alone():
     model = build(image_token_id=97, video_token_id=98)
     inputs = example(model)
     embeddings = model.get_input_embeddings()(inputs["input_ids"])
@@ -275,7 +275,7 @@ def test_fresh_queries_differ_from_each_other():
     assert torch.pdist(queries).min() > 1e-3
 
 
-def test_picture_models_have_no_video_parameter():
+def test_image_models_have_no_video_parameter():
     assert not [name for name, _ in build().named_parameters() if "temporal" in name]
     video = build(vision_config={"use_temporal": True})
     assert len([name for name, _ in video.named_parameters() if "temporal" in name]) == 2 * 8 + 3
@@ -302,40 +302,40 @@ def test_greedy_up_to_512_new_tokens_is_the_default():
 
 
 MISTAKES = {
-    "too few pictures": (lambda i: {**i, "pixel_values": i["pixel_values"][:1]}, "10 image positions.*need 5"),
-    "too many pictures": (
+    "too few images": (lambda i: {**i, "pixel_values": i["pixel_values"][:1]}, "10 image positions.*need 5"),
+    "too many images": (
         lambda i: {**i, "pixel_values": torch.cat([i["pixel_values"]] * 2)},
         "10 image positions.*need 20",
     ),
-    "no picture": (lambda i: {"input_ids": i["input_ids"]}, "positions of images, but no image was given"),
+    "no image": (lambda i: {"input_ids": i["input_ids"]}, "positions of images, but no image was given"),
     "wrong size": (lambda i: {**i, "pixel_values": torch.randn(2, 3, 28, 29)}, r"shape \(2, 3, 28, 29\)"),
-    "one picture without a batch": (lambda i: {**i, "pixel_values": torch.randn(3, 28, 28)}, r"shape \(3, 28, 28\)"),
+    "one image without a batch": (lambda i: {**i, "pixel_values": torch.randn(3, 28, 28)}, r"shape \(3, 28, 28\)"),
     "integer pixels": (
         lambda i: {**i, "pixel_values": torch.zeros(2, 3, 28, 28, dtype=torch.uint8)},
         "dtype torch.uint8",
     ),
-    "no pictures": (lambda i: {**i, "pixel_values": i["pixel_values"][:0]}, r"shape \(0, 3, 28, 28\)"),
+    "no images": (lambda i: {**i, "pixel_values": i["pixel_values"][:0]}, r"shape \(0, 3, 28, 28\)"),
     "a mask of another length": (
         lambda i: {**i, "attention_mask": torch.ones(2, 13)},
-        r"attention_mask of shape \(2, 13\).*\(2, 14\) was expected",
+        r"attention_mask has shape \(2, 13\), but must have shape \(2, 14\)",
     ),
     "positions of another length": (
         lambda i: {**i, "position_ids": torch.arange(13)[None]},
-        r"position_ids of shape \(1, 13\)",
+        r"position_ids have shape \(1, 13\)",
     ),
-    "negative logits_to_keep": (lambda i: {**i, "logits_to_keep": -1}, "logits_to_keep is -1"),
-    "ids and embeddings": (lambda i: {**i, "inputs_embeds": torch.randn(2, 14, 32)}, "Exactly one of"),
-    "nothing": (lambda i: {}, "Exactly one of"),
+    "negative logits_to_keep": (lambda i: {**i, "logits_to_keep": -1}, "logits_to_keep is -1, but must be 0"),
+    "ids and embeddings": (lambda i: {**i, "inputs_embeds": torch.randn(2, 14, 32)}, "exactly one of"),
+    "nothing": (lambda i: {}, "exactly one of"),
     "embeddings alone": (
         lambda i: {"inputs_embeds": torch.randn(2, 14, 32), "pixel_values": i["pixel_values"]},
         "outside the language model's vocabulary",
     ),
-    "a video for a picture model": (
+    "a video for an image model": (
         lambda i: {
             "input_ids": i["input_ids"].masked_fill(i["input_ids"] == 100, 101),
             "pixel_values_videos": torch.randn(2, 2, 3, 28, 28),
         },
-        "image model and cannot see videos",
+        "image model and takes no videos",
     ),
 }
 
@@ -358,7 +358,7 @@ REFUSED = {
     "narrow embeddings": lambda i: {"inputs_embeds": torch.randn(2, 14, 31)},
     "labels of another length": lambda i: {**i, "labels": i["input_ids"][:, 1:]},
     "labels of another tokenizer": lambda i: {**i, "labels": i["input_ids"] + 900},
-    "a picture of another size": lambda i: {**i, "pixel_values": torch.randn(2, 3, 29, 28)},
+    "an image of another size": lambda i: {**i, "pixel_values": torch.randn(2, 3, 29, 28)},
 }
 
 
@@ -377,7 +377,7 @@ def test_more_positions_than_the_language_model_holds_log_a_warning(caplog):
     assert "positions were given" not in caplog.text
     logging.getLogger("transformers").addHandler(caplog.handler)
     model(input_ids=torch.ones(1, 17, dtype=torch.long))
-    assert "17 positions were given, but the language model was made for 16" in caplog.text
+    assert "The input has 17 positions, but the language model's context length is 16" in caplog.text
 
 
 def test_placeholders_without_pixels_are_text_only_inside_the_vocabulary(caplog):
@@ -418,7 +418,7 @@ def test_pixels_passed_again_over_a_cache_name_the_cache(kind, road, positions):
         ids[:, 12:17] = token
         values = values.repeat(2, *[1] * (values.ndim - 1))
     again = {pixels: values, CACHE_NAME: cache}
-    message = rf"`{CACHE_NAME}` holds 10 positions that were read before, so leave out the pixels of {kind}s"
+    message = rf"`{CACHE_NAME}` already holds 10 positions, so leave out the pixels of the {kind}s"
     with pytest.raises(ValueError, match=message), torch.no_grad():
         if road == "forward":
             model(input_ids=ids[:, 10:], **again)

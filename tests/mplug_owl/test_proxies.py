@@ -168,7 +168,7 @@ def test_addresses_are_checked_before_the_proxy_is_asked(scheme, host, proxy, mo
 @pytest.mark.parametrize("kind", ["socks5", "https"])
 def test_other_kinds_of_proxies_are_refused(kind, proxy, monkeypatch):
     monkeypatch.setenv("http_proxy", f"{kind}://me:secret@127.0.0.1:{proxy.server_port}")
-    with pytest.raises(ValueError, match=rf"a proxy of kind {kind}://, but http://HOST:PORT .* NO_PROXY") as caught:
+    with pytest.raises(ValueError, match=rf"a proxy {kind}://, but it must be http://HOST:PORT: .* NO_PROXY") as caught:
         download(URL)
     assert "secret" not in str(caught.value)
 

@@ -135,7 +135,7 @@ def test_arguments_at_loading_are_applied(llama, tokenizer, name, saved, road, t
 
 
 def test_special_tokens_with_names_of_their_own_are_refused(llama):
-    with pytest.raises(ValueError, match=r"extra_special_tokens is .*, but a list of special tokens was expected"):
+    with pytest.raises(ValueError, match=r"extra_special_tokens is .*, but must be a list of special tokens"):
         MplugOwlTokenizer.from_pretrained(llama.checkpoint, extra_special_tokens={"own_token": "<x>"})
 
 

@@ -1,4 +1,4 @@
-"""Frames of every kind of video: the right ones, from any file, prepared as pictures are; and what can go wrong."""
+"""Frames of every kind of video: the right ones, from any file, prepared as images are; and what can go wrong."""
 
 import base64
 import json
@@ -52,7 +52,7 @@ def processor():
 
 
 def numbers(frames) -> list[int]:
-    return [number_of(picture) for picture in frames]
+    return [number_of(image) for image in frames]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -68,8 +68,8 @@ def test_any_frames_of_any_file_are_those_of_decoding_it_whole(folder, name):
         assert numbers(whole) == list(range(24))
     for seed in range(12):
         chosen = random.Random(seed).choices(range(24), k=1 + seed % 5)
-        for number, picture in zip(chosen, file.frames(chosen), strict=True):
-            assert np.array_equal(np.asarray(picture), np.asarray(whole[number])), number
+        for number, image in zip(chosen, file.frames(chosen), strict=True):
+            assert np.array_equal(np.asarray(image), np.asarray(whole[number])), number
 
 
 def test_only_what_leads_to_the_frames_is_decoded(clip, folder):
@@ -126,38 +126,38 @@ def test_a_frame_is_rotated_as_the_file_says(clip, folder):
     assert np.abs(turned - np.rot90(upright, -1)).max() <= 2
 
 
-def test_frames_become_pixels_as_pictures_do(clip, processor):
-    pictures = MplugOwlImageProcessor(size={"height": 28, "width": 28})
+def test_frames_become_pixels_as_images_do(clip, processor):
+    images = MplugOwlImageProcessor(size={"height": 28, "width": 28})
     pixels = processor([clip, clip], num_frames=3, return_tensors="pt")["pixel_values_videos"]
     assert pixels.shape == (2, 3, 3, 28, 28)
-    expected = pictures(read_frames(clip, num_frames=3)[0], return_tensors="pt")["pixel_values"]
+    expected = images(read_frames(clip, num_frames=3)[0], return_tensors="pt")["pixel_values"]
     assert torch.equal(pixels[0], expected)
     assert torch.equal(pixels[1], expected)
 
 
 def test_forms_of_one_video(clip, processor):
-    arrays = np.stack([np.asarray(picture) for picture in read_frames(clip)[0]])
-    pictures = [PIL.Image.fromarray(array) for array in arrays]
+    arrays = np.stack([np.asarray(image) for image in read_frames(clip)[0]])
+    images = [PIL.Image.fromarray(array) for array in arrays]
     expected = processor(clip, return_tensors="pt")["pixel_values_videos"]
     assert expected.shape == (1, 4, 3, 28, 28)
     data = base64.b64encode(Path(clip).read_bytes()).decode()
     tensor = torch.from_numpy(arrays).permute(0, 3, 1, 2)
     forms = [
         Path(clip), [clip], [[clip]], f"data:video/mp4;base64,{data}", data, [Path(clip).read_bytes()], arrays,
-        arrays[None], tensor, tensor / 255, list(arrays), pictures, [pictures], [[pictures]], tuple(pictures),
+        arrays[None], tensor, tensor / 255, list(arrays), images, [images], [[images]], tuple(images),
     ]  # fmt: skip
     for form in forms:
         assert torch.equal(processor(form, return_tensors="pt")["pixel_values_videos"], expected), type(form)
     every = processor([arrays, clip], do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
     assert every.shape[:2] == (2, 24)
-    # As many pictures as frames are asked for are taken as they are.
-    four = processor([pictures[:4]], return_tensors="pt")["pixel_values_videos"]
+    # As many images as frames are asked for are taken as they are.
+    four = processor([images[:4]], return_tensors="pt")["pixel_values_videos"]
     assert torch.equal(
-        four, processor([pictures[:4]], do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
+        four, processor([images[:4]], do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
     )
 
 
-def test_names_of_picture_files_are_a_video(processor, tmp_path):
+def test_names_of_image_files_are_a_video(processor, tmp_path):
     names = []
     for number in (3, 9):
         names.append(str(tmp_path / f"{number}.png"))
@@ -191,7 +191,7 @@ def test_urls(clip, processor, monkeypatch):
         with pytest.raises(ValueError, match="internal address"):
             processor(url)
         monkeypatch.setenv("TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS", "1")
-        monkeypatch.setattr(download_mplug_owl, "DOWNLOAD_BYTES", 10)  # of pictures
+        monkeypatch.setattr(download_mplug_owl, "DOWNLOAD_BYTES", 10)  # of images
         fetched = processor(url, return_tensors="pt")["pixel_values_videos"]
         assert torch.equal(fetched, processor(clip, return_tensors="pt")["pixel_values_videos"])
         monkeypatch.setattr(download_mplug_owl, "VIDEO_BYTES", 10)
@@ -224,7 +224,7 @@ def test_damaged_files_are_named(clip, folder, processor):
         (folder / f"bad-{name}").write_bytes(data)
         with pytest.raises(ValueError, match=f"The video '.*bad-{name}' cannot be read: .+"):
             processor(str(folder / f"bad-{name}"))
-    for name, message in (("none.mp4", "No such file"), (".", "it is no file")):
+    for name, message in (("none.mp4", "No such file"), (".", "it is not a file")):
         with pytest.raises(ValueError, match=f"cannot be read: .*{message}"):
             processor(str(folder / name))
 
@@ -232,24 +232,24 @@ def test_damaged_files_are_named(clip, folder, processor):
 @pytest.mark.parametrize(
     ("videos", "options", "message"),
     [
-        (None, {}, "NoneType was given"),
-        (5, {}, "int was given"),
+        (None, {}, "A video is of type NoneType"),
+        (5, {}, "A video is of type int"),
         ([], {}, "An empty list of videos"),
         ([[]], {}, "An empty list of videos"),
-        ("clip", {"num_frames": 0}, "num_frames is 0, but a number from 1 to 4096"),
+        ("clip", {"num_frames": 0}, "num_frames is 0, but must be an integer from 1 to 4096"),
         ("clip", {"num_frames": 10**9}, "num_frames is 1000000000"),
         ("clip", {"num_frames": "4"}, "num_frames is '4'"),
         ("clip", {"fps": -1}, "fps is -1"),
         ("clip", {"fps": 1e9}, "fps is 1000000000.0"),
-        ("clip", {"timestamps": [9.0]}, r"timestamps is \[9.0\], but a list of seconds from 0 to 2.400"),
+        ("clip", {"timestamps": [9.0]}, r"timestamps is \[9.0\], but must be a list of seconds from 0 to 2.400"),
         ("clip", {"timestamps": []}, r"timestamps is \[\]"),
-        ("clip", {"timestamps": [[1.0], [2.0]]}, "2 lists, but 1 videos"),
+        ("clip", {"timestamps": [[1.0], [2.0]]}, "2 lists for 1 videos"),
         ("clip", {"fps": 1, "num_frames": 4}, "num_frames and fps are given"),
-        ("clip", {"fps": 1, "do_sample_frames": False}, "takes all frames"),
+        ("clip", {"fps": 1, "do_sample_frames": False}, "`do_sample_frames` is False"),
         ("clip", {"size": 10**6}, "`size` is .* from 1 to 4096"),
         (np.zeros((4, 9, 9, 3), np.uint8), {"fps": 1}, "frame rate of an array"),
-        (np.zeros((4, 9, 9, 3), np.uint8), {"video_metadata": [{"fps": 1}] * 2}, "2 entries, but 1 videos"),
-        (np.zeros((4, 9, 9, 3), np.uint8), {"video_metadata": {"fps": 0}}, "is 0, but a positive number"),
+        (np.zeros((4, 9, 9, 3), np.uint8), {"video_metadata": [{"fps": 1}] * 2}, "2 entries for 1 videos"),
+        (np.zeros((4, 9, 9, 3), np.uint8), {"video_metadata": {"fps": 0}}, "is 0, but must be a positive number"),
         (np.zeros((4, 9, 9, 7), np.uint8), {}, "with 1, 3 or 4 channels"),
         (np.full((4, 9, 9, 3), -1.0), {}, "values from -1.0"),
         (np.zeros((0, 9, 9, 3), np.uint8), {}, "array of shape"),
@@ -281,7 +281,7 @@ def test_videos_of_a_batch_have_equally_many_frames(clip, folder, processor):
         ("data:video/mp4;base64,AAAA", "video", "video"),
     ],
 )  # fmt: skip
-def test_a_file_is_a_picture_or_a_video_by_its_name(source, kind, kind_for_videos):
+def test_a_file_is_an_image_or_a_video_by_its_name(source, kind, kind_for_videos):
     assert visual_part(source)["type"] == kind
     assert visual_part(source, sees_videos=True)["type"] == kind_for_videos
 
@@ -301,7 +301,7 @@ def test_folders_bring_their_video_processor(llama, llama_processor, tmp_path, c
     assert AutoProcessor.from_pretrained(tmp_path).video_processor.num_frames == 3
     loaded.save_pretrained(tmp_path / "alone")
     assert MplugOwlVideoProcessor.from_pretrained(tmp_path / "alone").to_dict() == loaded.to_dict()
-    # A folder that was saved without one takes the pictures' settings.
+    # A folder that was saved without one takes the images' settings.
     settings = json.loads((tmp_path / "processor_config.json").read_text())
     del settings["video_processor"]
     (tmp_path / "processor_config.json").write_text(json.dumps(settings))

@@ -241,7 +241,7 @@ def test_our_weights_beside_a_releases_settings_are_read_as_a_release(name, size
 
 
 @pytest.mark.parametrize("use_temporal", [False, True])
-def test_a_release_of_other_sizes_loads(llama, pictures, tmp_path, use_temporal):
+def test_a_release_of_other_sizes_loads(llama, images, tmp_path, use_temporal):
     """Other numbers of queries, heads and patches, a width stated wrongly, in a folder as the original wrote it."""
     torch.manual_seed(0)
     vision = {"num_attention_heads": 8, "image_size": 42, "use_temporal": use_temporal}
@@ -262,7 +262,7 @@ def test_a_release_of_other_sizes_loads(llama, pictures, tmp_path, use_temporal)
         shutil.copy(f"{llama.checkpoint}/{name}", tmp_path)
     loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
-    inputs = AutoProcessor.from_pretrained(tmp_path)(text="A <image> b", images=pictures[0], return_tensors="pt")
+    inputs = AutoProcessor.from_pretrained(tmp_path)(text="A <image> b", images=images[0], return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, 42, 42)
     assert (inputs["input_ids"] == loaded.config.image_token_id).sum() == 17
     with torch.no_grad():

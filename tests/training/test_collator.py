@@ -1,4 +1,4 @@
-"""Labels lie on the answers alone; a cut never divides a picture; the plain Trainer learns from such batches."""
+"""Labels lie on the answers alone; a cut never divides an image; the plain Trainer learns from such batches."""
 
 import PIL.Image
 import pytest
@@ -70,8 +70,8 @@ def test_batches_equal_a_slow_reference(llama_processor, conversations):
         assert ids[mask.bool()].tolist() == expected_ids
         assert labels[mask.bool()].tolist() == expected_labels
         assert (labels[~mask.bool()] == -100).all()
-    pictures = sum(n for turns in conversations for _, n, _ in turns)
-    assert len(batch.get("pixel_values", [])) == pictures
+    images = sum(n for turns in conversations for _, n, _ in turns)
+    assert len(batch.get("pixel_values", [])) == images
 
 
 def test_the_ids_before_the_first_label_are_the_prompt(llama_processor):
@@ -85,7 +85,7 @@ def test_the_ids_before_the_first_label_are_the_prompt(llama_processor):
 
 
 @pytest.mark.parametrize("max_length", range(70, 330, 13))
-def test_a_cut_divides_no_picture_and_adds_no_eos(llama_processor, max_length):
+def test_a_cut_divides_no_image_and_adds_no_eos(llama_processor, max_length):
     messages = [user("One?", RED), assistant("First answer."), user("Two?", RED, BLUE), assistant("Second answer.")]
     whole = ConversationCollator(llama_processor).encode(messages)
     row = ConversationCollator(llama_processor, max_length=max_length).encode(messages)
@@ -99,13 +99,13 @@ def test_a_cut_divides_no_picture_and_adds_no_eos(llama_processor, max_length):
 
 
 def test_a_sample_without_an_answer_left_is_named(llama_processor):
-    with pytest.raises(ValueError, match=r"No answer fits into max_length=60: .*How long"):
+    with pytest.raises(ValueError, match=r"No answer begins within max_length=60: .*How long"):
         ConversationCollator(llama_processor, max_length=60)([{"messages": [user("How long?", RED), assistant("Yes")]}])
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "instruct", "instruct-full"])
 def test_the_plain_trainer_learns(llama, llama_processor, stage, tmp_path):
-    """The loss of two pictures with two captions falls, and what was saved answers like what was trained."""
+    """The loss of two images with two captions falls, and what was saved answers like what was trained."""
     torch.manual_seed(0)
     model = prepare_stage(MplugOwlForConditionalGeneration.from_pretrained(llama.checkpoint), stage)
     samples = [
@@ -139,11 +139,11 @@ def test_full_fine_tuning_moves_the_embedding_of_eos(llama, llama_processor):
     assert model.get_input_embeddings().weight.grad[2].abs().max() > 0
 
 
-def test_pixels_are_the_processors_to_the_last_bit(llama_processor, pictures):
+def test_pixels_are_the_processors_to_the_last_bit(llama_processor, images):
     """Levels of 0 to 255 travel, and a table makes them what the image processor would have made."""
     collator = ConversationCollator(llama_processor)
-    batch = collator([{"messages": [user("A?", *pictures), assistant("b")]}])
-    expected = llama_processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    batch = collator([{"messages": [user("A?", *images), assistant("b")]}])
+    expected = llama_processor.image_processor(images, return_tensors="pt")["pixel_values"]
     assert batch["pixel_values"].dtype == torch.float32
     assert torch.equal(batch["pixel_values"], expected)
     assert "pixel_levels" not in batch

@@ -13,7 +13,7 @@ SHAPES = ((2, 14), (2, 17), (3, 11))
 
 
 def step(model, rows, length):
-    """Loss and gradients of a batch with a picture a row."""
+    """Loss and gradients of a batch with an image a row."""
     random = torch.Generator().manual_seed(length)
     ids = torch.randint(3, 100, (rows, length), generator=random)
     ids[:, 3:8] = 100

@@ -42,7 +42,7 @@ def png(number: int) -> bytes:
 
 
 def write_rows(folder: Path) -> dict:
-    """24 rows with one picture or two, numbers of the pictures running on."""
+    """24 rows with one image or two, numbers of the images running on."""
     lines = []
     for row in range(24):
         numbers = [row] if row % 3 else [row, 24]
@@ -51,8 +51,8 @@ def write_rows(folder: Path) -> dict:
         content = [{"type": "image", "path": f"{number}.png"} for number in numbers]
         messages = [{"role": "user", "content": content}, {"role": "assistant", "content": caption(*numbers)}]
         lines.append(json.dumps({"messages": messages}))
-    (folder / "pictures.jsonl").write_text("\n".join(lines))
-    return {"format": "messages", "path": str(folder / "pictures.jsonl")}
+    (folder / "images.jsonl").write_text("\n".join(lines))
+    return {"format": "messages", "path": str(folder / "images.jsonl")}
 
 
 def write_shards(folder: Path, shards: int, samples: int) -> dict:
@@ -67,7 +67,7 @@ def write_shards(folder: Path, shards: int, samples: int) -> dict:
 
 
 def conversation(number: int) -> dict:
-    """Every third has a picture."""
+    """Every third has an image."""
     content = [{"type": "text", "text": f"Which number{'s' * number}?"}]
     if number % 3 == 0:
         content.insert(0, {"type": "image", "path": f"{number}.png"})
@@ -151,10 +151,10 @@ def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.T
     return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
-def test_the_blank_picture_is_what_gives_every_process_its_gradients(folder, llama_model, llama_processor):
+def test_the_blank_image_is_what_gives_every_process_its_gradients(folder, llama_model, llama_processor):
     """
-    In some step one process has pictures and the other has none; there nothing would train, and a collective operation
-    would wait for gradients. The blank picture's are zero.
+    In some step one process has images and the other has none; there nothing would train, and a collective operation
+    would wait for gradients. The blank image's are zero.
     """
     group = Group.from_dict(yaml.safe_load((folder / "recipe.yaml").read_text())["data"]["mixed"])
     streams = [
@@ -162,8 +162,8 @@ def test_the_blank_picture_is_what_gives_every_process_its_gradients(folder, lla
         for rank in (0, 1)
     ]
     steps = [batches for batches, _ in zip(zip(*streams, strict=True), range(STEPS), strict=False)]
-    pictures = [["pixel_levels" in batch for batch in step] for step in steps]
-    assert [True, False] in pictures or [False, True] in pictures
+    images = [["pixel_levels" in batch for batch in step] for step in steps]
+    assert [True, False] in images or [False, True] in images
 
     model = prepare_stage(copy.deepcopy(llama_model), "pretrain")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -191,8 +191,8 @@ def test_two_processes_train_as_one(launched, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows", "shards-divisible", "shards-shared"])
-def test_every_sample_comes_once_with_its_own_pictures(launched, name):
-    """In one epoch, over two processes with two workers each; a caption says the colours of its pictures."""
+def test_every_sample_comes_once_with_its_own_images(launched, name):
+    """In one epoch, over two processes with two workers each; a caption says the colours of its images."""
     received = [json.loads((launched / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
     assert [len(records) for records in received] == [12, 12]
     captions = [written for records in received for written, _ in records]
@@ -256,7 +256,7 @@ def test_a_killed_group_goes_on_as_if_nothing_had_happened(launched):
     assert killed.returncode != 0 and "exitcode  : -9" in killed.stderr, complaint(killed)
     assert {path.name for path in (launched / "killed").glob("checkpoint-*")} == {"checkpoint-2"}
     resumed = launch(launched, "resumed")
-    assert resumed.returncode == 0 and "Going on from" in resumed.stderr, complaint(resumed)
+    assert resumed.returncode == 0 and "Resuming from" in resumed.stderr, complaint(resumed)
     assert losses(launched / "killed") == losses(launched / "whole")
     weights = (load_file(launched / name / "model.safetensors") for name in ("killed", "whole"))
     assert largest_difference(*weights) == 0

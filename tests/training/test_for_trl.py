@@ -13,7 +13,7 @@ from transformers_owl import MplugOwlForConditionalGeneration
 from transformers_owl.training import ConversationCollator, DPOCollator, SFTCollator
 
 
-PICTURE = str(GOLDEN / "image-llama/image_0.png")
+IMAGE = str(GOLDEN / "image-llama/image_0.png")
 SETTINGS = {"report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no"}
 
 
@@ -27,10 +27,10 @@ def answer(text: str) -> dict:
 
 EARLIER = [user("What is it?"), answer("An owl, I think."), user("Sure?")]
 PROMPTS = {
-    "one image": ([PICTURE], [user("What is it?")]),
-    "two images": ([PICTURE, PICTURE], [user("Which is larger?")]),
+    "one image": ([IMAGE], [user("What is it?")]),
+    "two images": ([IMAGE, IMAGE], [user("Which is larger?")]),
     "no image": ([], [user("What is an owl?")]),
-    "earlier answers": ([PICTURE], EARLIER),
+    "earlier answers": ([IMAGE], EARLIER),
     "a system message": ([], [{"role": "system", "content": "Be brief."}, user("Hi")]),
 }
 ANSWERS = ("A barn owl.", " no", "Perhaps a dog, perhaps none of them.", "</s>")

@@ -74,7 +74,7 @@ def with_images(count: int, given: int) -> dict[str, dict]:
 
 def read(form, row, files, processor, **options):
     """The first row of a file as the collator makes it, with its image's grey level."""
-    files.picture(7).save(files.folder / "7.png")
+    files.image(7).save(files.folder / "7.png")
     content = (files.folder / "7.png").read_bytes()
     url = "data:image/png;base64," + base64.b64encode(content).decode()
     path = files.folder / "rows.jsonl"
@@ -107,14 +107,14 @@ def test_placeholders_and_images_match_or_the_row_is_bad(form, count, given, fil
     if count == given:
         assert len(read(form, row, files, llama_processor)["image"]) == count
     else:
-        with pytest.raises(BadSampleError, match=r"more <image> than|no <image> is left"):
+        with pytest.raises(BadSampleError, match=r"more <image> than|there is no <image>"):
             read(form, row, files, llama_processor)
 
 
 def test_images_of_parts_and_of_the_row_are_counted_together(files, llama_processor):
     row = {**said({"type": "image", "path": "FILE"}, {"type": "image"}, TEXT), "images": ["FILE"]}
     assert len(read("messages", row, files, llama_processor)["image"]) == 2
-    with pytest.raises(BadSampleError, match=r"no <image> is left for the image 7\.png"):
+    with pytest.raises(BadSampleError, match=r"there is no <image> for the image 7\.png"):
         read("messages", {**said({"type": "image", "path": "FILE"}, TEXT), "images": ["FILE"]}, files, llama_processor)
 
 
@@ -124,7 +124,7 @@ def test_an_image_within_a_line_has_the_ids_of_that_line(line, files, llama_proc
     count = line.count("<image>")
     text = f"{SYSTEM}\nHuman: {line}\nAI: "
     row = read("original", {"text": text + "Grey.", "image": ["FILE"] * count}, files, llama_processor)
-    images = [files.picture(7)] * count
+    images = [files.image(7)] * count
     prompt = llama_processor(text=[text], images=images, return_tensors="pt")["input_ids"][0]
     first = int((row["labels"] != -100).int().argmax())
     assert row["input_ids"][:first].tolist() == prompt.tolist()
@@ -191,7 +191,7 @@ def test_half_a_character_is_a_bad_sample(form, spoilt, files, llama_processor):
         "llava": {"conversations": [ASKED[0] | {"value": "What?"}, ASKED[1] | {"value": spoilt}]},
         "original": {"text": f"{SYSTEM}\nHuman: {spoilt}\nAI: Grey."}, "messages": said({**TEXT, "text": spoilt}),
     }  # fmt: skip
-    with pytest.raises(BadSampleError, match=r"row 1: malformed row: half a character"):
+    with pytest.raises(BadSampleError, match=r"row 1: malformed row: a lone surrogate"):
         read(form, rows[form], files, llama_processor)
 
 
@@ -234,8 +234,8 @@ def test_json_in_every_encoding(packed, name, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("file_name,text\n1.png,gr\xfcn\n".encode("latin-1"), r"a\.csv, row 2: b'\\xfc' is no text in utf-8"),
-        (gzip.compress(b"file_name,text\n1.png,x" * 99, mtime=0)[:-9], r"a\.csv: gzip cannot unpack it"),
+        ("file_name,text\n1.png,gr\xfcn\n".encode("latin-1"), r"a\.csv, row 2: b'\\xfc' is not text in utf-8"),
+        (gzip.compress(b"file_name,text\n1.png,x" * 99, mtime=0)[:-9], r"a\.csv cannot be decompressed by gzip"),
     ],
 )  # fmt: skip
 def test_other_encodings_are_refused_by_file_and_row(content, message, tmp_path):
@@ -251,7 +251,7 @@ def test_columns_by_other_names(tmp_path):
     rows = Rows("captions", str(path), columns=named)
     assert rows[0]["messages"][0]["content"] == [{"type": "image", "path": str(tmp_path / "7.png")}]
     assert rows[0]["messages"][1]["content"] == "grey 7"
-    with pytest.raises(BadSampleError, match=r"row 3: .*3 fields in a table of 2: quote"):
+    with pytest.raises(BadSampleError, match=r"row 3: .*3 fields, but the table has 2: quote"):
         rows[1]
     with pytest.raises(
         BadSampleError, match=r"row 2: .*images or videos in 'image', which is not read \(file_name, te"
@@ -259,7 +259,7 @@ def test_columns_by_other_names(tmp_path):
         Rows("captions", str(path))[0]
     with pytest.raises(BadSampleError, match=r"row 2: .*'text' is missing; there are caption, file_name.*columns: {te"):
         Rows("captions", str(path), columns={"file_name": "image"})[0]
-    with pytest.raises(ValueError, match=r"'txt' is not a field of the format captions\. Did you mean 'text'"):
+    with pytest.raises(ValueError, match=r"Unknown field of the format captions: 'txt'\. Did you mean 'text'"):
         Rows("captions", str(path), columns={"txt": "caption"})
 
 
@@ -271,7 +271,7 @@ def test_a_field_of_a_table_may_be_long(tmp_path):
 def test_eps_is_not_run(files, monkeypatch):
     """Neither from a file nor from a shard's bytes: PIL would start Ghostscript for it."""
     eps = io.BytesIO()
-    files.picture(1).save(eps, "eps")
+    files.image(1).save(eps, "eps")
     (files.folder / "a.png").write_bytes(eps.getvalue())
     started = []
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *given, **named: started.append(given))
@@ -285,7 +285,7 @@ def test_eps_is_not_run(files, monkeypatch):
 @pytest.mark.parametrize("path", ["pipe:cat x.tar", "a.tar::pipe:cat x", "{pipe,a}:cat", "http://a/x';touch y;'.tar"])
 def test_a_path_runs_no_command_unless_the_recipe_says_so(path):
     with pytest.raises(
-        ValueError, match=r"runs a command in a shell\. If you trust the recipe, say `allow_commands: tr"
+        ValueError, match=r"runs a command in a shell\. If you trust the recipe, set `allow_commands: tr"
     ):
         Group.from_dict({"sources": [{"format": "webdataset", "path": path}]})
     assert Group.from_dict({"sources": [{"format": "webdataset", "path": path, "allow_commands": True}]}).weight == 1

@@ -20,7 +20,7 @@ OTHER_STAGES = ["instruct", "instruct-lora-only", "kosmos", "projection"]
 @pytest.fixture
 def recipe(files, llama, tmp_path):
     """A recipe of one page of two rows and three columns of views, which it reads four times."""
-    files.picture(100).resize((170, 110)).save(tmp_path / "page.png")
+    files.image(100).resize((170, 110)).save(tmp_path / "page.png")
     rows = files.jsonl("captions", [{"file_name": "page.png", "text": "grey 100"}] * 4)
 
     def write(**values) -> Path:
@@ -90,16 +90,16 @@ def test_embeddings_of_cells_are_added_where_they_train(recipe, base, llama, sta
             assert config.visual_abstractor_config.max_crops == (6 if model != llama.checkpoint else 4)
             assert processor.image_processor.max_crops == 4
         else:
-            with pytest.raises(ValueError, match=f"is 4.*no embeddings of cells, and stage '{stage}' cannot.*build"):
+            with pytest.raises(ValueError, match=f"is 4.*no cell embeddings, and stage '{stage}' cannot.*build"):
                 choose_max_crops(processor, owl)
 
 
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (9, "`max_crops` is 9, but .*base-6 has embeddings for at most 6 cells: give 1 to 6"),
-        (0, "`max_crops` is 0, but a number from 1"),
-        (101, "max_crops is 101, but 1 .* to 100"),
+        (9, "`max_crops` is 9, but .*base-6 has embeddings for at most 6 cells: set it from 1 to 6"),
+        (0, "`max_crops` is 0, but must be at least 1"),
+        (101, "max_crops is 101, but must be from 1 .* to 100"),
         ("many", "max_crops"),
     ],
 )

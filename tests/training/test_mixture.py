@@ -1,4 +1,4 @@
-"""Groups come in their ratio, every sample once an epoch with its own picture; a stream goes on where it stopped."""
+"""Groups come in their ratio, every sample once an epoch with its own image; a stream goes on where it stopped."""
 
 import collections
 import itertools
@@ -25,7 +25,7 @@ def groups(**sources):
 
 
 def numbers(batch, processor) -> list[int]:
-    """The samples of a batch, by their captions; their pictures must be their own."""
+    """The samples of a batch, by their captions; their images must be their own."""
     found = []
     levels = iter(batch.get("pixel_levels", ()))
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
@@ -56,7 +56,7 @@ def test_every_step_has_the_ratio_and_every_sample_comes_as_often(
     files, llama_processor, monkeypatch, batch_size, accumulation, world_size, workers
 ):
     """128 : 128 and other ratios, whatever the slots are, with groups of unequal sizes."""
-    data = groups(text=(128, files.text(range(7))), pictures=(128, files.captions(range(100, 105))))
+    data = groups(text=(128, files.text(range(7))), images=(128, files.captions(range(100, 105))))
     rows = batch_size * accumulation * world_size
     slots = {}
     for rank, worker in itertools.product(range(world_size), range(workers)):
@@ -74,9 +74,9 @@ def test_every_step_has_the_ratio_and_every_sample_comes_as_often(
         for part, rank in itertools.product(range(accumulation), range(world_size)):
             batch = next(slots[rank, (step * accumulation + part) % workers])
             for number in numbers(batch, llama_processor):
-                in_step["pictures" if number >= 100 else "text"] += 1
+                in_step["images" if number >= 100 else "text"] += 1
                 seen[number] += 1
-        assert in_step["text"] == in_step["pictures"] == rows / 2
+        assert in_step["text"] == in_step["images"] == rows / 2
     for first, size in ((0, 7), (100, 5)):
         counts = [seen[first + number] for number in range(size)]
         assert sum(counts) == steps * rows / 2
@@ -194,9 +194,9 @@ def test_a_stream_goes_on_where_it_stopped(files, llama_processor, monkeypatch, 
 
 
 def test_crops_differ_between_epochs_and_samples_and_not_between_runs(files, llama_processor):
-    picture = files.picture(0).resize((256, 192))  # so many places for a crop that no two draws meet
-    picture.putdata([(x, y, 0) for y in range(192) for x in range(256)])
-    picture.save(files.folder / "gradient.png")
+    image = files.image(0).resize((256, 192))  # so many places for a crop that no two draws meet
+    image.putdata([(x, y, 0) for y in range(192) for x in range(256)])
+    image.save(files.folder / "gradient.png")
     data = groups(all=(1, files.jsonl("captions", [{"file_name": "gradient.png", "text": "x"}] * 2)))
 
     def pixels(seed):
@@ -211,7 +211,7 @@ def test_crops_differ_between_epochs_and_samples_and_not_between_runs(files, lla
 
 @settings(max_examples=200)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 10**6))
-def test_boxes_lie_in_the_picture_and_have_their_share(width, height, seed):
+def test_boxes_lie_in_the_image_and_have_their_share(width, height, seed):
     import numpy as np
 
     left, top, right, bottom = Augmentation((0.5, 1.0)).box(width, height, np.random.default_rng(seed))
@@ -224,12 +224,12 @@ def test_boxes_lie_in_the_picture_and_have_their_share(width, height, seed):
 def test_flip_is_a_choice():
     import numpy as np
 
-    picture = DataImage()
+    image = DataImage()
     assert not any(
-        Augmentation((1, 1))([picture], (8, 8), 3, np.random.default_rng(seed)) != [picture] for seed in range(20)
+        Augmentation((1, 1))([image], (8, 8), 3, np.random.default_rng(seed)) != [image] for seed in range(20)
     )
     flipped = [
-        Augmentation((1, 1), flip=True)([picture], (8, 8), 3, np.random.default_rng(seed))[0].getpixel((0, 0))
+        Augmentation((1, 1), flip=True)([image], (8, 8), 3, np.random.default_rng(seed))[0].getpixel((0, 0))
         for seed in range(40)
     ]
     assert 10 <= sum(pixel == (255, 0, 0) for pixel in flipped) <= 30
@@ -238,9 +238,9 @@ def test_flip_is_a_choice():
 def DataImage():  # noqa: N802
     import PIL.Image
 
-    picture = PIL.Image.new("RGB", (8, 8), "blue")
-    picture.putpixel((7, 0), (255, 0, 0))
-    return picture
+    image = PIL.Image.new("RGB", (8, 8), "blue")
+    image.putpixel((7, 0), (255, 0, 0))
+    return image
 
 
 BAD = {
@@ -288,7 +288,7 @@ def test_too_many_bad_samples_stop_a_run(files, llama_processor):
     data = groups(all=(1, files.jsonl("captions", [BAD["missing image"][1]] * 3)))
     mixture = Mixture(data, ConversationCollator(llama_processor), 1, policy=Policy("skip"))
     with pytest.raises(
-        ValueError, match=r"6 of 6 samples cannot be used, more than the share of max_skipped=0\.05\. .*gone"
+        ValueError, match=r"6 of 6 samples are unusable, which is more than max_skipped=0\.05 allows\. .*gone"
     ):
         next(iter(MixtureLoader(mixture)))
 
@@ -368,7 +368,7 @@ def test_the_share_of_broken_shards_has_a_limit(files, llama_processor, count, b
     if stops is None:
         list(itertools.islice(stream, count * 5 // workers))
         return
-    with pytest.raises(ValueError, match=rf"{stops}.* tar shards are missing or cut off, .* max_skipped={share}"):
+    with pytest.raises(ValueError, match=rf"{stops}.* tar shards are missing or truncated, .* max_skipped={share}"):
         list(itertools.islice(stream, count * 10))
 
 
@@ -399,21 +399,21 @@ def test_too_few_samples_for_the_slots_are_an_error(files):
 def test_epochs_of_shards_need_a_number_of_steps(files, llama_processor):
     files.shard("0.tar", [1])
     data = groups(web=(1, {"format": "webdataset", "path": str(files.folder / "0.tar")}))
-    with pytest.raises(ValueError, match=r"tar shards of 'web': give max_steps"):
+    with pytest.raises(ValueError, match=r"tar shards of 'web' is unknown: set `max_steps`"):
         Mixture(data, ConversationCollator(llama_processor), 1).steps(1)
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"wieght": 1, "sources": []}, "'wieght' is not a setting of a group of data. Did you mean 'weight'"),
-        ({"weight": 0, "sources": [{}]}, "needs a `weight` from 1"),
-        ({"sources": [{"format": "alpaca"}]}, "needs `format` and `path`"),
+        ({"wieght": 1, "sources": []}, "Unknown setting of a group of data: 'wieght'. Did you mean 'weight'"),
+        ({"weight": 0, "sources": [{}]}, r"needs a `weight` \(integer from 1\)"),
+        ({"sources": [{"format": "alpaca"}]}, "must have `format` and `path`"),
         (
             {"sources": [{"format": "alpaca", "paht": "x"}]},
-            "'paht' is not a setting of a source of data. Did you mean 'path'",
+            "Unknown setting of a source of data: 'paht'. Did you mean 'path'",
         ),
-        ({"sources": [{"format": "alpaca", "path": "x", "prompt": "y"}]}, "`prompt` is for captions"),
+        ({"sources": [{"format": "alpaca", "path": "x", "prompt": "y"}]}, "`prompt` is only for captions"),
         (
             {"sources": [{"format": "webdataset", "path": "x"}, {"format": "alpaca", "path": "x"}]},
             "cannot share a group",

@@ -59,7 +59,7 @@ def test_loss_and_gradients_are_those_of_single_rows(model, llama_processor, att
 
 
 def test_no_conversation_sees_another(model, llama_processor):
-    """With another picture in one of them, the logits of the others stay as they were."""
+    """With another image in one of them, the logits of the others stay as they were."""
     collator = ConversationCollator(llama_processor, packed_length=10_000)
     changed = [*SAMPLES[:1], conversation("what is it", "a thing", 90), *SAMPLES[2:]]
     before, after = (collator(samples) for samples in (SAMPLES, changed))
@@ -106,5 +106,5 @@ def test_a_recipe_with_packing_logs_the_same(files, tmp_path, llama):
 
 def test_language_models_that_cannot_keep_conversations_apart_are_refused():
     bloom = MplugOwlForConditionalGeneration.from_pretrained(GoldenCase("image-bloom").checkpoint)
-    with pytest.raises(ValueError, match="type 'bloom' cannot keep the conversations of a row apart"):
+    with pytest.raises(ValueError, match="type 'bloom' cannot separate packed conversations"):
         check_packing(bloom)

@@ -123,13 +123,13 @@ def test_the_table_tells_lora_of_both_parts_apart():
 @pytest.mark.parametrize(
     ("trains", "lora_on", "message"),
     [
-        (["vison"], None, r"`trains` names 'vison', but vision, abstractor, .* as in vision\.layers\.18-23"),
+        (["vison"], None, r"`trains` names 'vison', but must name some of vision, .* as in vision\.layers\.18-23"),
         (["projection.layers.0"], None, "names 'projection.layers.0', but"),
         (["vision.layers."], None, "names 'vision.layers.', but"),
-        (None, ["abstractor"], "'abstractor' is not a part that LoRA adapts. Choose one of vision, language_model"),
-        (["language_model"], None, "'language_model' is to train in full and 'language_model' by LoRA"),
-        (["vision.layers.0"], ["vision"], r"take 'vision.layers.0' out of `trains`, or 'vision' out of `lora_on`"),
-        (["temporal"], ["vision"], "'temporal' is to train in full and 'vision' by LoRA"),
+        (None, ["abstractor"], "Unknown part for LoRA: 'abstractor'. Choose one of vision, language_model"),
+        (["language_model"], None, "'language_model' would train in full and 'language_model' by LoRA"),
+        (["vision.layers.0"], ["vision"], r"remove 'vision.layers.0' from `trains`, or 'vision' from `lora_on`"),
+        (["temporal"], ["vision"], "'temporal' would train in full and 'vision' by LoRA"),
         (["language_model"], ["vision"], "an adapter would hold all of it"),
         ([], [], "Nothing would train"),
     ],
@@ -141,7 +141,7 @@ def test_choices_that_cannot_be_are_told(trains, lora_on, message):
 
 @pytest.mark.parametrize("layers", ["3", "1-3", "2-1", "18-23"])
 def test_layers_that_a_model_does_not_have_are_told(layers):
-    with pytest.raises(ValueError, match=rf"'vision\.layers\.{layers}', but vision has the layers 0-2: name some"):
+    with pytest.raises(ValueError, match=rf"'vision\.layers\.{layers}', but vision has the layers 0-2: choose some"):
         prepare_stage(build("dinov2"), choose_stage("pretrain", [f"vision.layers.{layers}"]))
 
 
@@ -152,7 +152,7 @@ def recipe(files, llama, tmp_path):
             "model": llama.checkpoint,
             "data": {
                 "text": {"sources": [files.text(range(5))]},
-                "pictures": {"sources": [files.captions(range(100, 106))]},
+                "images": {"sources": [files.captions(range(100, 106))]},
             },
             "output_dir": str(tmp_path / "out"), "max_length": 256, "per_device_train_batch_size": 2, "max_steps": 4,
             "logging_steps": 1, "save_steps": 2, "weight_decay": 0.1, **values,
@@ -224,13 +224,13 @@ def test_a_run_with_rates_by_part_goes_on_as_it_was(recipe):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"learning_rates": {"vision": 1e-4}}, "names 'vision', but what trains is abstractor, language_model"),
-        ({"learning_rates": {"LoRA": 1e-4}}, "names 'LoRA', but what trains is"),
-        ({"learning_rates": {"abstractor": "fast"}}, "rate of 'abstractor' is 'fast', but a number from 0"),
-        ({"learning_rates": {"abstractor": -1}}, "rate of 'abstractor' is -1, but a number from 0"),
-        ({"learning_rates": {"abstractor": True}}, "rate of 'abstractor' is True, but a number from 0"),
-        ({"learning_rates": {"abstractor": [1]}}, r"rate of 'abstractor' is \[1\], but a number from 0"),
-        ({"learning_rates": 5}, "`learning_rates` is 5, but dict"),
+        ({"learning_rates": {"vision": 1e-4}}, "names 'vision', but the trained parts are abstractor, language_model"),
+        ({"learning_rates": {"LoRA": 1e-4}}, "names 'LoRA', but the trained parts are"),
+        ({"learning_rates": {"abstractor": "fast"}}, "rate of 'abstractor' is 'fast', but must be a number from 0"),
+        ({"learning_rates": {"abstractor": -1}}, "rate of 'abstractor' is -1, but must be a number from 0"),
+        ({"learning_rates": {"abstractor": True}}, "rate of 'abstractor' is True, but must be a number from 0"),
+        ({"learning_rates": {"abstractor": [1]}}, r"rate of 'abstractor' is \[1\], but must be a number from 0"),
+        ({"learning_rates": 5}, "`learning_rates` is 5, but must be of type dict"),
         ({"trains": "abstractor"}, "`trains` is 'abstractor', but .*list"),
         ({"learning_rates": {"abstractor": 1e-4}, "optim_target_modules": ["q"]}, "exclude each other"),
         ({"quantize": "4bit", "lora_on": ["vision"]}, "`quantize` needs a stage with LoRA"),

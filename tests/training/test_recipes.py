@@ -111,37 +111,37 @@ def test_an_adapter_is_no_model_to_start_from(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        ({**GOOD, "learning_rat": 1}, [], "'learning_rat' is not a setting.* Did you mean 'learning_rate'"),
-        (GOOD, ["--lora-rr", "2"], "'lora-rr' is not a setting"),
-        (GOOD, ["--max_stepss=2"], "'max_stepss' is not a setting. Did you mean 'max_steps'"),
-        (GOOD, ["stray"], "'stray' is neither a setting nor the value of one"),
+        ({**GOOD, "learning_rat": 1}, [], "Unknown setting in .*: 'learning_rat'. Did you mean 'learning_rate'"),
+        (GOOD, ["--lora-rr", "2"], "Unknown setting: 'lora-rr'"),
+        (GOOD, ["--max_stepss=2"], "Unknown setting: 'max_stepss'. Did you mean 'max_steps'"),
+        (GOOD, ["stray"], "'stray' is neither a setting nor a value"),
         (GOOD, ["--max_steps", "many"], "max-steps: invalid int value: 'many'"),
-        (GOOD, ["--learn", "1"], "'learn' is not a setting"),
-        ({**GOOD, "stage": "instuct"}, [], "'instuct' is not a stage. Did you mean 'instruct'"),
-        ({**GOOD, "on_error": "ignore"}, [], "'ignore' is not a policy for bad data. Choose one of stop, skip"),
-        ({**GOOD, "max_skipped": 1}, [], "`max_skipped` is 1, but a share from 0"),
-        ({**GOOD, "crop": [0, 1]}, [], "`crop` is .0, 1., but two shares of the area"),
+        (GOOD, ["--learn", "1"], "Unknown setting: 'learn'"),
+        ({**GOOD, "stage": "instuct"}, [], "Unknown stage: 'instuct'. Did you mean 'instruct'"),
+        ({**GOOD, "on_error": "ignore"}, [], "Unknown value of `on_error`: 'ignore'. Choose one of stop, skip"),
+        ({**GOOD, "max_skipped": 1}, [], "`max_skipped` is 1, but must be a share from 0"),
+        ({**GOOD, "crop": [0, 1]}, [], "`crop` is .0, 1., but must be two shares of the area"),
         ({**GOOD, "quantize": "4bit", "stage": "pretrain"}, [], "`quantize` needs a stage with LoRA, not 'pretrain'"),
-        ({**GOOD, "crop": 0.5}, [], r"`crop` is 0\.5, but list\[float\] was expected"),
-        ({**GOOD, "crop": [0.2, 0.5, 1]}, [], r"`crop` is \[0\.2, 0\.5, 1\], but two shares"),
-        (GOOD, ["--crop", "0.5"], r"`crop` is \[0\.5\], but two shares"),
-        ({**GOOD, "watch": "a.png"}, [], r"`watch` is 'a\.png', but list\[str\] was expected"),
-        ({**GOOD, "flip": 3}, [], "`flip` is 3, but bool was expected"),
-        ({**GOOD, "lora_r": 2.5}, [], r"`lora_r` is 2\.5, but int was expected"),
-        ({**GOOD, "seed": True}, [], "`seed` is True, but int was expected"),
-        ({**GOOD, "model": ["a"]}, [], r"`model` is \['a'\], but str was expected"),
+        ({**GOOD, "crop": 0.5}, [], r"`crop` is 0\.5, but must be of type list\[float\]"),
+        ({**GOOD, "crop": [0.2, 0.5, 1]}, [], r"`crop` is \[0\.2, 0\.5, 1\], but must be two shares"),
+        (GOOD, ["--crop", "0.5"], r"`crop` is \[0\.5\], but must be two shares"),
+        ({**GOOD, "watch": "a.png"}, [], r"`watch` is 'a\.png', but must be of type list\[str\]"),
+        ({**GOOD, "flip": 3}, [], "`flip` is 3, but must be of type bool"),
+        ({**GOOD, "lora_r": 2.5}, [], r"`lora_r` is 2\.5, but must be of type int"),
+        ({**GOOD, "seed": True}, [], "`seed` is True, but must be of type int"),
+        ({**GOOD, "model": ["a"]}, [], r"`model` is \['a'\], but must be of type str"),
         ({**GOOD, "save_strategy": False}, [], "`save_strategy` is False, .* put words in quotes"),
-        ({**GOOD, "learning_rate": [1]}, [], r"`learning_rate` is \[1\], but float was expected"),
+        ({**GOOD, "learning_rate": [1]}, [], r"`learning_rate` is \[1\], but must be of type float"),
         ({**GOOD, "base": "recipe.yaml"}, [], r"cannot be its own base: .*recipe\.yaml -> .*recipe\.yaml"),
-        ({**GOOD, "base": 5}, [], "`base` is 5, but the path of another recipe"),
+        ({**GOOD, "base": 5}, [], "`base` is 5, but must be the path of another recipe"),
         ({"data": {}}, [], "The recipe needs `model`"),
         ({"model": "m"}, [], "The recipe needs `data`"),
-        ({**GOOD, "data": [1]}, [], r"`data` is \[1\], but dict \| str \| None was expected"),
-        (GOOD, ["--data", "{x: "], "data is no YAML"),
+        ({**GOOD, "data": [1]}, [], r"`data` is \[1\], but must be of type dict \| str \| None"),
+        (GOOD, ["--data", "{x: "], "data is not valid YAML"),
         (
             {**GOOD, "global_batch_size": 9, "per_device_train_batch_size": 2},
             [],
-            "global_batch_size=9 is no multiple of 2",
+            "`global_batch_size` is 9, but must be a multiple of 2",
         ),
     ],
 )
@@ -156,9 +156,7 @@ def test_wrong_recipes_are_told(tmp_path, recipe, options, message):
 def test_values_below_the_least_are_told(name):
     for value in (LEAST[name] - 1, -8):
         options = ["--model", "m", "--data", yaml.safe_dump(GOOD["data"]), "--use_cpu", "true", f"--{name}={value}"]
-        with pytest.raises(
-            ValueError, match=rf"`{name}` is {value}(\.0)?, but a number from {LEAST[name]} was expected"
-        ):
+        with pytest.raises(ValueError, match=rf"`{name}` is {value}(\.0)?, but must be at least {LEAST[name]}"):
             parse_recipe(None, options)
 
 

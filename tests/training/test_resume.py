@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from transformers_owl.training.checkpoints import shorten
+from transformers_owl.training.output_folder import shorten
 from transformers_owl.training.train import train
 from transformers_owl.training.trainer import OwlTrainer
 
@@ -293,7 +293,7 @@ def test_a_run_killed_after_its_last_checkpoint_saves_its_best_model(recipe, fil
         assert any(not torch.equal(found[name], last[name]) for name in found)
         (output / "adapter_model.safetensors").unlink()
     (output / "checkpoint-2").rename(output / "gone")
-    with pytest.raises(ValueError, match=r"names .*checkpoint-2 as the best checkpoint, but it is gone"):
+    with pytest.raises(ValueError, match=r"names .*checkpoint-2 as the best checkpoint, but it does not exist"):
         train(path, ["--output_dir", str(output)])
 
 
@@ -342,8 +342,8 @@ def test_a_run_goes_on_as_what_it_was_or_not_at_all(recipe, files, llama, tmp_pa
     rows.write_bytes(whole)
     os.utime(rows, ns=(0, record["files"][str(rows)][1]))
     assert train(path, [*options, "--save_steps", "1", "--max_skipped", "0.6"]).state.global_step == 4
-    assert "applied: max_skipped: 0.5, now 0.6; output_dir" not in caplog.text
-    assert "applied: max_skipped: 0.5, now 0.6; save_steps: 2, now 1" in caplog.text
+    assert "checkpoint-2: max_skipped: 0.5, now 0.6; output_dir" not in caplog.text
+    assert "checkpoint-2: max_skipped: 0.5, now 0.6; save_steps: 2, now 1" in caplog.text
 
 
 @pytest.mark.slow
@@ -360,7 +360,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(recipe, tmp_pa
         damages = [None, whole[: len(whole) // 2], bytes(len(whole))]
         for damaged in damages if name in ("optimizer.pt", "run.json") else damages[:1]:
             file.unlink() if damaged is None else file.write_bytes(damaged)
-            with pytest.raises(ValueError, match=r"checkpoint-4 is not whole.*Remove it, .* goes on from checkpoint-2"):
+            with pytest.raises(ValueError, match=r"checkpoint-4 is incomplete.*Remove it to resume from checkpoint-2"):
                 train(path, options)
         file.write_bytes(whole)
     assert train(path, options).state.global_step == STEPS
@@ -370,9 +370,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(recipe, tmp_pa
 def test_resuming_means_what_is_said(recipe, tmp_path):
     path, output = recipe("instruct"), tmp_path / "out"
     options = ["--output_dir", str(output), "--max_steps", "4", "--resume_from_checkpoint"]
-    with pytest.raises(ValueError, match=r"resume_from_checkpoint is true, but there is no checkpoint in"):
+    with pytest.raises(ValueError, match=r"`resume_from_checkpoint` is true, but .* has no checkpoint"):
         train(path, [*options, "true"])
-    with pytest.raises(ValueError, match=r"There is no checkpoint .*checkpoint-2"):
+    with pytest.raises(ValueError, match=r"The checkpoint .*checkpoint-2 does not exist"):
         train(path, [*options, str(output / "checkpoint-2")])
     first = train(path, options[:-1])
     for wish, begun in (("true", 4), (str(output / "checkpoint-2"), 2), ("false", 0)):

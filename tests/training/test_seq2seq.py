@@ -62,11 +62,11 @@ def cropping(llama):
 @pytest.mark.parametrize("always", [None, "image"])
 @pytest.mark.parametrize("crops", [False, True])
 def test_a_batch_is_split_into_the_prompts_of_inference_and_the_answers(
-    llama_processor, cropping, pictures, crops, always
+    llama_processor, cropping, images, crops, always
 ):
     """Every combination of rows with and without images, of one turn and two, with what follows the last answer."""
     processor = cropping if crops else llama_processor
-    wide = [picture.resize((130, 50)) for picture in pictures]
+    wide = [image.resize((130, 50)) for image in images]
     collator = ConversationCollator(processor, always=always)
     for names in (*itertools.combinations(CHATS, 1), *itertools.combinations(CHATS, 2), [*CHATS][::-1]):
         chats = [chat(CHATS[name], wide) for name in names]
@@ -96,9 +96,9 @@ def talkative(llama):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_predictions_are_the_answers_of_one_at_a_time(talkative, llama_processor, pictures, size, tmp_path):
+def test_predictions_are_the_answers_of_one_at_a_time(talkative, llama_processor, images, size, tmp_path):
     """Greedily, ids for ids, in batches of which the last is smaller; labels are the answers, the loss is Trainer's."""
-    chats = [chat(parts, pictures) for parts in CHATS.values()]
+    chats = [chat(parts, images) for parts in CHATS.values()]
     rows = [{"messages": messages} for messages in chats]
     alone, wanted = zip(*(asked_alone(llama_processor, messages) for messages in chats), strict=True)
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_an_evaluation_while_it_trains_scores_what_was_learned(llama, llama_proc
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        ({"data_collator": list}, {}, "`data_collator` is a type, but a ConversationCollator was expected"),
+        ({"data_collator": list}, {}, "`data_collator` is a type, but must be a ConversationCollator"),
         ({"packed_length": 256}, {}, "leave out the collator's `packed_length`"),
         ({}, {"generation_max_length": 20}, "`generation_max_length` is 20, .* set `max_new_tokens`"),
     ],

@@ -119,5 +119,5 @@ def test_samples_keep_their_messages(begin, files, remove_unused_columns):
         trainer.model, TrainingArguments(trainer.args.output_dir, use_cpu=True, report_to=[], max_steps=1),
         train_dataset=samples, data_collator=trainer.data_collator,
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"`messages` was expected.*remove_unused_columns=False"):
+    with pytest.raises(ValueError, match=r"must have `messages`.*remove_unused_columns=False"):
         plain.train()

@@ -18,13 +18,13 @@ def captions(rows) -> list[tuple[int, str, str]]:
     found = []
     for number in range(len(rows)):
         question, answer = rows[number]["messages"]
-        picture, *texts = question["content"]
-        image = PIL.Image.open(picture["path"]) if "path" in picture else picture["image"]
+        visual, *texts = question["content"]
+        image = PIL.Image.open(visual["path"]) if "path" in visual else visual["image"]
         found.append((image.getpixel((0, 0))[0], *[part["text"] for part in texts], answer["content"]))
     return found
 
 
-def test_csv_and_jsonl_beside_their_pictures(files):
+def test_csv_and_jsonl_beside_their_images(files):
     jsonl = files.captions([1, 2])
     (files.folder / "captions.csv").write_text('file_name,text\n1.png,"grey, 1"\n2.png,grey 2\n')
     assert captions(Rows(**jsonl)) == [(1, "grey 1"), (2, "grey 2")]
@@ -35,7 +35,7 @@ def test_csv_and_jsonl_beside_their_pictures(files):
 
 
 def test_captions_of_coco(files):
-    """Several captions of a picture are several samples."""
+    """Several captions of an image are several samples."""
     files.captions([1, 2])
     content = {
         "images": [{"id": 7, "file_name": "1.png"}, {"id": 8, "file_name": "2.png"}],
@@ -47,14 +47,14 @@ def test_captions_of_coco(files):
     path.write_text(json.dumps(content))
     assert captions(Rows("coco", str(path), images=str(files.folder))) == [(2, "two"), (1, "one"), (2, "zwei")]
     path.write_text(json.dumps({"images": [], "annotations": [{"image_id": 7, "caption": "x"}]}))
-    with pytest.raises(ValueError, match=r"annotations\.json holds no captions in MSCOCO's form: 7 is missing"):
+    with pytest.raises(ValueError, match=r"annotations\.json has no captions in MSCOCO's format: 7 is missing"):
         Rows("coco", str(path))
 
 
 def test_datasets_from_disk_and_by_name(files, tmp_path):
     import datasets
 
-    table = {"picture": [files.picture(number) for number in (3, 4)], "caption": ["grey 3", "grey 4"]}
+    table = {"picture": [files.image(number) for number in (3, 4)], "caption": ["grey 3", "grey 4"]}
     data = datasets.Dataset.from_dict(table).cast_column("picture", datasets.Image())
     data.save_to_disk(tmp_path / "saved")
     options = {"image_column": "picture", "text_column": "caption"}
@@ -68,12 +68,12 @@ def test_datasets_from_disk_and_by_name(files, tmp_path):
         assert captions(rows) == [(3, "grey 3"), (4, "grey 4")]
         assert RowGroup([rows]).paths() == [str(tmp_path / "repository" / "data" / "validation-00000.parquet")]
     with pytest.raises(
-        ValueError, match=r"has the columns \['picture', 'caption'\], but \['image', 'text'\] are named"
+        ValueError, match=r"has the columns \['picture', 'caption'\], but must have \['image', 'text'\]"
     ):
         Rows("dataset", str(tmp_path / "saved"))
 
 
-def test_a_damaged_picture_of_a_dataset_is_named(tmp_path):
+def test_a_damaged_image_of_a_dataset_is_named(tmp_path):
     import datasets
 
     table = {"image": [{"bytes": b"noise", "path": None}], "text": ["x"]}
@@ -115,16 +115,16 @@ def test_a_shard_that_is_not_there_is_named(files, server):
     ("members", "message"),
     [
         ({"jpg": b"noise", "txt": b"x"}, "a, 7: unreadable image"),
-        ({"txt": b"x"}, "a, 7: malformed row: an image or video and .txt are needed, but there is only txt"),
+        ({"txt": b"x"}, "a, 7: malformed row: an image or video and .txt are needed, but there are only txt"),
         ({"png": None, "caption": b"x"}, "a, 7: malformed row: .* only png, caption"),
         ({"png": None, "txt": b"\xff\xfe"}, "a, 7: malformed row: "),
         ({"png": None, "txt": b" \n"}, "a, 7: empty text"),
     ],
 )
 def test_bad_samples_of_a_shard_are_named(files, members, message):
-    picture = io.BytesIO()
-    files.picture(1).save(picture, "png")
-    content = {suffix: picture.getvalue() if data is None else data for suffix, data in members.items()}
+    image = io.BytesIO()
+    files.image(1).save(image, "png")
+    content = {suffix: image.getvalue() if data is None else data for suffix, data in members.items()}
     with pytest.raises(BadSampleError, match=message):
         Shards("a").sample({"__url__": "a", "__key__": "7", **content})
 
@@ -139,5 +139,5 @@ def test_a_row_number_outside_is_an_index_error(files):
     rows = Rows(**files.captions([1]))
     assert len(list(rows)) == 1
     for number in (-1, 1):
-        with pytest.raises(IndexError, match=f"no row {number} among 1"):
+        with pytest.raises(IndexError, match=f"Row {number} is out of range for 1 rows"):
             rows[number]

@@ -31,9 +31,9 @@ from transformers_owl.mplug_owl.modeling_mplug_owl import MplugOwlAttention
 from transformers_owl.mplug_owl.processing_mplug_owl import read_template
 from transformers_owl.training import STAGES, ConversationCollator, prepare_stage
 from transformers_owl.training.arguments import OwlArguments, parse_recipe
-from transformers_owl.training.card import write_card
 from transformers_owl.training.mixture import Group, Mixture
 from transformers_owl.training.preview import memory, preview
+from transformers_owl.training.run_card import write_card
 from transformers_owl.training.throughput import TrainingFlops, gradient_norms
 from transformers_owl.training.train import compute_dtype, load_model, train
 from transformers_owl.training.trainer import OwlTrainer
@@ -51,7 +51,7 @@ def recipe(files, llama, tmp_path):
             "model": llama.checkpoint,
             "data": {
                 "text": {"sources": [files.text(range(5))]},
-                "pictures": {"sources": [files.captions(range(100, 106))]},
+                "images": {"sources": [files.captions(range(100, 106))]},
             },
             "output_dir": str(tmp_path / "out"),
             "max_length": 256,
@@ -105,7 +105,7 @@ def test_the_tiny_recipes_train_and_load_back(tmp_path, monkeypatch):
 def test_wrong_recipes_end_with_one_line(recipe):
     result = CliRunner().invoke(app, ["train", str(recipe()), "--lerning_rate", "1"])
     assert (result.exit_code, result.output) == (
-        1, "Error: 'lerning_rate' is not a setting. Did you mean 'learning_rate'?\n",
+        1, "Error: Unknown setting: 'lerning_rate'. Did you mean 'learning_rate'?\n",
     )  # fmt: skip
     missing = recipe(data={"x": {"sources": [{"format": "alpaca", "path": "/gone.json"}]}})
     result = CliRunner().invoke(app, ["train", str(missing)])
@@ -130,7 +130,7 @@ def test_settings_reach_the_trainer(recipe):
 
 
 def test_epochs_become_steps(recipe):
-    """Six pictures in halves of four rows: three steps an epoch of the larger group."""
+    """Six images in halves of four rows: three steps an epoch of the larger group."""
     options = ["--max_steps", "-1", "--num_train_epochs", "2", "--gradient_accumulation_steps", "2"]
     assert train(recipe(), [*QUIET, *options]).state.global_step == 6
 
@@ -261,7 +261,7 @@ def test_a_recipe_chooses_the_chat_template(recipe, tmp_path):
         text = trainer.processing_class.tokenizer.decode(row["input_ids"][0])
         assert expected in text
         assert AutoProcessor.from_pretrained(trainer.args.output_dir).chat_template == read_template(name)
-    with pytest.raises(ValueError, match="tokenizer has no chat template besides"):
+    with pytest.raises(ValueError, match="tokenizer has no chat template besides the model's own"):
         train(recipe(data=data, chat_template="language_model"), QUIET)
     with pytest.raises(ValueError, match=r"`chat_template` is 'gone.jinja'.* original, language_model"):
         train(recipe(data=data, chat_template="gone.jinja"), QUIET)
@@ -275,7 +275,7 @@ def test_the_originals_loss_is_met_through_collator_and_trainer(llama, llama_pro
     """
     expected = {key.partition("/")[2]: value for key, value in llama.expected.items() if key.startswith(prompt + "/")}
     *_, question = llama.prompts[prompt]["text"].removesuffix("\nAI: ").split("\nHuman: ")
-    content = [{"type": "image", "image": picture} for picture in llama.pictures(prompt)]
+    content = [{"type": "image", "image": image} for image in llama.images(prompt)]
     content.append({"type": "text", "text": question})
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "in a"}]
     batch = ConversationCollator(llama_processor)([{"messages": messages}])
@@ -317,14 +317,14 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(recipe, monkeypatch)
         assert abs(norm - found[0][1]) <= 1e-4 * norm
 
 
-def test_the_log_counts_tokens_pictures_and_what_was_left_out(recipe, files):
+def test_the_log_counts_tokens_images_and_what_was_left_out(recipe, files):
     bad = files.jsonl("captions", [{"file_name": "gone.png", "text": "x"}] * 2, "bad.jsonl")
     data = {"all": {"sources": [files.captions(range(100, 106)), bad]}}
     trainer = train(recipe(data=data, max_steps=4, on_error="skip", max_skipped=0.5), QUIET)
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert entries[-1]["skipped_missing_image"] == 2
     for entry in entries:
-        # Two pictures of 65 positions, a prompt of 70 and a caption: their ratio is that of positions to pictures.
+        # Two images of 65 positions, a prompt of 70 and a caption: their ratio is that of positions to images.
         assert 100 < entry["tokens_per_second"] / entry["images_per_second"] < 160
         assert entry["grad_norm_abstractor"] ** 2 + entry["grad_norm_LoRA"] ** 2 == pytest.approx(
             entry["grad_norm"] ** 2, rel=1e-3
@@ -343,7 +343,7 @@ def test_whole_pages_are_trained_on(recipe, files, llama, tmp_path, crop):
     MplugOwlForConditionalGeneration.from_pretrained(llama.checkpoint, config=config).save_pretrained(base)
     processor.image_processor.max_crops = 6
     processor.save_pretrained(base)
-    files.picture(100).resize((170, 110)).save(tmp_path / "page.png")
+    files.image(100).resize((170, 110)).save(tmp_path / "page.png")
     data = {"all": {"sources": [files.jsonl("captions", [{"file_name": "page.png", "text": "grey 100"}] * 4)]}}
     values = {"model": str(base), "data": data, "stage": "pretrain", "max_length": 600, "crop": crop}
     trainer = train(recipe(**values, learning_rate=0.01), QUIET)
@@ -400,7 +400,7 @@ def test_gradient_norms_are_those_of_the_parts():
         assert norm == pytest.approx(torch.cat(values).norm().item(), rel=1e-5)
 
 
-def test_a_blank_picture_changes_nothing_but_reaches_the_visual_modules(llama, llama_processor):
+def test_a_blank_image_changes_nothing_but_reaches_the_visual_modules(llama, llama_processor):
     torch.manual_seed(0)
     model = prepare_stage(MplugOwlForConditionalGeneration.from_pretrained(llama.checkpoint), "pretrain").eval()
     samples = [
@@ -425,21 +425,21 @@ def test_a_blank_picture_changes_nothing_but_reaches_the_visual_modules(llama, l
     ("settings", "message"),
     [
         ({"max_steps": -1}, "`max_steps` is needed"),
-        ({"label_smoothing_factor": 0.1}, r"`label_smoothing_factor` is 0\.1, but it must be 0\.0 here"),
+        ({"label_smoothing_factor": 0.1}, r"`label_smoothing_factor` is 0\.1, but must be 0\.0"),
         (
             {"train_sampling_strategy": "group_by_length"},
-            "`train_sampling_strategy` is 'group_by_length', but it must be",
+            "`train_sampling_strategy` is 'group_by_length', but must be",
         ),
-        ({"dataloader_drop_last": True}, "`dataloader_drop_last` is True, but it must be False here"),
-        ({"dataloader_in_order": False}, "`dataloader_in_order` is False, but it must be True here"),
+        ({"dataloader_drop_last": True}, "`dataloader_drop_last` is True, but must be False"),
+        ({"dataloader_in_order": False}, "`dataloader_in_order` is False, but must be True"),
         ({"auto_find_batch_size": True}, "`auto_find_batch_size` is True, .* cannot change the mixture's batches"),
-        ({"use_liger_kernel": True}, "`use_liger_kernel` is True, but it must be False here"),
-        ({"label_names": ["answers"]}, r"`label_names` is \['answers'\], but it must be None here"),
-        ({"accelerator_config": {"split_batches": True}}, "`split_batches` is True, but it must be False here"),
-        ({"accelerator_config": {"dispatch_batches": True}}, "`dispatch_batches` is True, but it must be None here"),
+        ({"use_liger_kernel": True}, "`use_liger_kernel` is True, but must be False"),
+        ({"label_names": ["answers"]}, r"`label_names` is \['answers'\], but must be None"),
+        ({"accelerator_config": {"split_batches": True}}, "`split_batches` is True, but must be False"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "`dispatch_batches` is True, but must be None"),
         (
             {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2}}},
-            r"`gradient_accumulation_kwargs` is {'num_steps': 2}, but it must be None here",
+            r"`gradient_accumulation_kwargs` is {'num_steps': 2}, but must be None",
         ),
         ({"per_device_train_batch_size": 4}, r"are \(2, 1, 0, 1\) in the mixture, but \(4, 1, 0, 1\)"),
         ({"gradient_accumulation_steps": 3}, r"\(2, 1, 0, 1\) in the mixture, but \(2, 3, 0, 1\)"),
@@ -460,7 +460,7 @@ def test_a_dry_run_shows_what_would_be_done(recipe, tmp_path):
     console = Console(record=True, width=200, file=io.StringIO())
     preview(recipe(max_steps=6), ["--use_cpu", "true"], console)
     shown = console.export_text(clear=False)
-    assert "6 optimizer steps of 2 rows each; samples an epoch: pictures 6, text 5; 1 epochs in all." in shown
+    assert "6 optimizer steps of 2 rows each; samples per epoch: images 6, text 5; 1 epochs in all." in shown
     assert "LoRA" in shown and "Memory on one device" in shown
     assert "[image: 65 positions]" in shown
     green = "".join(segment.text for segment in console._record_buffer if "bold green" in str(segment.style))

@@ -48,10 +48,10 @@ def source(folder, form):
     return {"sources": [{"format": form, "path": str(folder / names[form])}]}
 
 
-def test_a_row_is_what_the_processor_makes_of_it(llama_processor, folder, pictures):
+def test_a_row_is_what_the_processor_makes_of_it(llama_processor, folder, images):
     clip, other = (str(folder / "000_050" / f"{number}.mp4") for number in (1, 2))
     content = [
-        {"type": "video", "path": clip}, {"type": "image", "image": pictures[0]}, {"type": "text", "text": "Hm?"},
+        {"type": "video", "path": clip}, {"type": "image", "image": images[0]}, {"type": "text", "text": "Hm?"},
         {"type": "video", "video": [PIL.Image.fromarray(frame(number)) for number in range(5)]},
     ]  # fmt: skip
     first = [{"role": "user", "content": content}, {"role": "assistant", "content": "Ah."}]

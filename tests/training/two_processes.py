@@ -37,7 +37,7 @@ class Killed(TrainerCallback):
 
 
 class Recorder(OwlTrainer):
-    """Keeps the captions and the mean colours of the pictures that arrive, as strings."""
+    """Keeps the captions and the mean colours of the images that arrive, as strings."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -46,10 +46,10 @@ class Recorder(OwlTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         processor = self.processing_class
         colours = inputs["pixel_levels"].float().mean((2, 3)).round().int().tolist()
-        pictures = iter(" ".join(map(str, colour)) for colour in colours)
+        images = iter(" ".join(map(str, colour)) for colour in colours)
         for ids, labels in zip(inputs["input_ids"], inputs["labels"], strict=True):
             count = int((ids == processor.image_token_id).sum()) // (processor.num_query_tokens + 1)
-            seen = ", ".join(next(pictures) for _ in range(count))
+            seen = ", ".join(next(images) for _ in range(count))
             self.records.append((processor.tokenizer.decode(labels[labels != -100], skip_special_tokens=True), seen))
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -116,7 +116,7 @@ def shard(model: nn.Module) -> None:
 def check_shards(folder: Path, path: str) -> None:
     """
     A batch of two rows whole, and one row a process with sharded weights: the same loss and gradients. The second row
-    has no picture; frozen weights are bfloat16, trained ones float32.
+    has no image; frozen weights are bfloat16, trained ones float32.
     """
     processor = AutoProcessor.from_pretrained(path)
     collator = ConversationCollator(processor, always="image")

@@ -1,1 +1,1 @@
-"""Answers about whole collections: files, tar shards, Parquet files and data sets, on one machine or on Ray."""
+"""Answers about whole collections: files, tar shards, Parquet files and datasets, on one machine or on Ray."""

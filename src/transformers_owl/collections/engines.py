@@ -1,4 +1,4 @@
-"""What answers about a batch: the model's own `generate`, `score_answers`, or vLLM."""
+"""Engines that answer about a batch: the model's own `generate`, `score_answers`, or vLLM."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ ADVICE = "Answer fewer images at once (--batch-size), or more briefly (--max-new
 @dataclass(frozen=True)
 class Settings:
     """
-    What is asked, and who answers.
+    The questions of a run, and the model that answers them.
 
     Args:
         model (`str`): A folder or a repository on the Hub.
-        prompts (`tuple[str, ...]`): Asked about each image or video, one after the other.
-        score (`tuple[str, ...]`): Answers whose likelihood is computed, in place of writing one.
-        batch_size (`int`): Images that `generate` answers about together; vLLM batches by itself.
-        max_new_tokens (`int`, *optional*): Longest answer; by default what the checkpoint's settings say.
+        prompts (`tuple[str, ...]`): Questions about each image or video.
+        score (`tuple[str, ...]`): Answers whose likelihoods are computed instead of generating one.
+        batch_size (`int`): Images per batch of `generate`; vLLM batches by itself.
+        max_new_tokens (`int`, *optional*): Maximum number of tokens of an answer; by default the checkpoint's.
         engine (`str`): "generate" or "vllm".
-        device, dtype, chat_template, load_in_4bit: As [`load`] takes them.
-        fast (`bool`): Whether to optimize the model for throughput; for 2,000 images and more it is where that pays.
-        images (`int`): How many images this model is known to get.
-        num_frames (`int`, *optional*): Frames of a video; by default as many as the checkpoint's settings say.
+        device, dtype, chat_template, load_in_4bit: As in [`load`].
+        fast (`bool`): Whether to optimize the model for throughput; for 2,000 images and more it is done where it pays.
+        images (`int`): Number of images that the model will get, as far as known.
+        num_frames (`int`, *optional*): Frames per video; by default the checkpoint's.
     """
 
     model: str
@@ -49,15 +49,15 @@ class Settings:
 
     @property
     def columns(self) -> list[str]:
-        """Of the rows that are written."""
+        """Columns of the output."""
         return ["image", "model", "prompt", "answer", *(f"{LIKELIHOOD}{text}" for text in self.score)]
 
     def check(self) -> None:
-        """Raises a ValueError for settings that no model can be loaded with."""
+        """Raises a ValueError for invalid settings, before a model is loaded."""
         check_dtype(self.dtype)
         check_folder(self.model)
         if self.engine not in ENGINES:
-            raise ValueError(f"There is no engine {self.engine!r}: choose one of {', '.join(ENGINES)}.")
+            raise ValueError(f"Unknown engine: {self.engine!r}. Choose one of {', '.join(ENGINES)}.")
         if self.engine == "vllm":
             odd = {
                 "--device": self.device,
@@ -67,9 +67,13 @@ class Settings:
             }
             named = [name for name, value in odd.items() if value]
             if named:
-                raise ValueError(f"{' and '.join(named)} cannot be used with vLLM: leave it out, or --engine generate.")
+                raise ValueError(
+                    f"{' and '.join(named)} cannot be used with vLLM: leave it out, or use --engine generate."
+                )
         if not self.prompts or len(set(self.prompts)) < len(self.prompts):
-            raise ValueError(f"Prompts must be at least one, and different: {list(self.prompts)!r:.200} were given.")
+            raise ValueError(
+                f"The prompts are {list(self.prompts)!r:.200}, but must be at least one, and all different."
+            )
         if len(set(self.score)) != len(self.score) or len(self.score) == 1 or "" in self.score:
             raise ValueError(f"--score takes two answers or more, such as 'Yes|No', but has {'|'.join(self.score)!r}.")
 
@@ -79,7 +83,7 @@ class Settings:
 
 
 class GenerateEngine:
-    """A model that answers by its own `generate`, or tells how likely it finds given answers."""
+    """A model that answers by its own `generate`, or computes likelihoods of given answers."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -98,18 +102,18 @@ class GenerateEngine:
         self.decoder = Decoder(self.processor, self.model.config.sees_videos)
 
     def prepare(self, item: Item) -> Visual | str:
-        """What the model is shown of an item, or why there is nothing."""
+        """The model's input of an item, or the reason why there is none."""
         return decoded(item, self.decoder)
 
     def answer(self, visuals: Sequence[Visual], prompt: str) -> list[dict[str, Any]]:
         """
-        Asks `prompt` about every image or video, all of them in one batch.
+        Asks `prompt` about all images and videos, in one batch.
 
         Returns:
-            `list[dict]`: For each its `answer`, and likelihoods where these are asked for.
+            `list[dict]`: For each its `answer`, with likelihoods if they were requested.
 
         Raises:
-            MemoryError: if the batch does not fit.
+            MemoryError: if the batch does not fit into memory.
         """
         chats = [chat(visual, prompt) for visual in visuals]
         with memory_advice(ADVICE):
@@ -135,7 +139,7 @@ class GenerateEngine:
 
 
 class VllmEngine:
-    """A model that answers by vLLM, which batches by itself: a whole block of items is one call."""
+    """A model in vLLM, which batches by itself: a whole block of items is one call."""
 
     batch_size: int | None = None
 
@@ -149,7 +153,7 @@ class VllmEngine:
         self.engine = LLM(settings.model, dtype=settings.dtype, limit_mm_per_prompt=kinds, disable_log_stats=True)
 
     def prepare(self, item: Item) -> Visual | str:
-        """What the model is shown of an item, or why there is nothing."""
+        """The model's input of an item, or the reason why there is none."""
         return decoded(item, self.decoder)
 
     def answer(self, visuals: Sequence[Visual], prompt: str) -> list[dict[str, Any]]:
@@ -171,7 +175,7 @@ class VllmEngine:
 
 
 def load_processor(settings: Settings):
-    """The processor, with the prompts that are asked for."""
+    """The processor, with the chat template of the settings."""
     from ..mplug_owl.processing_mplug_owl import MplugOwlProcessor
 
     processor = MplugOwlProcessor.from_pretrained(settings.model)
@@ -181,7 +185,7 @@ def load_processor(settings: Settings):
 
 
 def engine_data(visual: Visual) -> Any:
-    """An image, or frames with what vLLM wants to know of them: that they are chosen already."""
+    """An image, or frames with metadata that tell vLLM not to sample them again."""
     if visual["type"] == "image":
         return visual["image"]
     import numpy as np
@@ -198,6 +202,6 @@ def chat(visual: Visual, prompt: str) -> list[dict[str, Any]]:
 
 
 def check_device(settings: Settings) -> None:
-    """Raises a ValueError for a device that this machine's PyTorch has not."""
+    """Raises a ValueError for a device that is not available on this machine."""
     if settings.engine == "generate":
         choose_device(settings.device)

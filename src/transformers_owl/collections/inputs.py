@@ -1,4 +1,4 @@
-"""What a collection consists of: names as people give them become parts, each of which is read as a stream."""
+"""The parts of a collection, found from the names that a user gives. Each part is read as a stream."""
 
 import glob
 import hashlib
@@ -22,16 +22,16 @@ BLOCK = 256  # items that are answered, and written on Ray, as one piece
 @dataclass(frozen=True)
 class Part:
     """
-    A piece of a collection that is read from its beginning to its end.
+    A part of a collection, read from start to end.
 
     Args:
         kind (`str`): "files", "shard", "parquet" or "dataset".
-        name (`str`): The shard, the Parquet file or the data set; of files the first one.
+        name (`str`): Name of the shard, Parquet file or dataset; for "files" the first of them.
         files (`tuple[str, ...]`): Paths and URLs of the kind "files".
-        only (`frozenset[str]`, *optional*): Names of the items to answer about; by default all of them.
-        image_column (`str`): Of Parquet files and data sets.
-        split (`str`): Of a data set.
-        rows (`tuple[int, int]`): Of a data set, the first row and the one after the last, counted from 0.
+        only (`frozenset[str]`, *optional*): Names of the items to answer about; by default all.
+        image_column (`str`): Image column of Parquet files and datasets.
+        split (`str`): Split of a dataset.
+        rows (`tuple[int, int]`): Rows of a dataset: the first one and the one after the last, counted from 0.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class Part:
 
     @property
     def key(self) -> str:
-        """Tells it from every other part, in every run."""
+        """Identifies the part in every run."""
         only = None if self.only is None else sorted(self.only)
         said = (self.kind, self.name, self.files, only, self.image_column, self.split, self.rows)
         return hashlib.sha256(repr(said).encode(errors="surrogateescape")).hexdigest()[:16]
@@ -52,17 +52,17 @@ class Part:
 
 def find_parts(names: Iterable[str], image_column: str = "image", split: str = "train") -> list[Part]:
     """
-    The parts of what is named, in that order, each once.
+    Finds the parts of the given names, in order, each once.
 
     Args:
         names (`Iterable[str]`): Images and videos (paths, URLs), folders, patterns (`*`, `**`, `{00000..00099}`), tar
             shards, Parquet files, `hf://datasets/OWNER/NAME`, `.txt` files with a name a line, `.jsonl`, `.csv`, `.tsv`
             and `.json` files whose rows have an `image` or a `file_name`, and `-` for names on the standard input.
-        image_column (`str`): The column of Parquet files and data sets that holds the images.
-        split (`str`): The split of data sets.
+        image_column (`str`): Image column of Parquet files and datasets.
+        split (`str`): Split of datasets.
 
     Raises:
-        FileNotFoundError: for names that lead to nothing, with the first five of them.
+        FileNotFoundError: for names that do not exist; lists the first five.
         ValueError: for an empty list, and for files of another kind.
     """
     found = dict.fromkeys(name for given in names for name in _expanded(given))
@@ -70,7 +70,7 @@ def find_parts(names: Iterable[str], image_column: str = "image", split: str = "
     if missing:
         raise FileNotFoundError(f"No such file: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
     if not found:
-        raise ValueError("There are no images or videos to answer about: the list of names is empty.")
+        raise ValueError("The list of images and videos is empty: name at least one.")
     parts: dict[Part, None] = {}
     loose: list[str] = []
     within: dict[str, set[str]] = {}
@@ -89,7 +89,7 @@ def find_parts(names: Iterable[str], image_column: str = "image", split: str = "
         if container in whole:
             continue
         if container.startswith(DATASET) and _kind(container) == "dataset":
-            raise ValueError(f"{container}: rows of a data set cannot be named one by one; name the data set.")
+            raise ValueError(f"{container}: single rows of a dataset cannot be named: name the whole dataset.")
         parts[Part(_kind(container), container, only=frozenset(wanted), image_column=image_column)] = None
     for start in range(0, len(loose), BLOCK):
         piece = tuple(loose[start : start + BLOCK])
@@ -98,13 +98,13 @@ def find_parts(names: Iterable[str], image_column: str = "image", split: str = "
 
 
 def container_of(name: str) -> str | None:
-    """The shard, Parquet file or data set of an item such as `00000.tar, 000123`; `None` for a file of its own."""
+    """The shard, Parquet file or dataset of an item such as `00000.tar, 000123`; `None` for a single file."""
     container, comma, _ = name.rpartition(", ")
     return container if comma and _kind(container) != "files" else None
 
 
 class Membership:
-    """Says whether an item belongs to parts, without reading shards."""
+    """Whether an item belongs to parts, without reading shards."""
 
     def __init__(self, parts: Iterable[Part]):
         self.containers: dict[str, frozenset[str] | None] = {}
@@ -143,7 +143,7 @@ def _expanded(name: str) -> Iterator[str]:
     elif lower.startswith("data:") or container_of(name) is not None:
         yield name
     elif lower.startswith("pipe:"):
-        raise ValueError(f"{name!r:.100} is a command. Commands are not run: name files or addresses.")
+        raise ValueError(f"{name!r:.100} is a command. Commands are not run: name files or URLs.")
     elif "://" in name:
         yield from _remote(name)
     elif Path(name).is_dir():
@@ -168,7 +168,7 @@ def _folder(folder: Path) -> list[str]:
     known = (*IMAGES, *VIDEOS, *SHARDS, *PARQUET)
     found = sorted(str(path) for path in folder.rglob("*") if path.name.lower().endswith(known) and path.is_file())
     if not found:
-        raise ValueError(f"The folder {folder} holds no image, video, tar shard or Parquet file, in no folder below.")
+        raise ValueError(f"The folder {folder} and its subfolders hold no image, video, tar shard or Parquet file.")
     return found
 
 
@@ -177,7 +177,7 @@ def _pattern(name: str) -> list[str]:
     for each in _braces(name):
         matches = [each] if Path(each).exists() else sorted(glob.glob(each, recursive=True))
         if not matches:
-            raise FileNotFoundError(f"No file fits {each}.")
+            raise FileNotFoundError(f"No file matches {each}.")
         found += [file for match in matches for file in (_expanded(match) if Path(match).is_dir() else [match])]
     return found
 
@@ -191,7 +191,7 @@ def _braces(name: str) -> list[str]:
 
 
 def _remote(name: str) -> list[str]:
-    """Addresses; `*` is looked up where the address's system can list its files, not over http(s)."""
+    """URLs; `*` is expanded if the URL's file system can list files, which http(s) cannot."""
     found = []
     for each in _braces(name):
         if "*" in each and not each.startswith(("http://", "https://")):
@@ -200,7 +200,7 @@ def _remote(name: str) -> list[str]:
             system, path = fsspec.url_to_fs(each)
             matches = sorted(system.glob(path))
             if not matches:
-                raise FileNotFoundError(f"No file fits {each}.")
+                raise FileNotFoundError(f"No file matches {each}.")
             found += [system.unstrip_protocol(match) for match in matches]
         else:
             found.append(each)
@@ -208,18 +208,18 @@ def _remote(name: str) -> list[str]:
 
 
 def _named_in_rows(name: str) -> Iterator[str]:
-    """What rows say about `image`, such as earlier answers, or `file_name`; paths are those of the working folder."""
+    """The `image`, as in earlier answers, or `file_name` of rows; paths are relative to the working directory."""
     if name.lower().endswith(".jsonl"):
         rows: Iterable[tuple[str, dict]] = read_rows(Path(name))
     else:
-        from ..training.tables import read_file
+        from ..training.row_files import read_file
 
         file = read_file(name)
         rows = ((f"{name}, row {file.numbers[at]}", file.row(at)) for at in range(len(file.rows)))
     for where, row in rows:
         image = row.get("image", row.get("file_name"))
         if not isinstance(image, str):
-            raise ValueError(f"{where} names no file: `image` or `file_name` is needed, but it has {', '.join(row)}.")
+            raise ValueError(f"{where} has the fields {', '.join(row)}, but must have `image` or `file_name`.")
         yield image
 
 

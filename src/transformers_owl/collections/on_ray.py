@@ -1,4 +1,4 @@
-"""A run on Ray Data: shards are read and decoded by tasks, models are actors, and every block becomes a file."""
+"""A run on Ray Data: tasks read and decode shards, actors run models, and every block is written to a file."""
 
 import json
 import logging
@@ -25,8 +25,8 @@ READER = 0.5  # CPUs of a task that reads; with those of an actor, Ray would mak
 
 class Blocks:
     """
-    A folder, here or at an address of fsspec, with a file for each answered block: what it is about, then its rows. The
-    name is that of the part and the first item, so a block that is answered twice is there once.
+    A folder, local or at a URL of fsspec, with a file for each answered block: a header, then its rows. The name is
+    made from the part and the first item, so a block that is answered twice has one file.
     """
 
     def __init__(self, where: str):
@@ -42,7 +42,7 @@ class Blocks:
         return f"{self.where}/{name}"
 
     def names(self) -> set[str]:
-        """Of the files that are whole."""
+        """Names of the complete files."""
         if "://" not in self.where:
             found = os.listdir(self.where) if Path(self.where).is_dir() else []
         else:
@@ -83,7 +83,7 @@ def block_name(part: Part, start: int) -> str:
 
 
 def read_parts(batch: dict[str, Any], settings: Settings) -> Iterator[dict[str, Any]]:
-    """A task of Ray Data: yields the decoded blocks of parts, but for those that are answered."""
+    """A task of Ray Data: yields the decoded blocks of parts that are not answered yet."""
     decode = decoder_of(settings.model, settings.num_frames)
     for packed in batch["part"]:
         part, finished, done = pickle.loads(packed)
@@ -103,7 +103,7 @@ def read_parts(batch: dict[str, Any], settings: Settings) -> Iterator[dict[str, 
 
 
 class Answerer:
-    """An actor of Ray Data: a model that answers about blocks and writes them."""
+    """An actor of Ray Data: a model that answers about blocks and writes the answers."""
 
     def __init__(self, settings: Settings, store: Blocks, on_error: str):
         self.settings, self.store, self.on_error = settings, store, on_error
@@ -132,16 +132,16 @@ def caption_on_ray(
     count: Count | None = None,
 ) -> Iterator[Row]:
     """
-    As `caption`, on Ray; yields what cannot be read, and `{"block": NAME}` for every block that was answered. Answers
-    are kept in the folder `OUTPUT.blocks` until the run has ended, and the same run goes on from there.
+    As `caption`, on Ray; yields unreadable items, and `{"block": NAME}` for every answered block. Answers are kept in
+    the folder `OUTPUT.blocks` until the end of the run, from which the same run resumes.
 
     Args:
-        address (`str`): "local" for this machine, "auto" for the cluster that it belongs to, or `ray://HOST:PORT`.
-        workers (`int`, *optional*): Models at work; by default one for each GPU or, without any, for each CPU.
-        settings, parts, output, append, on_error, count: As `caption` takes them.
+        address (`str`): "local" for this machine, "auto" for its cluster, or `ray://HOST:PORT`.
+        workers (`int`, *optional*): Number of models; by default one per GPU, else one per CPU.
+        settings, parts, output, append, on_error, count: As in `caption`.
 
     Raises:
-        ValueError: as `caption`, and if the blocks are those of another run.
+        ValueError: as in `caption`, and if the blocks are of another run.
     """
     count = Count(parts) if count is None else count
     store = Blocks(f"{output.record}.blocks")
@@ -169,10 +169,10 @@ def caption_on_ray(
 
 def check_run(store: Blocks, settings: Settings, parts: list[Part]) -> None:
     """
-    Notes what the blocks are about.
+    Writes the settings of the run to its blocks, or compares them.
 
     Raises:
-        ValueError: if they are about something else.
+        ValueError: if the blocks are of another run.
     """
     run = {
         "columns": settings.columns,
@@ -189,13 +189,13 @@ def check_run(store: Blocks, settings: Settings, parts: list[Part]) -> None:
     changed = [name for name in run if run[name] != before.get(name)]
     if changed:
         raise ValueError(
-            f"{store.where} holds an unfinished run with other {' and '.join(changed)}: finish that one by its own "
-            "command, choose another --output, or delete the folder."
+            f"{store.where} holds an unfinished run with other {' and '.join(changed)}: finish it by its own command, "
+            "choose another --output, or delete the folder."
         )
 
 
 def collected(store: Blocks, parts: list[Part], failures: list[Row], done: set[Key]) -> Iterator[Row]:
-    """All answers of the blocks, in the order of the parts, but for those that are done; failures into the list."""
+    """New answers in the blocks, in the order of the parts; failures are added to the list."""
     for part in parts:
         start, is_last = 0, False
         while not is_last:
@@ -207,7 +207,7 @@ def collected(store: Blocks, parts: list[Part], failures: list[Row], done: set[K
 
 
 def unfinished(store: Blocks, parts: list[Part], count: Count) -> list[tuple[Part, frozenset[str]]]:
-    """Parts that lack blocks, with the names of those that are there."""
+    """Parts with missing blocks, with the names of their existing blocks."""
     there = store.names()
     found = []
     for part in parts:
@@ -225,7 +225,7 @@ def unfinished(store: Blocks, parts: list[Part], count: Count) -> list[tuple[Par
 def with_done(
     left: list[tuple[Part, frozenset[str]]], done: set[Key]
 ) -> Iterator[tuple[Part, frozenset[str], set[Key]]]:
-    """Each part with what is done of it."""
+    """Each part with its finished items."""
     within: dict[str | None, set[Key]] = {}
     for image, prompt in done:
         within.setdefault(container_of(image), set()).add((image, prompt))
@@ -239,7 +239,7 @@ def answer_parts(
     settings: Settings, parts: list[Part], store: Blocks, done: set[Key], address: str, workers: int | None,
     on_error: str, count: Count,
 ) -> Iterator[Row]:  # fmt: skip
-    """Answers about all blocks that are missing."""
+    """Answers about all missing blocks."""
     left = unfinished(store, parts, count)
     if not left:
         return
@@ -284,13 +284,13 @@ def answer_parts(
 
 def start(address: str, workers: int | None, settings: Settings) -> tuple[int, int]:
     """
-    Joins a cluster, or starts one on this machine with a CPU for reading beside those of the models.
+    Joins a cluster, or starts one on this machine with one CPU for reading besides those of the models.
 
     Returns:
-        `(workers, gpus of each)`.
+        `tuple[int, int]`: Number of workers, and of GPUs per worker.
 
     Raises:
-        ValueError: where the cluster is too small for the workers.
+        ValueError: if the cluster is too small for the workers.
     """
     import ray
 
@@ -309,5 +309,5 @@ def start(address: str, workers: int | None, settings: Settings) -> tuple[int, i
     wanted = workers or gpus or max(1, cpus - max(1, cpus // 5))
     if (gpus and wanted > gpus) or (not gpus and wanted >= cpus):
         have = f"{gpus} GPUs" if gpus else f"{cpus} CPUs, one of which reads files"
-        raise ValueError(f"{wanted} workers were asked for, but the cluster has {have}: lower --workers.")
+        raise ValueError(f"--workers is {wanted}, but the cluster has {have}: lower it.")
     return wanted, 1 if gpus else 0

@@ -1,4 +1,4 @@
-"""Where answers go: JSON Lines, CSV, Parquet, a `.txt` beside each image, tar shards with captions added."""
+"""Outputs of answers: JSON Lines, CSV, Parquet, a `.txt` beside each image, tar shards with captions added."""
 
 import csv
 import io
@@ -6,12 +6,11 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..journal import Journal, lines, read_rows
+from ..journal import Journal, aside, lines, read_rows
 from .engines import LIKELIHOOD, Settings
 from .inputs import Membership, Part, container_of
 from .reading import open_stream
@@ -25,17 +24,17 @@ AT_ONCE = 1000  # rows
 
 class Output:
     """
-    The file that a run writes, by its name's suffix.
+    The output of a run, in the format of its suffix.
 
     Args:
         name (`str`): NAME.jsonl, NAME.csv or NAME.parquet; `{}.txt` for a file beside each image; `FOLDER/{}.tar` for
-            shards with captions added. The last two keep the rows themselves in `captions.jsonl`.
-        settings ([`Settings`]): What the run asks.
-        parts (`list[Part]`): What it asks about.
+            shards with captions added. The last two also keep the rows in `captions.jsonl`.
+        settings ([`Settings`]): Settings of the run.
+        parts (`list[Part]`): Parts to answer about.
 
     Raises:
-        ValueError: for another name, and for one that does not suit the parts or the settings.
-        FileNotFoundError: if the folder is missing.
+        ValueError: for an unknown format, and for one that does not suit the parts or the settings.
+        FileNotFoundError: if the folder does not exist.
     """
 
     def __init__(self, name: str, settings: Settings, parts: list[Part]):
@@ -47,27 +46,31 @@ class Output:
             self._check_captions()
         self.record = self._record()
         if "://" not in self.record and not Path(self.record).parent.is_dir():
-            raise FileNotFoundError(f"There is no folder {Path(self.record).parent} to write {name} into.")
+            raise FileNotFoundError(f"The folder {Path(self.record).parent} of {name} does not exist: create it first.")
 
     def _check_captions(self) -> None:
         kinds = {part.kind for part in self.parts}
         if len(self.settings.prompts) > 1 or self.settings.score:
-            raise ValueError(f"{self.name} holds one answer an image: use one prompt and no --score, or NAME.jsonl.")
+            raise ValueError(f"{self.name} holds one answer per image: use one prompt and no --score, or NAME.jsonl.")
         if "://" in self.name:
-            raise ValueError(f"{self.name} is an address; captions are only written to folders here.")
+            raise ValueError(f"{self.name} is a URL, but captions can only be written to local folders.")
         if self.suffix == ".txt":
             remote = [file for part in self.parts for file in part.files if "://" in file or file.startswith("data:")]
             if self.name != "{}.txt" or kinds != {"files"} or remote:
-                raise ValueError("`.txt` files lie beside images that are files here: name them {}.txt, or NAME.jsonl.")
+                raise ValueError(
+                    "`.txt` files are only written beside local image files: name them {}.txt, or use NAME.jsonl."
+                )
             of_captions: dict[Path, str] = {}
             for file in (file for part in self.parts for file in part.files):
                 other = of_captions.setdefault(beside(file), file)
                 if other != file:
-                    raise ValueError(f"{other} and {file} would have one {beside(file)}: rename one, or NAME.jsonl.")
+                    raise ValueError(f"{other} and {file} would share {beside(file)}: rename one, or use NAME.jsonl.")
         elif "{}" not in self.name or kinds != {"shard"}:
-            raise ValueError("Shards are written from shards: name them FOLDER/{}.tar, {} being a shard's own name.")
+            raise ValueError(
+                "Shards can only be written from shards: name them FOLDER/{}.tar, where {} is a shard's name."
+            )
         elif len({Path(part.name).name for part in self.parts}) < len(self.parts):
-            raise ValueError(f"Several shards have the same name and would become one {self.name}: rename one.")
+            raise ValueError(f"Several shards have the same name, so they would share one {self.name}: rename one.")
 
     def _record(self) -> str:
         if self.suffix == ".txt":
@@ -76,7 +79,7 @@ class Output:
         return os.path.join(os.path.dirname(self.name), RECORD) if self.suffix == ".tar" else self.name
 
     def exists(self) -> bool:
-        """Whether rows of an earlier run are there."""
+        """Whether an earlier run left rows."""
         if "://" not in self.record:
             return Path(self.record).exists() and os.stat(self.record).st_size > 0
         import fsspec
@@ -85,7 +88,7 @@ class Output:
         return system.exists(path)
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """`(where, row)` of what an earlier run wrote."""
+        """`(where, row)` of an earlier run."""
         if self.suffix in (".csv", ".parquet"):
             read = {".csv": _read_csv, ".parquet": _read_parquet}[self.suffix]
             with open_stream(self.name) as file:
@@ -99,7 +102,7 @@ class Output:
             yield from read_rows(Path(self.record))
 
     def finish(self, journal: Journal) -> None:
-        """Makes the output of a journal's rows, which then is gone; where there are captions, writes them."""
+        """Writes a journal's rows to the output, deletes the journal, and writes the captions if there are any."""
         if self.suffix in (".csv", ".parquet"):
             self.write(row for _, row in journal.rows())
             journal.path.unlink(missing_ok=True)
@@ -108,7 +111,7 @@ class Output:
         self.export()
 
     def write(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Writes the rows, aside first."""
+        """Writes the rows aside, and replaces the output."""
         write = {".csv": _write_csv, ".parquet": _write_parquet}.get(self.suffix, _write_lines)
         if "://" in self.record:
             import fsspec
@@ -120,7 +123,7 @@ class Output:
                 write(file, rows, self.settings.columns)
 
     def export(self) -> None:
-        """Writes captions of the record: `.txt` files that are missing, and shards that are older than the record."""
+        """Writes the record's captions: missing `.txt` files, and shards older than the record."""
         if self.suffix not in (".txt", ".tar") or not self.exists():
             return
         captions = {row["image"]: row["answer"] for _, row in self.rows()}
@@ -140,11 +143,11 @@ class Output:
                 write_shard(part.name, target, of_shards.get(part.name, {}))
 
     def shard(self, part: Part) -> str:
-        """Where the shard with captions lies."""
+        """The path of the shard with captions."""
         return self.name.replace("{}", Path(part.name).name.partition(".")[0])
 
     def check_foreign(self) -> None:
-        """Raises a ValueError for captions that are there without a record of a run that wrote them."""
+        """Raises a ValueError for existing captions without the record of a run."""
         known = {row["image"] for _, row in self.rows()} if self.exists() else set()
         found: list[str] = []
         if self.suffix == ".txt":
@@ -156,11 +159,11 @@ class Output:
             found = [target for target in targets if Path(target).exists()]
             for part in self.parts:
                 if os.path.abspath(self.shard(part)) == os.path.abspath(part.name):
-                    raise ValueError(f"{part.name} would be written over itself: name another folder.")
+                    raise ValueError(f"{part.name} would overwrite itself: name another folder.")
         if found:
             named = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
             raise ValueError(
-                f"Already there, and not by a run recorded in {self.record}: {named}. Move or remove them."
+                f"These files exist, but no run recorded in {self.record} wrote them: {named}. Move or remove them."
             )
 
 
@@ -176,8 +179,8 @@ def check_earlier(
     Yields the rows of earlier answers.
 
     Raises:
-        ValueError: for rows that are no answers with this run's columns and, unless `append`, for those about other
-            files, by another model or to another prompt.
+        ValueError: for rows with other columns than this run's and, unless `append`, for answers about other files, by
+            another model or to another prompt.
     """
     known = Membership(parts)
     for where, row in rows:
@@ -189,14 +192,14 @@ def check_earlier(
             continue
         asked = {"model": row["model"], "prompt": row["prompt"]}
         if row["model"] != settings.model or row["prompt"] not in settings.prompts:
-            raise ValueError(f"{where} answers {asked}, which this run does not ask: {advice}")
+            raise ValueError(f"{where} answers {asked}, which is not in this run: {advice}")
         if row["image"] not in known:
-            raise ValueError(f"{where} is about {row['image']}, which this run does not name: {advice}")
+            raise ValueError(f"{where} is about {row['image']}, which is not in this run: {advice}")
         yield row
 
 
 def write_shard(source: str, target: Path, captions: dict[str, str]) -> None:
-    """Copies a tar shard, aside first, with `KEY.caption.txt` after the files of each key that has a caption."""
+    """Copies a tar shard, with `KEY.caption.txt` after the files of each key that has a caption."""
     from ..training.sources import BrokenShardError, read_shard
 
     with aside(target) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
@@ -214,26 +217,15 @@ def write_shard(source: str, target: Path, captions: dict[str, str]) -> None:
                 archive.addfile(member, io.BytesIO(data))
 
 
-@contextmanager
-def aside(path: Path) -> Iterator[BinaryIO]:
-    """A file for writing that takes its place when it is whole."""
-    beside = path.with_name(path.name + ".aside")
-    with beside.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
 def batches(things: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of so many things, the last one of fewer."""
+    """Lists of `size` things; the last may have fewer."""
     stream = iter(things)
     while some := list(islice(stream, size)):
         yield some
 
 
 def _plain(value: Any) -> Any:
-    """Half a character, which UTF-8 has not, is written as JSON escapes it."""
+    """Escapes lone surrogates, which UTF-8 cannot encode, as JSON does."""
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 

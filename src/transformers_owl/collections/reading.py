@@ -1,4 +1,4 @@
-"""The items of a part, and what the model is shown of each. What cannot be read is an item that says why."""
+"""The items of a part, and the model's input for each. An unreadable item has the reason."""
 
 import functools
 import io
@@ -23,10 +23,10 @@ class Item:
     One image or video of a collection.
 
     Args:
-        name (`str`): Its path, its URL, or its shard and the key there.
-        content (`str` or `bytes`, *optional*): The path, the URL, or the bytes of the file.
-        is_video (`bool`): Whether bytes are a video.
-        error (`str`, *optional*): Why it cannot be read.
+        name (`str`): Path, URL, or shard and key.
+        content (`str` or `bytes`, *optional*): Path, URL, or the bytes of the file.
+        is_video (`bool`): Whether the bytes are a video.
+        error (`str`, *optional*): Reason why the item is unreadable.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Item:
 
 
 def items(part: Part) -> Iterator[Item]:
-    """All items of a part, in order. Where a file cannot be read on, the last item says so."""
+    """All items of a part, in order. If reading fails, the last item has the reason."""
     read = {"files": _files, "shard": _shard, "parquet": _parquet, "dataset": _dataset}[part.kind]
     for item in read(part):
         if part.only is None or item.name in part.only or item.name == part.name:
@@ -44,7 +44,7 @@ def items(part: Part) -> Iterator[Item]:
 
 
 def blocks(part: Part) -> Iterator[tuple[int, list[Item], bool]]:
-    """`(start, items, is_last)` of every `BLOCK` items; the same ones in every run."""
+    """`(start, items, is_last)` of every `BLOCK` items, the same in every run."""
     stream = items(part)
     block = list(islice(stream, BLOCK))
     start = 0
@@ -78,7 +78,7 @@ def _shard(part: Part) -> Iterator[Item]:
         suffix = next((suffix for suffix in (*IMAGES, *VIDEOS) if suffix[1:] in files), None)
         if suffix is None:
             found = ", ".join(key for key in files if not key.startswith("__"))
-            yield Item(name, error=f"an image or a video is needed, but there is only {found}")
+            yield Item(name, error=f"an image or a video is needed, but there are only {found}")
         else:
             yield Item(name, files[suffix[1:]], suffix in VIDEOS)
 
@@ -92,7 +92,7 @@ def _parquet(part: Part) -> Iterator[Item]:
         with open_stream(part.name) as file:
             table = pyarrow.parquet.ParquetFile(file)
             if part.image_column not in table.schema_arrow.names:
-                raise ValueError(f"there is no column {part.image_column!r} among {table.schema_arrow.names}")
+                raise ValueError(f"no column {part.image_column!r} in {table.schema_arrow.names}")
             for batch in table.iter_batches(batch_size=64, columns=[part.image_column]):
                 for value in batch.column(0).to_pylist():
                     number += 1
@@ -108,7 +108,7 @@ def _dataset(part: Part) -> Iterator[Item]:
 
 
 def _cell(name: str, value: Any) -> Item:
-    """An image column holds files, their names, or both as `datasets` writes them."""
+    """The item of a cell, which holds a file, its name, or both as `datasets` writes them."""
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, (str, bytes)) and value:
@@ -118,7 +118,7 @@ def _cell(name: str, value: Any) -> Item:
 
 @functools.lru_cache(maxsize=4)
 def open_dataset(name: str, image_column: str, split: str):
-    """A `datasets.Dataset` with its images undecoded: of the Hub (`hf://datasets/OWNER/NAME`), or a saved folder."""
+    """A `datasets.Dataset` with undecoded images: from the Hub (`hf://datasets/OWNER/NAME`), or a saved folder."""
     import datasets
 
     if name.startswith(DATASET):
@@ -127,17 +127,19 @@ def open_dataset(name: str, image_column: str, split: str):
         rows = datasets.load_from_disk(name)
     if isinstance(rows, datasets.DatasetDict):
         if split not in rows:
-            raise ValueError(f"{name} has no split {split!r}, but {', '.join(rows)}: choose one by --split.")
+            raise ValueError(f"{name} has no split {split!r}: choose one of {', '.join(rows)} by --split.")
         rows = rows[split]
     if image_column not in rows.column_names:
-        raise ValueError(f"{name} has no column {image_column!r}, but {', '.join(rows.column_names)}: --image-column.")
+        raise ValueError(
+            f"{name} has no column {image_column!r}: choose one of {', '.join(rows.column_names)} by --image-column."
+        )
     if isinstance(rows.features[image_column], datasets.Image):
         rows = rows.cast_column(image_column, datasets.Image(decode=False))
     return rows.select_columns([image_column])
 
 
 def open_stream(name: str):
-    """A file by its path, its http(s) URL, or an address that fsspec knows."""
+    """Opens a file by its path, its http(s) URL, or a URL of fsspec."""
     if name.startswith(("http://", "https://")) and not name.endswith(".parquet"):
         from ..training.remote import RemoteFile
 
@@ -151,11 +153,11 @@ def open_stream(name: str):
 
 class Decoder:
     """
-    Makes of items what a model is shown: RGB images, and the chosen frames of videos, of the model's size.
+    Decodes items to the model's inputs: RGB images, and sampled frames of videos, in the model's size.
 
     Args:
         processor ([`MplugOwlProcessor`]): The model's processor.
-        sees_videos (`bool`): Whether the model does.
+        sees_videos (`bool`): Whether the model takes videos.
     """
 
     def __init__(self, processor: MplugOwlProcessor, sees_videos: bool):
@@ -168,7 +170,7 @@ class Decoder:
     def __call__(self, item: Item) -> Visual:
         """
         Raises:
-            ValueError, ImportError: for what cannot be read, with the reason.
+            ValueError, ImportError: for an unreadable item, with the reason.
         """
         if item.error is not None:
             raise ValueError(item.error)
@@ -186,7 +188,7 @@ class Decoder:
             image = read_image(content, Budget(self.images.max_pixels))
             return {"type": "image", "image": image if self.resized is None else self.resized(image)}
         if not self.sees_videos:
-            raise ValueError("it is a video, and this model cannot see videos")
+            raise ValueError("it is a video, but this model takes images only")
         frames, _ = read_frames(
             content,
             num_frames=self.videos.num_frames,
@@ -197,7 +199,7 @@ class Decoder:
 
 
 def decoded(item: Item, decode: Decoder) -> Visual | str:
-    """What the model is shown, or why there is nothing."""
+    """The model's input of an item, or the reason why there is none."""
     try:
         return decode(item)
     except (ValueError, OSError, MemoryError, ImportError) as error:
@@ -206,7 +208,7 @@ def decoded(item: Item, decode: Decoder) -> Visual | str:
 
 @functools.lru_cache(maxsize=2)
 def decoder_of(model: str, num_frames: int | None = None) -> Decoder:
-    """The decoder of a model's folder or repository, without its weights."""
+    """The decoder for a model's folder or repository, without loading its weights."""
     processor = MplugOwlProcessor.from_pretrained(model)
     if num_frames is not None:
         processor.video_processor.num_frames = num_frames

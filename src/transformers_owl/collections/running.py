@@ -1,4 +1,4 @@
-"""A run on this machine: what is answered about, in batches, and how a run goes on after another one."""
+"""A run on this machine: answers in batches, and resuming."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -18,7 +18,7 @@ ON_ERROR = ("skip", "stop")
 
 
 class Engine(Protocol):
-    """What answers. A `batch_size` of None takes a whole block at once."""
+    """An engine that answers. With a `batch_size` of None it takes whole blocks."""
 
     batch_size: int | None
 
@@ -28,7 +28,7 @@ class Engine(Protocol):
 
 
 class Count:
-    """How many items were read, and about how many there are: shards are taken to be of one size."""
+    """Number of items read, and an estimate of their total, assuming shards of one size."""
 
     def __init__(self, parts: Iterable[Part]):
         sizes = [len(part.files) or part.rows[1] - part.rows[0] for part in parts]
@@ -37,14 +37,14 @@ class Count:
         self.read = self.ended = self.in_ended = 0
 
     def end(self, part: Part, items: int) -> None:
-        """Takes a note of a part that was read to its end."""
+        """Counts a part that was read to its end."""
         if not part.files and part.kind != "dataset":
             self.ended += 1
             self.in_ended += items
 
     @property
     def total(self) -> int | None:
-        """`None` before the first shard was read."""
+        """The estimated total; `None` before the first shard is read."""
         if self.unknown and not self.ended:
             return None
         guessed = round(self.in_ended * self.unknown / self.ended) if self.unknown else 0
@@ -61,22 +61,22 @@ def caption(
     count: Count | None = None,
 ) -> Iterator[Row]:
     """
-    Yields a row for every question about every image, those of earlier runs first, and `{"image", "error"}` for what
-    cannot be read. Answers that are there already are not asked for again. An interrupted run leaves `NAME.partial`,
-    and the next one goes on from there.
+    Yields a row for every question about every image, those of earlier runs first, and `{"image", "error"}` for
+    unreadable items. Existing answers are kept. An interrupted run leaves `NAME.partial`, from which the next one
+    resumes.
 
     Args:
-        load (`Callable`): Loads the engine, after everything else was checked.
-        settings ([`Settings`]): What is asked.
-        parts (`list[Part]`): What it is asked about.
-        output ([`Output`], *optional*): Where the rows go.
-        append (`bool`): Whether answers to something else may be in the output; they stay.
-        on_error (`str`): "skip" goes on after an item that cannot be read, "stop" raises.
-        count ([`Count`], *optional*): Follows the run.
+        load (`Callable`): Loads the engine, after all checks.
+        settings ([`Settings`]): Settings of the run.
+        parts (`list[Part]`): Parts to answer about.
+        output ([`Output`], *optional*): Output for the rows.
+        append (`bool`): Whether the output may hold other answers, which are kept.
+        on_error (`str`): "skip" continues after an unreadable item, "stop" raises.
+        count ([`Count`], *optional*): Updated during the run.
 
     Raises:
-        ValueError: if the output has answers to something else, if another run writes it, and for an item that cannot
-            be read where `on_error` is "stop".
+        ValueError: if the output holds other answers, if another run writes it, and for an unreadable item if
+            `on_error` is "stop".
     """
     count = Count(parts) if count is None else count
     failures: list[Row] = []
@@ -112,7 +112,7 @@ def caption(
 def _answers(
     engine: Engine | None, settings: Settings, items: list[Item], done: set[Key]
 ) -> Iterator[tuple[list[Row], int]]:
-    """Rows of a block by batches, and how many items they are about."""
+    """Rows of a block by batch, with the number of items."""
     if engine is None:
         return
     shown: list[tuple[str, Any]] = []
@@ -131,7 +131,7 @@ def _answers(
 
 
 def answer_batch(engine: Engine, settings: Settings, shown: list[tuple[str, Any]], done: set[Key]) -> list[Row]:
-    """Every prompt about every one, but for those that are done; by image, then by prompt."""
+    """Answers to every prompt about every image that are not done yet, by image, then by prompt."""
     rows: dict[Key, Row] = {}
     for prompt in settings.prompts:
         left = [(name, visual) for name, visual in shown if (name, prompt) not in done]
@@ -143,7 +143,7 @@ def answer_batch(engine: Engine, settings: Settings, shown: list[tuple[str, Any]
 
 
 def answer_block(engine: Engine, settings: Settings, shown: list[tuple[str, Any]], done: set[Key]) -> list[Row]:
-    """Rows of a block that was decoded elsewhere: in the batches in which a run on this machine answers."""
+    """Rows of a block that was decoded elsewhere, in the same batches as in a run on this machine."""
     rows = [{"image": name, "error": visual} for name, visual in shown if isinstance(visual, str)]
     good = [(name, visual) for name, visual in shown if not isinstance(visual, str)]
     for some in batches(good, engine.batch_size or max(1, len(good))):
@@ -153,13 +153,13 @@ def answer_block(engine: Engine, settings: Settings, shown: list[tuple[str, Any]
 
 def resume(output: Output, journal: Journal, append: bool) -> set[Key]:
     """
-    Takes the answers of an earlier output into the journal.
+    Copies the answers of an earlier output to the journal.
 
     Returns:
-        `set`: Image and prompt of what this run need not ask again.
+        `set[Key]`: Images and prompts that are already answered.
 
     Raises:
-        ValueError: for answers to something else, unless `append`.
+        ValueError: for other answers, unless `append`.
     """
     check_earlier_output(output, append)
     settings, parts = output.settings, output.parts
@@ -177,7 +177,7 @@ def resume(output: Output, journal: Journal, append: bool) -> set[Key]:
 
 
 def check_earlier_output(output: Output, append: bool) -> None:
-    """Raises a ValueError for an output of another run, unless `append`, and for captions that no run wrote."""
+    """Raises a ValueError for an output of another run, unless `append`, and for captions without a run's record."""
     output.check_foreign()
     if output.exists():
         advice = "choose another --output, or keep these answers and add the new ones by --append."
@@ -186,22 +186,22 @@ def check_earlier_output(output: Output, append: bool) -> None:
 
 
 def check_no_blocks(output: Output) -> None:
-    """Raises a ValueError where a run on Ray is not finished."""
+    """Raises a ValueError if a run on Ray is unfinished."""
     if Path(f"{output.record}.blocks").exists():
         raise ValueError(
-            f"{output.record}.blocks holds a run on Ray that is not finished: go on by --ray, choose another --output, "
-            "or delete that folder."
+            f"{output.record}.blocks holds an unfinished run on Ray: resume it by --ray, choose another --output, or "
+            "delete that folder."
         )
 
 
 def refuse(failure: Row, on_error: str) -> None:
-    """Raises a ValueError for an item that cannot be read, where these stop a run."""
+    """Raises a ValueError for an unreadable item if `on_error` is "stop"."""
     if on_error == "stop":
         raise ValueError(f"{failure['image']}: {failure['error']}")
 
 
 def list_failures(output: Output, failures: list[Row]) -> None:
-    """Writes what could not be read beside the output, `NAME.errors.jsonl`; removes an earlier list if nothing is."""
+    """Lists unreadable items in `NAME.errors.jsonl` beside the output, or removes an old list if there are none."""
     path = failures_of(output)
     if failures:
         write_rows(path, failures)
@@ -210,5 +210,5 @@ def list_failures(output: Output, failures: list[Row]) -> None:
 
 
 def failures_of(output: Output) -> Path:
-    """Where items are listed that could not be read."""
+    """The path of the list of unreadable items."""
     return Path(f"{output.record}.errors.jsonl")

@@ -50,14 +50,14 @@ ON_META: dict[str, Any] = {"device_map": "meta", "ignore_mismatched_sizes": True
 
 
 def open_vision(source: Checkpoint) -> tuple[PreTrainedModel, list[Piece]]:
-    """A vision model on the meta device, and its weights; what else a model of images and text has is left out."""
+    """A vision model on the meta device, and its weights, also from a model of images and text."""
     config: Any = AutoConfig.from_pretrained(source.path, revision=source.revision)
     if "vision_config" in config.sub_configs:
         config = config.vision_config
     try:
         kind: Any = MODEL_MAPPING[type(config)]
     except KeyError:
-        problem = f"{source.path} is of the type `{config.model_type}`, of which the library has no vision model"
+        problem = f"{source.path} is of type `{config.model_type}`, for which the library has no vision model"
         raise ValueError(f"{problem}: choose a ViT such as CLIP, SigLIP or DINOv2.") from None
     tokens_and_idle_weights(config)
     source.open()
@@ -79,7 +79,7 @@ def open_language(source: Checkpoint) -> tuple[PreTrainedModel, list[Piece]]:
 
 
 def open_gguf(file: Path) -> tuple[PreTrainedModel, list[Piece]]:
-    """The same from a GGUF file, each weight dequantised when it is made, in float32."""
+    """A causal language model from a GGUF file, and its weights, each dequantised to float32 on demand."""
     from gguf import GGUFReader, dequantize
 
     with named_damage(str(file)):
@@ -105,12 +105,12 @@ def open_gguf(file: Path) -> tuple[PreTrainedModel, list[Piece]]:
     pieces = [piece(tensor) for tensor in reader.tensors if tensor.name in names]
     missing = own.keys() - {name for piece in pieces for name in piece.tensors} - model.all_tied_weights_keys.keys()
     if missing:
-        raise ValueError(f"{file} lacks weights of {config.model_type}: {len(missing)}, such as {sorted(missing)[:3]}.")
+        raise ValueError(f"{file} lacks {len(missing)} weights of {config.model_type}, such as {sorted(missing)[:3]}.")
     return model, without_tied(model, pieces)
 
 
 def fresh_abstractor(model: MplugOwlForConditionalGeneration, seed: int) -> list[Piece]:
-    """Weights of a new abstractor, which is small enough to be held."""
+    """Weights of a new abstractor, in memory."""
     torch.manual_seed(seed)
     weights = type(model.model.abstractor)(model.config.visual_abstractor_config).state_dict()
     return held({f"model.abstractor.{name}": value for name, value in weights.items()})
@@ -130,26 +130,26 @@ def build(
     max_crops: int = 1,
 ) -> None:
     """
-    Makes a fresh Owl, whose abstractor knows nothing yet. An interrupted run goes on where it stopped.
+    Builds a fresh Owl, whose abstractor is untrained. An interrupted run resumes.
 
     Args:
         vision (`str`): Folder, REPO or REPO@REVISION of a vision model, alone or in a model of images and text: CLIP,
             SigLIP, DINOv2 and others that give the patches of an image.
-        language (`str`): The same of a causal language model, or a `.gguf` file.
-        output (`Path`): Folder to make.
-        dtype (`torch.dtype`, defaults to `torch.bfloat16`): Type of the weights.
-        num_query_tokens (`int`, defaults to 64): Queries of the abstractor.
-        num_abstractor_layers (`int`, defaults to 6): Layers of the abstractor.
+        language (`str`): Folder, REPO or REPO@REVISION of a causal language model, or a `.gguf` file.
+        output (`Path`): Folder to create.
+        dtype (`torch.dtype`, defaults to `torch.bfloat16`): Dtype of the weights.
+        num_query_tokens (`int`, defaults to 64): Number of queries of the abstractor.
+        num_abstractor_layers (`int`, defaults to 6): Number of layers of the abstractor.
         seed (`int`, defaults to 0): Seed of the abstractor's weights.
-        max_shard_size (`str`, defaults to `"5GB"`): Largest file of weights.
-        chat_template (`str`, defaults to `"original"`): That, "language_model" for the language model's own, or a
+        max_shard_size (`str`, defaults to `"5GB"`): Maximum size of a weights file.
+        chat_template (`str`, defaults to `"original"`): "original", "language_model" for the language model's own, or a
             Jinja file.
-        image_size (`int`, *optional*): Side of the images, pixels; by default the vision model's.
-        max_crops (`int`, defaults to 1): Most cells of an image that is seen as a whole and in cells.
+        image_size (`int`, *optional*): Side of the images in pixels; by default the vision model's.
+        max_crops (`int`, defaults to 1): Maximum number of cells that an image is also cut into; 1 cuts none.
 
     Raises:
-        ValueError: for models of other kinds, and an `output` that exists.
-        OSError: if they cannot be read, or `output` not be written.
+        ValueError: for unsupported models, and if `output` exists.
+        OSError: if a model cannot be read or `output` cannot be written.
     """
     sources = Checkpoint.parse(vision), Checkpoint.parse(language)
     eyes, vision_pieces = open_vision(sources[0])
@@ -187,17 +187,17 @@ def build(
         image_size,
         max_crops,
     ]
-    made = f"A fresh start for stage 1, from {sources[0].name} and {sources[1].name}: the abstractor knows nothing yet."
+    made = f"A fresh start for stage 1, from {sources[0].name} and {sources[1].name}: the abstractor is untrained."
     with unfinished(output, [*(source.fingerprint() for source in sources), *options]) as folder:
         write_weights(cast(pieces, dtype), folder, max_shard_size, save_safetensors, SAFE_WEIGHTS_NAME)
         write_rest(model, processor, folder, render(output.name, output.name, made))
 
 
 def read_image_processor(source: Checkpoint, side: int, max_crops: int) -> MplugOwlImageProcessor:
-    """Prepares images as that of the vision model does, but never cuts any off: an Owl sees whole images."""
+    """An image processor with the settings of the vision model's, but without its centre crop."""
     theirs: Any = AutoImageProcessor.from_pretrained(source.path, revision=source.revision, backend="pil")
     if not (theirs.do_normalize and theirs.do_rescale and math.isclose(theirs.rescale_factor, 1 / 255)):
-        raise ValueError(f"The image processor of {source.path} does not scale to 0..1 and normalise, as ours does.")
+        raise ValueError(f"The image processor of {source.path} does not scale to 0..1 and normalise, as an Owl does.")
     names = ("image_mean", "image_std", "resample")
     fields = {name: getattr(theirs, name) for name in names}
     return MplugOwlImageProcessor(**fields, size={"height": side, "width": side}, max_crops=max_crops)

@@ -1,4 +1,4 @@
-"""Cards of models, rendered from `model_cards/`: one file of data a release, one template."""
+"""Model cards, rendered from `model_cards/`: one data file per release, one template."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def releases() -> list[str]:
     return sorted(path.stem for path in CARDS.glob("mplug-owl-*.yaml"))
 
 
-OWN_MODEL = "own-model"  # the file of data of every model that is none of this project's
+OWN_MODEL = "own-model"  # the data file of all models outside this project
 
 
 def render(
@@ -41,14 +41,14 @@ def render(
     **more: str,
 ) -> str:
     """
-    The card of a model with a file of data, or, for any other name, one that leaves its maker to say what it is for.
+    Renders the card of a model: of its own data file, or for an unknown name one with gaps for its author to fill.
 
     Args:
-        model (`str`): A name of [`releases`], "miniature-owl", or another one.
-        repository (`str`): What `from_pretrained` is given in the card.
-        made (`str`, *optional*): How the files were made, in a sentence.
-        base_model (`list[str]`, *optional*): Repositories that it was made from, in place of those in the data.
-        data_file (`str`, *optional*): Name of the file of data; by default that of the model, if it has one.
+        model (`str`): A name in [`releases`], "miniature-owl", or any other name.
+        repository (`str`): The name that the card passes to `from_pretrained`.
+        made (`str`, *optional*): A sentence on how the files were made.
+        base_model (`list[str]`, *optional*): Repositories of the base models, instead of those in the data.
+        data_file (`str`, *optional*): Name of the data file; by default that of the model if it has one.
         more (`str`): `results`, `credits`, or fields that replace the data's, as Markdown.
     """
     data = read(data_file or (model if (CARDS / f"{model}.yaml").exists() else OWN_MODEL))

@@ -1,4 +1,4 @@
-"""Checkpoints tensor by tensor: opened without reading, renamed by the one key table, written whole or not at all."""
+"""Checkpoints tensor by tensor: opened lazily, renamed by the key table, written whole or not at all."""
 
 import copy
 import json
@@ -46,11 +46,11 @@ MOST_SHOWN = 8  # of what a file holds in place of weights
 @dataclass(frozen=True)
 class Piece:
     """
-    Tensors that are made together, such as the three that come from one fused one.
+    Tensors that are made together, such as the three of a fused weight.
 
     Args:
-        tensors (`dict[str, torch.Tensor]`): Their names, with shape and type, on the meta device.
-        make (`Callable`): Reads and makes them, under the same names.
+        tensors (`dict[str, torch.Tensor]`): Tensors by name, on the meta device.
+        make (`Callable`): Reads and makes the tensors, under the same names.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -61,7 +61,7 @@ class Piece:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def map(self, change: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]]) -> "Piece":
-        """The piece with each name and tensor changed."""
+        """The piece with `change` applied to each name and tensor."""
 
         def changed(tensors):
             return dict(change(name, tensor) for name, tensor in tensors.items())
@@ -72,7 +72,7 @@ class Piece:
 @dataclass(frozen=True)
 class Checkpoint:
     """
-    A folder or one file of weights, or a repository on the Hub at a revision.
+    A folder, a weights file, or a repository on the Hub at a revision.
 
     Args:
         path (`str`): `FOLDER`, `FILE`, `REPO` or `REPO@REVISION`.
@@ -87,9 +87,7 @@ class Checkpoint:
         if Path(text).exists():
             return cls(text)
         if text.endswith(".pth"):
-            raise ValueError(
-                f"{text} does not exist. The .pth files that the original published are of its first code (v0): {V0}"
-            )
+            raise ValueError(f"{text} does not exist. The .pth files of the original are of its first code (v0): {V0}")
         path, _, revision = text.partition("@")
         return cls(path, revision or "main")
 
@@ -98,47 +96,47 @@ class Checkpoint:
         return Path(self.path).resolve().name if Path(self.path).exists() else self.path.rpartition("/")[2]
 
     def files(self) -> list[str]:
-        """The files of the weights, fetched where needed, in the library's order of preference."""
+        """The weights files in the library's order of preference, downloaded if needed."""
         if Path(self.path).is_file():
             return [self.path]
         if files := weight_files(self.path, revision=self.revision):
             return files
         hints = [hint.format(self.path) for pattern, hint in HINTS.items() if list(Path(self.path).glob(pattern))]
         raise ValueError(
-            f"{self.path} has no weights: {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME} was expected. {' '.join(hints)}"
+            f"{self.path} has no weights: it must hold {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}. {' '.join(hints)}".strip()
         )
 
     def open(self) -> dict[str, Piece]:
-        """Every tensor by its name, none of them read: they are mapped into memory from their files."""
+        """All tensors by name, mapped into memory without reading them."""
         tensors = {name: piece for file in self.files() for name, piece in open_file(file).items()}
         if any(name.endswith(".bias_k") for name in tensors):
             raise ValueError(f"{self.path} is a checkpoint of the first code (v0): {V0}")
         return tensors
 
     def is_nested(self) -> bool:
-        """Whether a trainer saved the weights among other things, where the library finds none."""
+        """Whether a trainer saved the weights nested among other things, where the library does not find them."""
         return any(read_file(file)[1] for file in self.files())
 
     def fingerprint(self) -> list:
-        """Tells files apart without reading them."""
+        """Names, sizes and times of the files, to tell whether they have changed."""
         files = [self.path] if self.path.endswith(".gguf") else self.files()
         return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files]
 
 
 V0 = (
-    "another architecture (8 heads, a learned key and value a layer), which this package does not have. Use the "
-    "release that followed it, such as MAGAer13/mplug-owl-llama-7b."
+    "another architecture (8 heads, a learned key and value per layer), which this package does not support. Use a "
+    "later release, such as MAGAer13/mplug-owl-llama-7b."
 )
-# What a folder without weights may hold instead.
+# What to do with other files in a folder without weights.
 HINTS = {
-    "*.pth": f"Give a fine-tune's .pth file by its own path; pretrained.pth and instruction_tuned.pth are of the first "
-    f"code (v0): {V0}",
-    "global_step*": "DeepSpeed left its parts there: `cd {} && python zero_to_fp32.py . pytorch_model.bin` makes one "
-    "file of them (DeepSpeed put the script beside them). Give that.",
-    "pytorch_model_fsdp_*": "FSDP left its parts there: `accelerate merge-weights {}/pytorch_model_fsdp_0 MERGED` "
-    "makes one file of them. Give the folder MERGED.",
-    "*.distcp": "FSDP left its parts there: `accelerate merge-weights {} MERGED` makes one file of them. Give the "
-    "folder MERGED.",
+    "*.pth": f"Give the path of a fine-tune's .pth file itself; pretrained.pth and instruction_tuned.pth are of the "
+    f"first code (v0): {V0}",
+    "global_step*": "It holds shards of DeepSpeed: merge them by `cd {} && python zero_to_fp32.py . pytorch_model.bin` "
+    "(DeepSpeed saves the script with them), and give that file.",
+    "pytorch_model_fsdp_*": "It holds shards of FSDP: merge them by `accelerate merge-weights {}/pytorch_model_fsdp_0 "
+    "MERGED`, and give the folder MERGED.",
+    "*.distcp": "It holds shards of FSDP: merge them by `accelerate merge-weights {} MERGED`, and give the folder "
+    "MERGED.",
 }
 
 
@@ -148,10 +146,10 @@ def open_file(file: str) -> dict[str, Piece]:
 
 def read_file(file: str) -> tuple[dict[str, torch.Tensor], list[str]]:
     """
-    The weights of a file by name, mapped into memory, and under which keys a trainer put them beside other things.
+    The weights of a file by name, mapped into memory, and the keys under which a trainer nested them.
 
     Raises:
-        ValueError: says what the file holds, if that is no weights, or if it is not clear which of it they are.
+        ValueError: if the file holds no weights, or it is not clear where they are.
     """
     found: Any = open_weights(file)
     keys: list[str] = []
@@ -160,8 +158,8 @@ def read_file(file: str) -> tuple[dict[str, torch.Tensor], list[str]]:
         if len(inner) != 1 or len(keys) == MOST_NESTS:
             where = f" under {'.'.join(keys)}" if keys else ""
             raise ValueError(
-                f"{file} holds{where} {described(found)}, but weights by their names were expected, as they are or "
-                f"under one of {', '.join(NESTS)}: save what `model.state_dict()` gives, and give that file."
+                f"{file} holds{where} {described(found)}, but must hold weights by name, directly or under one of "
+                f"{', '.join(NESTS)}: save `model.state_dict()`, and give that file."
             )
         found, keys = found[inner[0]], [*keys, inner[0]]
     return found, keys
@@ -176,7 +174,7 @@ def is_weights(found: Any) -> bool:
 
 
 def described(found: Any) -> str:
-    """What a file holds in place of weights, such as "epoch (int), model (dict)"."""
+    """The contents of a file without weights, such as "epoch (int), model (dict)"."""
     if not isinstance(found, dict):
         return f"a {type(found).__name__}"
     if not found:
@@ -191,21 +189,21 @@ def open_owl(
     checkpoint: Checkpoint, dtype: torch.dtype | None = None
 ) -> tuple[MplugOwlForConditionalGeneration, list[Piece]]:
     """
-    A model on the meta device, and its weights under our names, of an original release or of ours.
+    Opens an original release or a checkpoint of ours: the model on the meta device, and its weights under our names.
 
     Args:
-        checkpoint (`Checkpoint`): What to open.
-        dtype (`torch.dtype`, *optional*): Type of the floating-point weights; their own by default.
+        checkpoint (`Checkpoint`): The checkpoint.
+        dtype (`torch.dtype`, *optional*): Dtype of the floating-point weights; by default unchanged.
 
     Raises:
-        ValueError: if the weights are not those of the model: names, shapes, or values that should be tied.
+        ValueError: if names or shapes of the weights do not match the model, or tied weights differ.
     """
     checkpoint.open()  # damaged files are named here, which the library would not do
     config = AutoConfig.from_pretrained(checkpoint.path, revision=checkpoint.revision)
     if not isinstance(config, MplugOwlConfig):
-        raise ValueError(f"{checkpoint.path} is a model of type {config.model_type}, but mplug-owl was expected.")
+        raise ValueError(f"{checkpoint.path} is a model of type {config.model_type}, but must be mplug-owl.")
     if "quantization_config" in config.to_dict():
-        raise ValueError(f"{checkpoint.path} is quantised already: give the checkpoint that it was made from.")
+        raise ValueError(f"{checkpoint.path} is already quantised: give the checkpoint that it was made from.")
     model, info = MplugOwlForConditionalGeneration.from_pretrained(
         checkpoint.path,
         revision=checkpoint.revision,
@@ -220,11 +218,11 @@ def open_owl(
 
 
 def check_loading(checkpoint: Checkpoint, info: dict) -> None:
-    """Raises a ValueError if `from_pretrained` found that weights and model do not fit."""
+    """Raises a ValueError if `from_pretrained` found missing, unexpected or mismatched weights."""
     problems = {
         "lacks weights (is a file missing?)": info["missing_keys"],
-        "has weights that the model has not": info["unexpected_keys"],
-        "has weights of other shapes than config.json says": info["mismatched_keys"],
+        "has weights that the model does not have": info["unexpected_keys"],
+        "has weights whose shapes do not match config.json": info["mismatched_keys"],
     }
     for problem, names in problems.items():
         if names:
@@ -234,12 +232,12 @@ def check_loading(checkpoint: Checkpoint, info: dict) -> None:
 
 def convert(model: PreTrainedModel, tensors: dict[str, Piece], reverse: bool = False) -> list[Piece]:
     """
-    Weights of a checkpoint under the model's own names, through the conversions that are registered for it.
+    Weights of a checkpoint under the model's own names, by the conversions registered for it.
 
     Args:
-        model (`PreTrainedModel`): On the meta device.
+        model (`PreTrainedModel`): The model on the meta device.
         tensors (`dict[str, Piece]`): Tensors of the checkpoint; with `reverse`, of the model.
-        reverse (`bool`, defaults to `False`): From the model's names to the checkpoint's.
+        reverse (`bool`, defaults to `False`): Whether to convert from the model's names to the checkpoint's.
     """
     transforms = get_model_conversion_mapping(model, add_legacy=not reverse)
     if reverse:
@@ -281,7 +279,7 @@ def convert(model: PreTrainedModel, tensors: dict[str, Piece], reverse: bool = F
 
 
 def homeless(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
-    """Names of a checkpoint that have no place in the model, but for what the original stored though it is computed."""
+    """Names in a checkpoint that the model does not have, except computed buffers that the original stored."""
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
@@ -293,7 +291,7 @@ def homeless(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
 
 
 def without_tied(model: PreTrainedModel, pieces: list[Piece]) -> list[Piece]:
-    """The pieces without weights that another name of the model holds too, which must be equal."""
+    """The pieces without the second name of tied weights, which must be equal."""
     found = {name: piece for piece in pieces for name in piece.tensors}
     tied = {name: kept for name, kept in model.all_tied_weights_keys.items() if name in found and kept in found}
     for name, kept in tied.items():
@@ -303,7 +301,7 @@ def without_tied(model: PreTrainedModel, pieces: list[Piece]) -> list[Piece]:
 
 
 def held(weights: dict[str, torch.Tensor]) -> list[Piece]:
-    """Pieces of weights that are in memory."""
+    """Pieces of weights in memory."""
 
     def piece(name: str, value: torch.Tensor) -> Piece:
         return Piece({name: torch.empty_like(value, device="meta")}, lambda: {name: value})
@@ -312,7 +310,7 @@ def held(weights: dict[str, torch.Tensor]) -> list[Piece]:
 
 
 def cast(pieces: list[Piece], dtype: torch.dtype) -> list[Piece]:
-    """The pieces with their floating-point tensors in another type."""
+    """The pieces with their floating-point tensors in another dtype."""
 
     def to_dtype(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
         return name, tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -323,12 +321,12 @@ def cast(pieces: list[Piece], dtype: torch.dtype) -> list[Piece]:
 @contextmanager
 def unfinished(output: Path, plan: list | None = None) -> Iterator[Path]:
     """
-    A folder beside `output` that takes its name at the end, so that `output` is whole or not there.
+    A folder beside `output` that is renamed to `output` at the end, so that `output` is complete or does not exist.
 
-    What an earlier run with the same `plan` left in it is kept; without a plan nothing is.
+    Files of an interrupted run with the same `plan` are kept; without a plan none are.
     """
     if output.exists():
-        raise ValueError(f"{output} exists: delete it, or choose another --output.")
+        raise ValueError(f"{output} already exists: delete it, or choose another --output.")
     folder = output.with_name(output.name + ".unfinished")
     text = json.dumps([__version__, plan])
     if plan is None or not (folder / PLAN).exists() or (folder / PLAN).read_text() != text:
@@ -342,12 +340,12 @@ def unfinished(output: Path, plan: list | None = None) -> Iterator[Path]:
 
 def write_weights(pieces: list[Piece], folder: Path, max_shard_size: str, save: "Save", name: str) -> None:
     """
-    Writes weights as one file or as shards with an index. Shards that are there already are kept.
+    Writes weights as one file or as shards with an index. Existing shards are kept.
 
     Args:
-        pieces (`list[Piece]`): What to write, in order.
-        folder (`Path`): Where to.
-        max_shard_size (`str`): Such as "5GB".
+        pieces (`list[Piece]`): The weights, in order.
+        folder (`Path`): Folder to write into.
+        max_shard_size (`str`): Maximum size of a file, such as "5GB".
         save (`Save`): Writes one shard.
         name (`str`): File name of unsharded weights.
     """
@@ -359,7 +357,7 @@ def write_weights(pieces: list[Piece], folder: Path, max_shard_size: str, save: 
     written = sum((folder / file).stat().st_size for file in files if (folder / file).exists())
     free = shutil.disk_usage(folder).free
     if total - written > free:
-        raise OSError(f"{folder} has {free / 1e9:.1f} GB free, but {(total - written) / 1e9:.1f} GB will be written.")
+        raise OSError(f"{folder} has {free / 1e9:.1f} GB free, but needs {(total - written) / 1e9:.1f} GB: free space.")
     with ThreadPoolExecutor(1) as closer, Bar(*BYTES, unit="GB", size=1e9) as bar:
         task = bar.add_task("writing", total=total)
         closed = []
@@ -376,7 +374,7 @@ def write_weights(pieces: list[Piece], folder: Path, max_shard_size: str, save: 
 
 
 def close(part: Path, file: Path) -> None:
-    """Gives a file its name once the disk has it."""
+    """Renames a file once it is synced to the disk."""
     with open(part, "rb") as written:
         os.fsync(written.fileno())
     part.rename(file)
@@ -401,7 +399,7 @@ def save_safetensors(
     pieces: list[Piece], file: Path, advance: Callable[[int], None], metadata: dict[str, str] | None = None
 ) -> None:
     """
-    Writes a safetensors file piece by piece, while the next one is made: the library's own writer takes all at once.
+    Writes a safetensors file piece by piece while the next ones are made; the library's own writer needs all at once.
 
     Raises:
         ValueError: for values that are not finite.
@@ -428,7 +426,7 @@ def save_safetensors(
 
 
 def ahead(pool: ThreadPoolExecutor, make: Callable, items: Iterable) -> Iterator:
-    """Like `map`, but makes no more than the next `READERS` results in advance."""
+    """Like `map`, but computes only the next `READERS` results in advance."""
     made: deque[Future] = deque()
     try:
         for item in items:
@@ -443,7 +441,7 @@ def ahead(pool: ThreadPoolExecutor, make: Callable, items: Iterable) -> Iterator
 
 
 def save_pickle(pieces: list[Piece], file: Path, advance: Callable[[int], None]) -> None:
-    """Writes the kind of file that the original code reads."""
+    """Writes a pickle file, which the original code reads."""
     weights: dict[str, torch.Tensor] = {}
     for piece in pieces:
         weights |= checked(piece)
@@ -455,12 +453,12 @@ def checked(piece: Piece) -> dict[str, torch.Tensor]:
     made = piece.make()
     for name, tensor in made.items():
         if tensor.is_floating_point() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
-            raise ValueError(f"{name} holds values that are not finite (NaN or infinite): the checkpoint is damaged.")
+            raise ValueError(f"{name} has values that are not finite (NaN or infinite): the checkpoint is damaged.")
     return made
 
 
 def write_rest(model: MplugOwlForConditionalGeneration, processor: MplugOwlProcessor, folder: Path, card: str) -> None:
-    """All of a repository but the weights: processor, card, code, settings."""
+    """Writes everything of a repository except the weights: processor, card, code, settings."""
     processor.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     with TemporaryDirectory() as aside:  # where the library saves a model it removes other shards

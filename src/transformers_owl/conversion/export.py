@@ -1,4 +1,4 @@
-"""A checkpoint in the layout of the original release, which the original code reads."""
+"""Exports a checkpoint to the layout of the original release, for the original code."""
 
 import json
 import shutil
@@ -22,11 +22,12 @@ def their_config(config: MplugOwlConfig) -> dict:
     """`config.json` in the fields of the original code (transformers 4.28)."""
     if not isinstance(config.vision_config, MplugOwlVisionConfig):
         raise ValueError(
-            f"The original code has one vision model, a ViT, but this Owl's is `{config.vision_config.model_type}`."
+            f"The original code has only its own ViT, but this Owl's vision model is "
+            f"`{config.vision_config.model_type}`: it cannot be exported."
         )
     if config.visual_abstractor_config.max_crops > 1:
         raise ValueError(
-            "The original code sees images as a whole alone, but this Owl also sees them in cells (max_crops "
+            "The original code takes whole images only, but this Owl also cuts them into cells (max_crops "
             f"{config.visual_abstractor_config.max_crops}): it cannot be exported."
         )
     ours = config.to_dict()
@@ -45,7 +46,7 @@ def their_config(config: MplugOwlConfig) -> dict:
 
 
 def computed(model: MplugOwlForConditionalGeneration, dtype: torch.dtype) -> list[Piece]:
-    """What the original stored though it is computed: LLaMA's inverse frequencies, once a layer."""
+    """Computed buffers that the original stored: LLaMA's inverse frequencies, once per layer."""
     text = model.config.text_config
     if text.model_type != "llama":
         return []
@@ -55,7 +56,7 @@ def computed(model: MplugOwlForConditionalGeneration, dtype: torch.dtype) -> lis
 
 
 def tied(model: MplugOwlForConditionalGeneration, pieces: dict[str, Piece]) -> dict[str, Piece]:
-    """The names that our files leave out because another one holds the same tensor."""
+    """The second names of tied weights, which our files leave out."""
 
     def renamed(name: str, kept: str) -> Piece:
         return pieces[kept].map(lambda _, tensor: (name, tensor))
@@ -71,17 +72,17 @@ def small_files(release: Checkpoint) -> list[str]:
 
 def export(checkpoint: str, release: str, output: Path, max_shard_size: str = "1GB") -> None:
     """
-    Writes a checkpoint in the original's layout. An interrupted run goes on where it stopped.
+    Writes a checkpoint in the original's layout. An interrupted run resumes.
 
     Args:
         checkpoint (`str`): Folder, REPO or REPO@REVISION.
-        release (`str`): Original release whose tokenizer and settings the copy takes.
-        output (`Path`): Folder to make.
-        max_shard_size (`str`, defaults to `"1GB"`): Largest file of weights.
+        release (`str`): Original release whose tokenizer and settings are copied.
+        output (`Path`): Folder to create.
+        max_shard_size (`str`, defaults to `"1GB"`): Maximum size of a weights file.
 
     Raises:
-        ValueError: for a checkpoint that is damaged or of another model, and an `output` that exists.
-        OSError: if it cannot be read, or `output` not be written.
+        ValueError: for a checkpoint that is damaged or of another model, and if `output` exists.
+        OSError: if the checkpoint cannot be read or `output` cannot be written.
     """
     source = Checkpoint.parse(checkpoint)
     model, pieces = open_owl(source)

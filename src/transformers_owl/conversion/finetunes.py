@@ -1,6 +1,6 @@
 """
-Fine-tunes of the original code, as its Trainer and `torch.save` left them: whole models in PEFT's names, or the
-trained weights alone, with or without a configuration beside them.
+Fine-tunes of the original code, as its Trainer and `torch.save` saved them: whole models under PEFT's names, or only
+the trained weights, with or without a configuration beside them.
 """
 
 import json
@@ -30,20 +30,20 @@ from .checkpoints import (
     write_weights,
 )
 from .export import tied
-from .packing import write_repository
+from .packed_weights import write_repository
 
 
 ALPHA = 32  # of the original's script; its files do not hold it
 LORA = re.compile(r"^(.+)\.lora_([AB])(?:\.default)?\.weight$")
 # What Lightning, torch.compile and DataParallel put before the names of a model, in any order.
 WRAPPERS = ("module.", "model.", "_orig_mod.", "_forward_module.")
-GIVE_A_BASE = "name by --base the release that it was trained from, such as MAGAer13/mplug-owl-llama-7b"
+GIVE_A_BASE = "give the release that it was trained from by --base, such as MAGAer13/mplug-owl-llama-7b"
 
 
 @dataclass(frozen=True)
 class FineTune:
     """
-    What a file of the original's Trainer holds, without PEFT's names.
+    The contents of a fine-tune's file, without PEFT's names.
 
     Args:
         weights (`dict[str, Piece]`): Weights of the model, by the original's names.
@@ -55,7 +55,7 @@ class FineTune:
 
 
 def is_fine_tune(source: Checkpoint) -> bool:
-    """Whether weights have PEFT's names, or those of a wrapper, or lie where a trainer put them."""
+    """Whether weights have the names of PEFT or a wrapper, or are nested as a trainer saves them."""
     names = source.open()
     return (
         any(name.startswith(WRAPPER) or LORA.match(name) for name in names)
@@ -65,7 +65,7 @@ def is_fine_tune(source: Checkpoint) -> bool:
 
 
 def wrapper(names) -> str:
-    """What stands before every name and belongs to none."""
+    """The prefix of a wrapper, if all names have one."""
     prefix = ""
     while found := [each for each in WRAPPERS if all(name.startswith(prefix + each) for name in names)]:
         prefix += found[0]
@@ -89,10 +89,10 @@ def shape(piece: Piece) -> tuple[int, ...]:
 
 def read(source: Checkpoint) -> FineTune:
     """
-    Sorts what a file holds; a module that was trained whole takes the place of the one that it began as.
+    Sorts the contents of a file; a fully trained module replaces its original copy.
 
     Raises:
-        ValueError: for weights of adapters that are not LoRA's of linear layers.
+        ValueError: for adapters other than LoRA of linear layers.
     """
     weights: dict[str, Piece] = {}
     sides: dict[str, dict[str, Piece]] = {}
@@ -103,31 +103,31 @@ def read(source: Checkpoint) -> FineTune:
         if (match := LORA.match(name)) is not None:
             sides.setdefault(f"{match[1]}.weight", {})[match[2]] = piece
         elif "lora_" in name:
-            raise ValueError(f"{source.path} holds {key}, but LoRA of linear layers alone can be merged here.")
+            raise ValueError(f"{source.path} holds {key}, but only LoRA of linear layers can be merged.")
         elif ".original_module." not in name:
             name = name.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
             weights[name] = renamed(piece, name)
     lone = [name for name, found in sides.items() if len(found) < 2]
     if lone:
-        raise ValueError(f"{source.path} holds one of LoRA's two weights of {lone[0]}: is a file missing?")
+        raise ValueError(f"{source.path} holds only one of LoRA's two weights of {lone[0]}: is a file missing?")
     return FineTune(weights, {name: (found["A"], found["B"]) for name, found in sides.items()})
 
 
 def read_alpha(source: Checkpoint, lora_alpha: float | None) -> float:
-    """LoRA's alpha: as given, or of `adapter_config.json` beside the weights, or the original's."""
+    """Alpha of LoRA: as given, from `adapter_config.json` beside the weights, or the original's."""
     if lora_alpha is not None:
         return lora_alpha
     settings = Path(source.files()[0]).with_name("adapter_config.json")
     if settings.is_file():
         return json.loads(settings.read_text(encoding="utf-8"))["lora_alpha"]
     Console(stderr=True).print(
-        f"{source.path} does not tell LoRA's alpha: the original's {ALPHA} is taken (--lora-alpha)."
+        f"{source.path} does not say LoRA's alpha: using the original's {ALPHA} (set another by --lora-alpha)."
     )
     return ALPHA
 
 
 def original_weights(base: Checkpoint) -> dict[str, Piece]:
-    """The weights of a base under the original's names, whichever it has."""
+    """The weights of a base under the original's names, which may have ours."""
     weights = base.open()
     if "query_tokens" in weights:
         return weights
@@ -138,10 +138,10 @@ def original_weights(base: Checkpoint) -> dict[str, Piece]:
 
 
 def open_model(source: Checkpoint, fine_tune: FineTune, settings: Checkpoint) -> MplugOwlForConditionalGeneration:
-    """The model on the meta device, of the settings' configuration, which the weights correct."""
+    """The model on the meta device, by the configuration of `settings`, corrected by the weights."""
     config = AutoConfig.from_pretrained(settings.path, revision=settings.revision)
     if not isinstance(config, MplugOwlConfig):
-        raise ValueError(f"{settings.path} is a model of type {config.model_type}, but mplug-owl was expected.")
+        raise ValueError(f"{settings.path} is a model of type {config.model_type}, but must be mplug-owl.")
     widths = [name for name in (WIDTH, *OUR_WIDTHS) if name in fine_tune.weights]
     if widths:
         fields = original_fields(fine_tune.weights, shape(fine_tune.weights[widths[0]])[0])
@@ -163,29 +163,29 @@ def completed(
     source: Checkpoint, fine_tune: FineTune, model: MplugOwlForConditionalGeneration, base: str | None
 ) -> dict[str, Piece]:
     """
-    All weights of the model before LoRA, by the original's names: the file's, and where it lacks some the base's.
+    All weights of the model before LoRA, by the original's names: the file's, completed by the base's.
 
     Raises:
-        ValueError: if weights find no place, have another shape, or are nowhere.
+        ValueError: for unexpected weights, other shapes, and missing weights.
     """
     strange = sorted(homeless(model, [*fine_tune.weights, *fine_tune.lora]))
     if strange:
-        raise ValueError(f"{source.path} has weights that the model has not: {len(strange)}, such as {strange[:3]}.")
+        raise ValueError(f"{source.path} has {len(strange)} weights that the model has not, such as {strange[:3]}.")
     weights = fine_tune.weights
     if lacking(model, weights) and base is not None:
         weights = {**original_weights(Checkpoint.parse(base)), **weights}
     if missing := lacking(model, weights):
         raise ValueError(
             f"{source.path} lacks weights of the model: {len(missing)}, such as {', '.join(missing[:3])}. If it holds "
-            f"what was trained alone, {GIVE_A_BASE}."
+            f"only the trained weights, {GIVE_A_BASE}."
         )
     own = model.state_dict()
     for piece in convert(model, weights):
         for name, tensor in piece.tensors.items():
             if tensor.shape != own[name].shape:
                 raise ValueError(
-                    f"{source.path} has weights of other shapes than the configuration says: {name} is "
-                    f"{tuple(tensor.shape)}, and {tuple(own[name].shape)} was expected. Is --base another model?"
+                    f"{source.path} has weights whose shapes do not match the configuration: {name} is "
+                    f"{tuple(tensor.shape)}, but must be {tuple(own[name].shape)}. Is --base another model?"
                 )
     return weights
 
@@ -195,7 +195,7 @@ def merged(name: str, weight: Piece, lora: tuple[Piece, Piece], alpha: float) ->
     (rank, columns), (rows, _) = map(shape, lora)
     if (rows, columns) != shape(weight) or shape(lora[1])[1] != rank:
         raise ValueError(
-            f"LoRA's weights of {name} are {shape(lora[0])} and {shape(lora[1])}, which do not fit {shape(weight)}."
+            f"LoRA's weights of {name} are {shape(lora[0])} and {shape(lora[1])}, which do not match {shape(weight)}."
         )
 
     def make() -> dict[str, torch.Tensor]:
@@ -216,18 +216,18 @@ def convert_fine_tune(
     quantize: str | None,
 ) -> None:
     """
-    Makes a repository of a fine-tune, LoRA merged, or with `keep_adapter` an adapter for PEFT of today.
+    Converts a fine-tune to a repository with LoRA merged, or with `keep_adapter` to an adapter of current PEFT.
 
     Raises:
-        ValueError: for files that are no fine-tune of this model, or that need a base.
-        OSError: if they cannot be read, or `output` not be written.
+        ValueError: for files that are not a fine-tune of this model, or that need a base.
+        OSError: if a file cannot be read or `output` cannot be written.
     """
     if keep_adapter and quantize is not None:
-        raise ValueError("An adapter is not quantised: leave out --quantize or --keep-adapter.")
+        raise ValueError("An adapter cannot be quantised: leave out --quantize or --keep-adapter.")
     fine_tune = read(source)
     has_config = (Path(source.path) / "config.json").is_file()
     if base is None and (keep_adapter or not has_config):
-        raise ValueError(f"{source.path} is a fine-tune {'' if has_config else 'without config.json'}: {GIVE_A_BASE}.")
+        raise ValueError(f"{source.path} is a fine-tune{'' if has_config else ' without config.json'}: {GIVE_A_BASE}.")
     settings = source if base is None else Checkpoint.parse(base)
     model = open_model(source, fine_tune, settings)
     processor = MplugOwlProcessor.from_pretrained(settings.path, revision=settings.revision)
@@ -257,7 +257,7 @@ def convert_fine_tune(
 
 
 def main_dtype(weights: dict[str, Piece]) -> torch.dtype:
-    """The type that most bytes have."""
+    """The dtype of most bytes."""
     sizes: Counter[torch.dtype] = Counter()
     for piece in weights.values():
         for tensor in piece.tensors.values():
@@ -269,10 +269,10 @@ def adapter_pieces(
     source: Checkpoint, fine_tune: FineTune, model: MplugOwlForConditionalGeneration, base: Checkpoint
 ) -> list[Piece]:
     """
-    LoRA's weights under the names that PEFT gives them in our model.
+    LoRA's weights under PEFT's names in our model.
 
     Raises:
-        ValueError: if an adapter cannot say what was trained: other weights, joined layers, several ranks.
+        ValueError: if an adapter cannot hold what was trained: other weights, fused layers, several ranks.
     """
     before = original_weights(base)
     weights = track(fine_tune.weights.items(), "comparing", len(fine_tune.weights), "tensors")
@@ -281,14 +281,14 @@ def adapter_pieces(
     adapted = {} if strange else {name: convert(model, {name: before[name]})[0].tensors for name in fine_tune.lora}
     problems = {
         "holds no LoRA": not fine_tune.lora,
-        f"has LoRA of weights that the base has not, such as {strange[:2]}": bool(strange),
+        f"has LoRA of weights that the base does not have, such as {strange[:2]}": bool(strange),
         f"changed {len(changed)} weights besides LoRA, such as {changed[:2]}": bool(changed),
         "has LoRA of several ranks": len({shape(down)[0] for down, _ in fine_tune.lora.values()}) > 1,
-        "has LoRA of layers that are joined there and apart here": any(len(names) > 1 for names in adapted.values()),
+        "has LoRA of fused layers, which are separate here": any(len(names) > 1 for names in adapted.values()),
     }
     for problem, is_there in problems.items():
         if is_there:
-            raise ValueError(f"{source.path} {problem}: leave out --keep-adapter, and give a merged repository.")
+            raise ValueError(f"{source.path} {problem}: leave out --keep-adapter to merge it.")
     return [
         renamed(piece, f"{WRAPPER}{ours.removesuffix('.weight')}.lora_{side}.weight")
         for name, (ours,) in adapted.items()
@@ -297,7 +297,7 @@ def adapter_pieces(
 
 
 def lora_settings(pieces: list[Piece], alpha: float, base: Checkpoint):
-    """Settings of an adapter of these weights, for PEFT of today."""
+    """The PEFT configuration of an adapter with these weights."""
     from peft import LoraConfig
 
     downs = {name: piece for piece in pieces for name in piece.tensors if name.endswith(".lora_A.weight")}
@@ -313,7 +313,7 @@ def lora_settings(pieces: list[Piece], alpha: float, base: Checkpoint):
 
 
 def is_same(trained: torch.Tensor, before: torch.Tensor) -> bool:
-    """Whether two tensors are equal in the type of either, as saved weights were cast."""
+    """Whether two tensors are equal in the dtype of either, since saved weights may have been cast."""
     return trained.shape == before.shape and (
         torch.equal(trained, before.to(trained.dtype)) or torch.equal(trained.to(before.dtype), before)
     )

@@ -1,4 +1,4 @@
-"""A folder made here, pushed to the Hub: weights, code and card in one commit or pull request."""
+"""Pushes a model folder to the Hub: weights, code and card in one commit or pull request."""
 
 import fnmatch
 import json
@@ -25,17 +25,17 @@ def push(
     folder: Path, repository: str, private: bool = False, create_pr: bool = False, update: bool = False
 ) -> CommitInfo:
     """
-    Pushes a folder in one commit, so that a repository never holds half of it.
+    Pushes a folder in one commit, so that a repository never holds a part of it.
 
     Args:
-        folder (`Path`): Made by another module here.
-        repository (`str`): OWNER/NAME, made if it is not there.
+        folder (`Path`): Model folder made by this package.
+        repository (`str`): OWNER/NAME, created if it does not exist.
         private (`bool`, defaults to `False`): Whether a new repository is private.
-        create_pr (`bool`, defaults to `False`): Propose the commit as a pull request.
-        update (`bool`, defaults to `False`): Commit onto a repository that holds files. Its weights are replaced.
+        create_pr (`bool`, defaults to `False`): Whether to open a pull request.
+        update (`bool`, defaults to `False`): Whether the repository may already hold files; its weights are replaced.
 
     Raises:
-        ValueError: for a folder that is not complete, a missing or wrong token, and a repository that holds files.
+        ValueError: for an incomplete folder, a missing or wrong token, and a repository that already holds files.
         OSError: if the Hub refuses or cannot be reached; nothing is published then.
     """
     missing = [name for name in NEEDED if not (folder / name).is_file()]
@@ -47,8 +47,8 @@ def push(
         present = api.list_repo_files(repository) if api.repo_exists(repository) else []
         if not create_pr and not update and set(present) - {".gitattributes"}:
             raise ValueError(
-                f"{repository} exists and holds {len(present)} files: choose another name, propose the change by "
-                "--create-pr, or replace what is there by --update."
+                f"{repository} exists and holds {len(present)} files: choose another name, open a pull request by "
+                "--create-pr, or replace the files by --update."
             )
         card = ModelCard(
             (folder / "README.md").read_text(encoding="utf-8").replace(f'"{folder.name}"', f'"{repository}"')
@@ -62,7 +62,7 @@ def push(
             create_pr=create_pr,
         )
     except LocalTokenNotFoundError as error:
-        raise ValueError("There is no token for the Hub: run `hf auth login`, or set HF_TOKEN.") from error
+        raise ValueError("No token for the Hub was found: run `hf auth login`, or set HF_TOKEN.") from error
     except HTTPError as error:
         raise OSError(f"{repository}: nothing was published. {reason(error)}") from error
     except RuntimeError as error:  # what the library makes of errors while a file is sent
@@ -70,7 +70,7 @@ def push(
 
 
 def operations(folder: Path, card: ModelCard, present: list[str]) -> list:
-    """The model's files, and weights that go because the folder has none of that name."""
+    """Adds the model's files, and deletes weights that the folder does not have."""
     found = sorted(path for path in folder.iterdir() if path.is_file())
     files = {path.name: path for path in found if is_published(path)} | {"README.md": folder / "README.md"}
     index = folder / "model.safetensors.index.json"
@@ -78,11 +78,11 @@ def operations(folder: Path, card: ModelCard, present: list[str]) -> list:
         named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         if missing := named - set(files):
             raise ValueError(
-                f"{index} names {', '.join(sorted(missing))}, which the folder does not have: make it anew."
+                f"{index} names {', '.join(sorted(missing))}, which the folder does not have: make the folder again."
             )
         files = {name: path for name, path in files.items() if not name.endswith(".safetensors") or name in named}
     if left := [path.name for path in found if path.name not in files]:
-        print(f"Not published, as no part of a model: {', '.join(left)}")
+        print(f"Not published, since they are not part of a model: {', '.join(left)}")
     gone = [name for name in present if name.endswith(WEIGHTS) and name not in files]
     return [
         CommitOperationAdd("README.md", str(card).encode()),
@@ -92,15 +92,15 @@ def operations(folder: Path, card: ModelCard, present: list[str]) -> list:
 
 
 def is_published(path: Path) -> bool:
-    """By its name; a link may lead to any file."""
+    """Whether a file is published, by its name; links are not, since they may lead to any file."""
     return not path.is_symlink() and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in PUBLISHED)
 
 
 def reason(error: BaseException | None) -> str:
     if not isinstance(error, HfHubHTTPError):
-        return f"The Hub cannot be reached, or broke off ({error}). Run the same command again."
+        return f"The Hub cannot be reached, or closed the connection ({error}). Run the same command again."
     if error.response.status_code == 401:
-        return "The Hub does not know the token: run `hf auth login` anew, or set HF_TOKEN."
+        return "The Hub does not accept the token: run `hf auth login` again, or set HF_TOKEN."
     if error.response.status_code == 403:
-        return f"The token may not write there: use one with write access to the repository. ({error.server_message})"
+        return f"The token has no write access: use one with write access to the repository. ({error.server_message})"
     return f"The Hub answered {error.response.status_code}. Run the same command again."

@@ -1,4 +1,4 @@
-"""Quantised copies of a checkpoint: the language model in 8 or 4 bits, everything that sees as it was."""
+"""Quantised copies of a checkpoint: the language model in 8 or 4 bits, the visual parts unchanged."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import torch
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from .. import MplugOwlForConditionalGeneration, MplugOwlProcessor
+from ..mplug_owl.configuration_mplug_owl import check_names
 from .card import render
 from .checkpoints import Checkpoint, unfinished
 from .verify import logits, relative_difference
@@ -38,19 +39,18 @@ def quantize(checkpoint: str, method: str, output: Path, max_shard_size: str = "
 
     Args:
         checkpoint (`str`): Folder, REPO or REPO@REVISION.
-        method (`str`): A name of `METHODS`.
-        output (`Path`): Folder to make.
-        max_shard_size (`str`, defaults to `"5GB"`): Largest file of weights.
+        method (`str`): A name in `METHODS`.
+        output (`Path`): Folder to create.
+        max_shard_size (`str`, defaults to `"5GB"`): Maximum size of a weights file.
 
     Returns:
-        `float`: The error of the logits on a fixed prompt and image, relative to the largest.
+        `float`: The error of the logits on a fixed prompt and image, relative to the largest logit.
 
     Raises:
-        ValueError: for an unknown method, and an `output` that exists.
-        OSError: if the checkpoint cannot be read, or `output` not be written.
+        ValueError: for an unknown method, and if `output` exists.
+        OSError: if the checkpoint cannot be read or `output` cannot be written.
     """
-    if method not in METHODS:
-        raise ValueError(f"There is no method {method!r}: choose one of {', '.join(METHODS)}.")
+    check_names([method], METHODS, "method")
     source = Checkpoint.parse(checkpoint)
     model = MplugOwlForConditionalGeneration.from_pretrained(
         source.path, revision=source.revision, dtype="auto", quantization_config=METHODS[method]()

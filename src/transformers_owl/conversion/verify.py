@@ -1,4 +1,4 @@
-"""Two checkpoints compared, original or converted: every tensor through the key table, and the logits."""
+"""Compares two checkpoints, original or converted: every tensor through the key table, and the logits."""
 
 from collections import defaultdict
 from typing import Any
@@ -15,7 +15,7 @@ TEXT_IDS = 24  # of the fixed prompt, besides the image's positions
 
 
 def parts(path: str) -> dict[str, list[Piece]]:
-    """The weights under our names, by the part of the model they belong to."""
+    """The weights under our names, by part of the model."""
     _, pieces = open_owl(Checkpoint.parse(path))
     found: dict[str, list[Piece]] = defaultdict(list)
     for piece in pieces:
@@ -25,7 +25,7 @@ def parts(path: str) -> dict[str, list[Piece]]:
 
 
 def differences(first: list[Piece], second: list[Piece]) -> dict[str, float]:
-    """The largest difference in each tensor; infinite where a name or shape has no equal."""
+    """The largest difference in each tensor; infinite if a name is missing or the shapes differ."""
     others = {name: piece for piece in second for name in piece.tensors}
     found = dict.fromkeys(others, float("inf"))
     for piece in track(first, "comparing", len(first), "tensors"):
@@ -45,10 +45,10 @@ def fixed_logits(model: MplugOwlForConditionalGeneration) -> torch.Tensor:
     """Logits (positions, vocabulary) of a fixed prompt about a fixed image, in float32."""
     config: Any = model.config
     ids = torch.linspace(3, min(config.text_config.vocab_size, config.image_token_id) - 1, TEXT_IDS).long()
-    picture = torch.full((config.num_query_tokens + 1,), config.image_token_id)
+    image = torch.full((config.num_query_tokens + 1,), config.image_token_id)
     side = image_side(config.vision_config)
     pixels = torch.linspace(-2, 2, 3 * side * side).reshape(1, 3, side, side).sin()
-    ids = torch.cat([ids[:4], picture, ids[4:]])[None]
+    ids = torch.cat([ids[:4], image, ids[4:]])[None]
     whole = torch.zeros(1, 2, dtype=torch.long) if config.visual_abstractor_config.max_crops > 1 else None
     return model(input_ids=ids, pixel_values=pixels, crop_positions=whole).logits[0].float()
 
@@ -60,5 +60,5 @@ def logits(path: str) -> torch.Tensor:
 
 
 def relative_difference(given: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, relative to the largest expected value."""
+    """The largest difference relative to the largest expected value."""
     return ((given - expected).abs().max() / expected.abs().max()).item()

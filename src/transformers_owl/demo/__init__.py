@@ -1,1 +1,1 @@
-"""What a person tries first: captions, chats in the terminal and in the browser, where a model looks."""
+"""Demos: captions, chats in the terminal and in the browser, attention maps."""

@@ -1,4 +1,4 @@
-"""The drawings that come with the package, and files that are missing."""
+"""Sample images of the package, and a check for missing files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ SAMPLES = [
 
 def samples() -> list[str]:
     """
-    The drawings that come with the package.
+    Paths of the sample images.
 
     Raises:
         FileNotFoundError: if one is missing, with its path.
@@ -20,7 +20,7 @@ def samples() -> list[str]:
     missing = [str(path) for path in SAMPLES if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{', '.join(missing)}: missing, though part of transformers_owl. Install it again, or name other images."
+            f"{', '.join(missing)} of transformers_owl is missing: install the package again, or name other images."
         )
     return [str(path) for path in SAMPLES]
 
@@ -28,7 +28,7 @@ def samples() -> list[str]:
 def check_files(names: Sequence[str]) -> None:
     """
     Raises:
-        FileNotFoundError: for names that are neither URLs nor files, all of them.
+        FileNotFoundError: for names that are neither URLs nor files.
     """
     missing = [name for name in names if "://" not in name and not name.startswith("data:") and not Path(name).exists()]
     if missing:

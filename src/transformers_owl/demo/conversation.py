@@ -1,9 +1,9 @@
 """
-The conversation on the page. What it shows is what the model reads: both are made from the same turns.
+The conversation on the page. The page shows exactly what the model reads: both are made from the same turns.
 
-A turn is JSON, since it travels between page and server: its `role` ("user", "assistant", or "error" for what is shown
-and not read), its `text`, for a user's turn its `files` (`{"path": ...}`) and perhaps the question to offer `next`, and
-for an answer perhaps a `note` to its reader. A box is what the text box holds: `{"text": ..., "files": [path, ...]}`.
+A turn is JSON, since it is sent between page and server: its `role` ("user", "assistant", or "error" for text that the
+model does not read), its `text`, for a user's turn its `files` (`{"path": ...}`) and optionally a question to suggest
+`next`, and for an answer optionally a `note`. A box is the text box's content: `{"text": ..., "files": [path, ...]}`.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +22,11 @@ def is_pending(turns: Sequence[Turn]) -> bool:
 
 
 def send(turns: Sequence[Turn], box: Box) -> tuple[list[Turn], Box]:
-    """Moves the question from the box into the conversation; one without words stays there, with an error."""
+    """Moves the question from the box to the conversation; an empty one stays in the box, with an error."""
     kept = [turn for turn in turns if turn["role"] != "error"]
     if not box["text"].strip():
         what = "Write a question about the image." if box["files"] else "Write a question."
-        return [*kept, {"role": "error", "text": f"There is no question. {what}"}], box
+        return [*kept, {"role": "error", "text": f"The question is empty. {what}"}], box
     files = [{"path": path} for path in box["files"]]
     more = {"next": box["next"]} if "next" in box else {}
     return [*kept, {"role": "user", "text": box["text"], "files": files, **more}], EMPTY
@@ -34,8 +34,8 @@ def send(turns: Sequence[Turn], box: Box) -> tuple[list[Turn], Box]:
 
 def settle(turns: Sequence[Turn], written: str, box: Box) -> tuple[list[Turn], Box]:
     """
-    The conversation once nothing is being answered any more. A question that was stopped keeps what is `written` as its
-    answer; without any, and after an error, it goes back into the box.
+    The conversation after an answer has ended. A stopped question keeps the `written` part of its answer; without any,
+    and after an error, the question goes back to the box.
     """
     kept, after = list(turns), []
     if kept and kept[-1]["role"] == "error":
@@ -50,31 +50,31 @@ def settle(turns: Sequence[Turn], written: str, box: Box) -> tuple[list[Turn], B
 
 
 def undo(turns: Sequence[Turn], box: Box) -> tuple[list[Turn], Box]:
-    """Takes the last question and its answer back into the box."""
+    """Removes the last answer, and moves its question back to the box."""
     kept = [turn for turn in turns if turn["role"] != "error"]
     return (kept[:-2], _give_back(kept[-2], box)) if len(kept) > 1 else (kept, box)
 
 
 def retry(turns: Sequence[Turn], box: Box) -> tuple[list[Turn], Box]:
-    """The last question once more: after an error it is in the box."""
+    """Asks the last question again; after an error it is in the box."""
     if turns and turns[-1]["role"] == "error":
         return send(turns, box)
     return (list(turns[:-1]), box) if turns else ([], box)
 
 
 def _give_back(question: Turn, box: Box) -> Box:
-    """The question before what was written into the box since."""
+    """The box with the question put before its present content."""
     text = "\n".join(filter(None, (question["text"], box["text"])))
     return {"text": text, "files": [*(file["path"] for file in question["files"]), *box["files"]]}
 
 
 def messages(turns: Sequence[Turn], read: Callable[[Path], dict[str, Any]]) -> list[dict[str, Any]]:
     """
-    The conversation as the processor takes it.
+    The conversation in the processor's format.
 
     Args:
-        turns: Questions with their answers; errors are left out.
-        read: Makes the part of a message from a file.
+        turns (`Sequence[Turn]`): Questions and answers; errors are left out.
+        read (`Callable`): Makes a message part from a file.
     """
     made: list[dict[str, Any]] = []
     for turn in turns:
@@ -87,5 +87,5 @@ def messages(turns: Sequence[Turn], read: Callable[[Path], dict[str, Any]]) -> l
 
 
 def files(turns: Sequence[Turn]) -> list[Path]:
-    """Those of all questions."""
+    """The files of all questions."""
     return [Path(file["path"]) for turn in turns for file in turn.get("files", ())]

@@ -1,4 +1,4 @@
-"""What the page asks for: answers to the questions of its conversation, and where the model looked."""
+"""The model behind the page: answers to the questions of its conversation, and attention maps."""
 
 import itertools
 import logging
@@ -25,8 +25,8 @@ from .looking import heat_maps
 
 MAX_FILES = 16  # of one conversation
 ADVICE = "Lower the number of beams or the longest answer in the settings, or start again with fewer images."
-NO_IMAGE = "There is no image in this conversation: whatever the answer says about one is made up."
-PHOTOGRAPH = "This looks like a photograph. This model knows only drawings, so the answer is a guess."
+NO_IMAGE = "This conversation has no image: anything that the answer says about one is made up."
+PHOTOGRAPH = "This looks like a photo, but this model knows only drawings, so the answer is a guess."
 LARGEST_MAP = (1024, 1024)
 
 logger = logging.getLogger(__name__)
@@ -35,13 +35,13 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class About:
     """
-    What the page says about its model.
+    The page's text about its model.
 
     Args:
-        name (`str`): Its name.
-        link (`str`, *optional*): Where more about it stands.
-        knows (`str`, *optional*): What it can be asked about, where that is little.
-        knows_photographs (`bool`, defaults to `True`): Whether an answer about one is more than a guess.
+        name (`str`): Name of the model.
+        link (`str`, *optional*): URL with more information.
+        knows (`str`, *optional*): A sentence on what the model knows, if that is little.
+        knows_photographs (`bool`, defaults to `True`): Whether the model was trained on photographs.
     """
 
     name: str
@@ -54,7 +54,7 @@ class About:
 
 
 def about(model: str) -> About:
-    """Of a folder its name alone: the page does not say where on this machine it lies."""
+    """The text about a model; of a folder only its last part, so that the page shows no path of this machine."""
     if model == MINIATURE:
         knows = "It knows drawings of a hundred things, digits, words and short clips, and nothing else."
         return About("the miniature", "https://arxiv.org/abs/2304.14178", knows, knows_photographs=False)
@@ -64,7 +64,7 @@ def about(model: str) -> About:
 
 
 class Desk:
-    """Answers the question at the end of a conversation; how, its subclasses say."""
+    """Answers the last question of a conversation; subclasses say how."""
 
     about: About
     sees_videos: bool
@@ -75,8 +75,8 @@ class Desk:
         self, turns: list[Turn], temperature: float = 0, top_p: float = 1, num_beams: int = 1, length: int = 512
     ) -> Iterator[tuple[list[Turn], str]]:
         """
-        The conversation, and what is written of the answer: again and again until it is whole and part of the
-        conversation. What fails is an error there.
+        Yields the conversation and the answer so far, until the answer is complete and part of the conversation.
+        Failures become error turns.
         """
         if not is_pending(turns):
             yield turns, ""
@@ -85,7 +85,7 @@ class Desk:
         try:
             given = files(turns)
             if len(given) > MAX_FILES:
-                raise ValueError(f"The conversation has {len(given)} images, {MAX_FILES} at most: start a new one.")
+                raise ValueError(f"A conversation takes up to {MAX_FILES} images, not {len(given)}: start a new one.")
             options = generation_options(int(length), temperature, top_p, int(num_beams))
             with closing(self.stream(turns, options)) as answers:
                 for written in answers:
@@ -99,7 +99,7 @@ class Desk:
         yield [*turns, answer], ""
 
     def note(self, turns: Sequence[Turn]) -> str | None:
-        """What the reader of an answer should know."""
+        """A warning for the reader of an answer, if there is one."""
         if not files(turns):
             return NO_IMAGE
         given = [Path(file["path"]) for file in turns[-1]["files"]]
@@ -110,23 +110,24 @@ class Desk:
         return None
 
     def stream(self, turns: list[Turn], options: dict[str, Any]) -> Generator[str, None, None]:
-        """What is written of the answer, again and again until it is whole."""
+        """Yields the answer so far, until it is complete."""
         raise NotImplementedError
 
     def look(
         self, turns: list[Turn], number: int, span: tuple[int, int] | None = None
     ) -> list[tuple[str, PIL.Image.Image]]:
         """
-        Heat maps over the images, and over the frames of videos, up to an answer, with their captions.
+        Heat maps over the images and video frames before an answer, with their captions.
 
         Args:
-            number (`int`): Which of the turns is the answer.
-            span (`tuple[int, int]`, *optional*): Where a word of it begins and ends; by default the whole of it counts.
+            turns (`Sequence[Turn]`): The conversation.
+            number (`int`): Index of the answer's turn.
+            span (`tuple[int, int]`, *optional*): Start and end of a word in characters; by default the whole answer.
 
         Raises:
-            ValueError: without an image, and where the model does not tell.
+            ValueError: without an image, and if the model gives no attention.
         """
-        raise ValueError("An endpoint does not tell where its model looked.")
+        raise ValueError("An endpoint does not give attention maps.")
 
 
 class OwlDesk(Desk):
@@ -136,7 +137,7 @@ class OwlDesk(Desk):
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model.
         processor ([`MplugOwlProcessor`]): Its processor.
-        about ([`About`]): What the page says about it.
+        about ([`About`]): The page's text about it.
     """
 
     looks = True
@@ -149,9 +150,9 @@ class OwlDesk(Desk):
         self.lock = Lock()
 
     def read(self, path: Path) -> dict[str, Any]:
-        """The part of a message that shows a file. As a `Path` it is a file, never a URL."""
+        """The message part of a file. A `Path` is never read as a URL."""
         if not path.is_file():
-            raise ValueError(f"{path.name} is no longer here: images are kept for an hour. Start a new conversation.")
+            raise ValueError(f"{path.name} has been deleted, as images are after an hour: start a new conversation.")
         part = visual_part(path, self.sees_videos)
         return part if part["type"] == "video" else {"type": "image", "image": read_image(path)}
 
@@ -178,10 +179,10 @@ class OwlDesk(Desk):
 
 class EndpointDesk(Desk):
     """
-    A model behind an OpenAI-style endpoint, which answers several questions side by side.
+    A model behind an OpenAI-style endpoint, which answers several questions in parallel.
 
     Args:
-        endpoint ([`Endpoint`]): The model there.
+        endpoint ([`Endpoint`]): The endpoint's model.
     """
 
     sees_videos = True
@@ -205,10 +206,10 @@ class EndpointDesk(Desk):
 
 def models_of(url: str) -> list[str]:
     """
-    The names of an endpoint's models.
+    Lists the models of an endpoint.
 
     Raises:
-        ConnectionError: if it does not tell them.
+        ConnectionError: if the endpoint does not list them.
     """
     import openai
 
@@ -216,7 +217,7 @@ def models_of(url: str) -> list[str]:
         with openai.OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=20) as client:
             return [model.id for model in client.models.list()]
     except openai.APIError as error:
-        raise ConnectionError(f"The endpoint {url} does not tell its models: {error.__cause__ or error}") from error
+        raise ConnectionError(f"The endpoint {url} does not list its models: {error.__cause__ or error}") from error
 
 
 def at_endpoint(url: str, model: str | None) -> EndpointDesk:
@@ -224,8 +225,8 @@ def at_endpoint(url: str, model: str | None) -> EndpointDesk:
     A desk for a model of an endpoint, by default its only one.
 
     Raises:
-        ValueError: for a model that it does not have, and without a name where it has several.
-        ConnectionError: if it cannot be reached.
+        ValueError: for an unknown model, and without a name if there are several.
+        ConnectionError: if the endpoint cannot be reached.
     """
     names = models_of(url)
     if model is None and len(names) == 1:
@@ -236,16 +237,16 @@ def at_endpoint(url: str, model: str | None) -> EndpointDesk:
 
 
 def is_photograph(image: PIL.Image.Image) -> bool:
-    """Whether no colour of an image covers much of it, as the ground of a drawing does."""
+    """Whether no single colour covers much of an image, as the background of a drawing does."""
     dots = image.convert("RGB").resize((64, 64), PIL.Image.Resampling.NEAREST).point([v // 16 for v in range(256)] * 3)
     return max(count for count, _ in dots.getcolors(64 * 64) or []) < 0.25 * 64 * 64
 
 
 def explain(error: Exception, given: Sequence[Path]) -> str:
-    """What a page says of a failure: no folder of the server, and no more than its kind where nobody foresaw it."""
+    """The page's message about a failure: without folders of the server, and only the type of unexpected errors."""
     if not isinstance(error, (ConnectionError, ImportError, MemoryError, ValueError)):
         logger.error("An answer failed.", exc_info=error)
-        return f"The answer failed on the server ({type(error).__name__}). Its log says more."
+        return f"The answer failed on the server ({type(error).__name__}): see its log."
     text = str(error)
     for path in given:
         text = text.replace(str(path), path.name)

@@ -1,4 +1,4 @@
-"""Images of where a model looked while it answered."""
+"""Heat maps of a model's attention while it answers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import PIL.Image
 
 from ..inference import Chat, draw_attention, image_attention, video_attention
+from ..journal import aside
 from ..loading import load, memory_advice
 from ..mplug_owl.image_processing_mplug_owl import read_image
 from ..mplug_owl.video_processing_mplug_owl import VideoFile, media_type
@@ -16,7 +17,7 @@ ADVICE = "Ask for a shorter answer (--max-new-tokens), or about fewer images."
 
 def look(
     model: str,
-    pictures: Sequence[str],
+    images: Sequence[str],
     prompt: str,
     output: Path,
     word: str | None = None,
@@ -27,27 +28,26 @@ def look(
     load_in_4bit: bool = False,
 ) -> tuple[str, list[Path]]:
     """
-    Answers about images and videos, and writes a heat map over each image and each frame that was seen of a video.
+    Answers a question about images and videos, and writes a heat map over each image and each sampled frame.
 
     Args:
-        output (`Path`): The image file, in the format of its suffix; for several maps, `NAME-1.png`, `NAME-2.png`
-            and so on.
-        word (`str`, *optional*): A word of the answer; by default the whole of it.
+        output (`Path`): Image file in the format of its suffix; for several maps `NAME-1.png`, `NAME-2.png` and so on.
+        word (`str`, *optional*): A word of the answer; by default the whole answer.
 
     Returns:
-        `tuple[str, list[Path]]`: The answer, and the files written.
+        `tuple[str, list[Path]]`: The answer, and the written files.
 
     Raises:
-        ValueError: for an image that cannot be read, an unknown suffix, a folder that is missing, and a word that the
-            answer does not have.
-        MemoryError: if model or answer do not fit.
+        ValueError: for an image that cannot be read, an unknown suffix, a folder that does not exist, and a word that
+            is not in the answer.
+        MemoryError: if the model or the answer does not fit into memory.
     """
     writes = PIL.Image.registered_extensions().get(output.suffix.lower())
     if writes not in PIL.Image.SAVE:
-        raise ValueError(f"{output} is not the name of an image: end it with .png, .jpg or .webp.")
+        raise ValueError(f"{output} is not the name of an image file: it must end with .png, .jpg or .webp.")
     if not output.parent.is_dir():
-        raise ValueError(f"There is no folder {output.parent} to write {output.name} into.")
-    given = [picture if media_type(picture).startswith("video/") else read_image(picture) for picture in pictures]
+        raise ValueError(f"The folder {output.parent} of {output.name} does not exist: create it first.")
+    given = [image if media_type(image).startswith("video/") else read_image(image) for image in images]
     owl, processor = load(model, device, dtype, chat_template, load_in_4bit)
     chat = Chat(owl, processor)
     options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
@@ -56,9 +56,8 @@ def look(
         maps = [image for _, image in heat_maps(owl, processor, chat.messages, word)]
     paths = [output] if len(maps) == 1 else [numbered(output, at + 1) for at in range(len(maps))]
     for path, image in zip(paths, maps, strict=True):
-        partial = path.with_name(path.name + ".partial")
-        image.save(partial, format=writes)
-        partial.replace(path)
+        with aside(path) as file:
+            image.save(file, format=writes)
     return answer, paths
 
 
@@ -66,14 +65,14 @@ def heat_maps(
     model, processor, messages: Sequence[dict], word: str | tuple[int, int] | None = None
 ) -> list[tuple[str, PIL.Image.Image]]:
     """
-    Heat maps over the images of a chat, and over the frames that the model sees of its videos, with their captions.
+    Heat maps over the images and sampled video frames of a chat, with their captions.
 
     Args:
-        messages (`Sequence[dict]`): As of `image_attention`; images are opened, videos are files.
-        word: As there.
+        messages (`Sequence[dict]`): The chat, as in `image_attention`, with opened images and video files.
+        word: As in `image_attention`.
 
     Raises:
-        ValueError: without an image or video, and for a word that the answer does not have.
+        ValueError: without an image or video, and for a word that is not in the answer.
     """
     parts = [part for message in messages if message["role"] == "user" for part in message["content"]]
     seen = [part for part in parts if part["type"] != "text"]
@@ -95,7 +94,7 @@ def heat_maps(
 
 
 def seen_frames(processor, video: str | Path) -> list[PIL.Image.Image]:
-    """Those that the model sees of a video."""
+    """The frames sampled from a video."""
     (metadata,) = processor.video_processor([video], return_metadata=True)["video_metadata"]
     return VideoFile(video).frames(metadata.frames_indices)
 

@@ -1,4 +1,4 @@
-"""The conversation as HTML. Markdown of answers is rendered; HTML that anybody writes is escaped."""
+"""The conversation as HTML. Markdown of answers is rendered; HTML in questions and answers is escaped."""
 
 import html
 import re
@@ -18,10 +18,11 @@ WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 
 def render(turns: Sequence[Turn], looks: bool = False) -> str:
     """
-    All turns.
+    Renders all turns.
 
     Args:
-        looks (`bool`, defaults to `False`): Whether the page can show where the model looked.
+        turns (`Sequence[Turn]`): The conversation.
+        looks (`bool`, defaults to `False`): Whether the page offers attention maps.
     """
     shown, sees = [], False
     for number, turn in enumerate(turns):
@@ -40,7 +41,7 @@ def render(turns: Sequence[Turn], looks: bool = False) -> str:
 
 
 def render_answer(text: str, has_places: bool = False) -> str:
-    """An answer's Markdown as HTML. With `has_places`, every word carries its position in the text."""
+    """Renders an answer's Markdown. With `has_places`, every word carries its position in the text."""
     tokens = MARKDOWN.parse(text)
     at = 0
     for token in (child for block in tokens for child in block.children or ()):
@@ -65,7 +66,7 @@ MARKDOWN.add_render_rule("word_list", _words)
 
 
 def mark_words(words: str, text: str, at: int = 0, tag: str = "button") -> str:
-    """Words as elements that say where in `text`, from `at` on, they stand."""
+    """Wraps each word in an element with its position in `text`, searching from `at` on."""
     shown, last = [], 0
     for found in WORD.finditer(words):
         start = text.find(found[0], at)

@@ -1,6 +1,5 @@
 """A chat in the terminal."""
 
-import difflib
 import json
 import os
 import shlex
@@ -16,19 +15,21 @@ import PIL.Image
 import typer
 
 from ..inference import Chat
+from ..journal import aside
 from ..loading import memory_advice
+from ..mplug_owl.configuration_mplug_owl import check_names
 from ..mplug_owl.image_processing_mplug_owl import read_image
 from ..mplug_owl.video_processing_mplug_owl import visual_part
 
 
 HELP = {
-    "/image": "PATH or URL ...: images or videos for the next question",
-    "/clear": "a new conversation",
-    "/system": "SENTENCE: another system sentence, and a new conversation",
-    "/save": "FILE: write the conversation as JSON",
-    "/load": "FILE: go on with a saved conversation",
-    "/help": "this list. Tab completes commands and paths, Alt-Enter begins a new line",
-    "/quit": "leave; so do exit, quit and Ctrl-D. Ctrl-C stops an answer, and keeps what was written",
+    "/image": "PATH or URL ...: add images or videos to the next question",
+    "/clear": "start a new conversation",
+    "/system": "SENTENCE: set the system prompt, and start a new conversation",
+    "/save": "FILE: save the conversation as JSON",
+    "/load": "FILE: continue a saved conversation",
+    "/help": "list the commands. Tab completes commands and paths, Alt-Enter starts a new line",
+    "/quit": "leave, as do exit, quit and Ctrl-D. Ctrl-C stops an answer, and keeps its text so far",
 }
 LEAVE = {"/quit", "/exit", "quit", "exit"}
 ADVICE = "Ask for shorter answers (--max-new-tokens), give fewer images, or start a new conversation with /clear."
@@ -41,9 +42,9 @@ class TerminalChat:
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model.
         processor ([`MplugOwlProcessor`]): Its processor.
-        options (`dict`): For `generate`.
-        system (`str`, *optional*): A system sentence in place of the original's.
-        name (`str`): What the model is called, and perhaps what it knows.
+        options (`dict`): Options of `generate`.
+        system (`str`, *optional*): A system prompt instead of the original's.
+        name (`str`): Name of the model, and perhaps what it knows.
     """
 
     def __init__(self, model, processor, options: dict, system: str | None = None, name: str = ""):
@@ -68,18 +69,18 @@ class TerminalChat:
         self.waiting: list[tuple[str, PIL.Image.Image | str]] = []
         self.sources: list[str] = []
 
-    def run(self, pictures: list[str]) -> None:
+    def run(self, images: list[str]) -> None:
         """
-        Talks until /quit or the end of the input, about the images first of all.
+        Chats until /quit or the end of the input, starting with the given images.
 
         Raises:
-            ValueError: and other errors for a mistake in lines that come from a file or another program. People are
-                told, and go on.
+            ValueError: and other errors, for a mistake in lines from a file or a pipe. In a terminal, mistakes are
+                printed and the chat continues.
         """
         is_person = sys.stdin.isatty()
         read = typed_lines(COMPLETES) if is_person and sys.stdout.isatty() else piped_line
         _note(f"{self.name}\nAsk a question. /help lists the commands.".lstrip())
-        first = [f"/image {shlex.join(pictures)}"]
+        first = [f"/image {shlex.join(images)}"]
         while True:
             try:
                 line = first.pop() if first else read().strip()
@@ -98,23 +99,21 @@ class TerminalChat:
                 _note(f"Error: {error}", typer.colors.RED)
 
     def follow(self, line: str) -> None:
-        """Does what a line says."""
+        """Runs a line of input: a command or a question."""
         name, _, rest = line.partition(" ")
         if not name.startswith("/"):
             return self.ask(line) if line else None
         if name not in self.commands:
-            nearest = difflib.get_close_matches(name, HELP, n=1)
-            hint = f"Did you mean {nearest[0]}?" if nearest else "/help lists the commands."
-            raise ValueError(f"{name} is no command. {hint}")
+            check_names([name], HELP, "command")
         return self.commands[name](rest.strip())
 
     def ask(self, question: str) -> None:
-        pictures = [picture for _, picture in self.waiting]
+        images = [image for _, image in self.waiting]
         try:
             with memory_advice(ADVICE), _interrupts(self.chat.stop) as stopped:
                 typer.secho("Owl: ", fg=typer.colors.GREEN, bold=True, nl=False)
                 words = Wrapped(len("Owl: "))
-                for piece in self.chat.stream(question, pictures, **self.options):
+                for piece in self.chat.stream(question, images, **self.options):
                     words.write(piece)
                     if stopped:  # also by a Ctrl-C that came before the answer had begun
                         self.chat.stop()
@@ -122,7 +121,7 @@ class TerminalChat:
         finally:
             print()
         if stopped:
-            _note("Stopped. What was written stays in the conversation.")
+            _note("Stopped. The text so far stays in the conversation.")
         self.sources += [source for source, _ in self.waiting]
         self.waiting = []
 
@@ -131,41 +130,40 @@ class TerminalChat:
             if visual_part(source, self.sees_videos)["type"] == "video":
                 self.add_video(source)
             else:
-                picture = read_image(source)
-                self.waiting.append((source, picture))
-                _note(f"{source}: {picture.width} x {picture.height} pixels, for the next question.")
+                image = read_image(source)
+                self.waiting.append((source, image))
+                _note(f"{source}: {image.width} x {image.height} pixels, added to the next question.")
         if not self.waiting:
-            _note("No image yet: /image PATH gives one.")
+            _note("No image yet: add one by /image PATH.")
 
     def add_video(self, source: str) -> None:
         if not self.sees_videos:
-            raise ValueError(f"{source} is a video, but this model sees images alone: take a video release.")
+            raise ValueError(f"{source} is a video, but this model takes images only: use a video release.")
         frames = len(self.processor.video_processor([source])["pixel_values_videos"][0])
         self.waiting.append((source, source))
-        _note(f"{source}: a video, of which {frames} frames are seen, for the next question.")
+        _note(f"{source}: a video, {frames} frames of it added to the next question.")
 
     def clear(self, _: str) -> None:
         self._begin([])
-        _note("A new conversation.")
+        _note("Started a new conversation.")
 
     def change_system(self, sentence: str) -> None:
         if not sentence:
-            raise ValueError("/system needs a sentence.")
+            raise ValueError("/system needs a sentence: write `/system SENTENCE`.")
         self.system = sentence
         self.clear("")
 
     def save(self, name: str) -> None:
         if not name:
-            raise ValueError("/save needs the name of a file.")
+            raise ValueError("/save needs the name of a file: write `/save FILE`.")
         path = Path(home(name))
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(self._messages(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with aside(path) as file:
+            file.write((json.dumps(self._messages(), ensure_ascii=False, indent=2) + "\n").encode())
         _note(f"Saved to {path.absolute()}.")
 
     def load(self, name: str) -> None:
         if not name:
-            raise ValueError("/load needs the name of a file.")
+            raise ValueError("/load needs the name of a file: write `/load FILE`.")
         path = Path(home(name))
         try:
             messages = json.loads(path.read_text(encoding="utf-8"))
@@ -183,7 +181,7 @@ class TerminalChat:
         _note(f"Loaded {path.absolute()}: {len(messages[has_system:]) // 2} questions and answers.")
 
     def _messages(self) -> list[dict]:
-        """The conversation as `apply_chat_template` takes it, with images by path or URL."""
+        """The conversation in the format of `apply_chat_template`, with images by path or URL."""
         sources = iter(self.sources)
 
         def named(part: dict) -> dict:
@@ -206,7 +204,7 @@ class TerminalChat:
 
 
 def home(source: str) -> str:
-    """A path with its `~` written out; URLs stay."""
+    """A path with `~` expanded; URLs do not change."""
     return os.path.expanduser(source) if source.startswith("~") else source
 
 
@@ -223,12 +221,12 @@ COMPLETES = {name: name in ("/image", "/save", "/load") for name in HELP}
 
 def typed_lines(commands: Mapping[str, bool], **options) -> Callable[[], str]:
     """
-    What reads a question from a person: several lines by Alt-Enter or by pasting, earlier ones by the arrow keys,
-    commands and paths by Tab.
+    A function that reads a question from the terminal, with several lines by Alt-Enter or pasting, history by the arrow
+    keys, and completion of commands and paths by Tab.
 
     Args:
-        commands: Whether paths come after each.
-        options: Of `PromptSession`.
+        commands (`Mapping[str, bool]`): Commands, and whether paths follow each.
+        options: Options of `PromptSession`.
     """
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer, Completion, PathCompleter
@@ -257,10 +255,10 @@ def typed_lines(commands: Mapping[str, bool], **options) -> Callable[[], str]:
 
 class Wrapped:
     """
-    Prints text as it comes, and begins a new line before a word that would be cut by the end of one.
+    Prints streamed text, with line breaks between words.
 
     Args:
-        column (`int`): Where the text begins.
+        column (`int`): Column in which the text starts.
     """
 
     def __init__(self, column: int):
@@ -304,7 +302,7 @@ def _note(text: str, colour: str | None = None) -> None:
 
 @contextmanager
 def _interrupts(stop: Callable[[], None]) -> Iterator[list[int]]:
-    """Ctrl-C calls `stop` in here, and each one is in the list."""
+    """Within it Ctrl-C calls `stop`, and is added to the list."""
     received: list[int] = []
 
     def handle(number: int, _) -> None:

@@ -1,4 +1,4 @@
-"""A chat in the browser."""
+"""The chat page in the browser."""
 
 import base64
 import html
@@ -22,7 +22,7 @@ from .rendering import mark_words, render, render_answer
 
 
 MAX_FILE_SIZE = "20mb"
-PICTURES = Path(__file__).parent / "pictures"
+IMAGES = Path(__file__).parent / "pictures"
 PAGE = Path(__file__).parent / "page"
 EXAMPLES: list[Box] = [
     {"text": question, "files": names, **more}
@@ -36,24 +36,24 @@ EXAMPLES: list[Box] = [
         ("Describe the clip.", ["elephant-moves.mp4"], {}),
     )
 ]
-WARNING = "It can be wrong with confidence. Images and words are not kept on the server."
+WARNING = "It can be confidently wrong. Images and text are not kept on the server."
 Log = dict[str, Any]
 NOW: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 class Page:
     """
-    The page of a desk. Its conversation travels with every event, as the value of the component that shows it.
+    The page of a desk. Its conversation is sent with every event, as the value of the component that shows it.
 
     Args:
-        desk ([`Desk`]): What answers.
-        folder (`str`): Of what the page may show; the images of the examples are copied there.
+        desk ([`Desk`]): The desk that answers.
+        folder (`str`): Folder of the files that the page may show; the example images are copied there.
     """
 
     def __init__(self, desk: Desk, folder: str):
         self.desk = desk
         self.examples = [
-            {**example, "files": [shutil.copy(PICTURES / name, folder) for name in example["files"]]}
+            {**example, "files": [shutil.copy(IMAGES / name, folder) for name in example["files"]]}
             for example in EXAMPLES
             if not any(name.endswith(".mp4") for name in example["files"])
             or (desk.sees_videos and find_spec("av") is not None)
@@ -78,10 +78,10 @@ class Page:
         return self.box(left), self.log(turns), live("")
 
     def resume(self, turns: list[Turn] | None, written: str | None) -> tuple[Any, Log, dict]:
-        """The conversation that the browser kept over a reload."""
+        """Restores the conversation that the browser kept over a reload."""
         kept = turns or []
         if not all(path.is_file() for path in conversation.files(kept)):
-            kept = [{"role": "error", "text": "The images of the conversation are no longer here: it begins anew."}]
+            kept = [{"role": "error", "text": "The images of the conversation have been deleted: start a new one."}]
         return self.settle({"turns": kept}, {"text": written or ""}, EMPTY)
 
     def undo(self, log: Log, box: Box) -> tuple[Any, Log]:
@@ -93,14 +93,14 @@ class Page:
         return self.box(left, is_answering=True), self.log(turns)
 
     def example(self, event: gr.EventData) -> tuple[Any, Log]:
-        """Begins anew: earlier images would be seen, too."""
+        """Starts a new conversation, since the model would also see earlier images."""
         return self.send(self.examples[event.number], self.log([]))
 
     def clear(self) -> tuple[Log, dict]:
         return self.log([]), live("")
 
     def look(self, log: Log, event: gr.EventData) -> str:
-        """What the dialog shows."""
+        """The contents of the dialog."""
         turns: list[Turn] = log["turns"]
         span: tuple[int, int] | None = None
         if event.span is not None:
@@ -132,13 +132,13 @@ class Page:
 
 
 def live(written: str) -> dict[str, str]:
-    """What shows an answer while it is written."""
+    """The component's value for an answer while it is streamed."""
     shown = f'<article class="turn owl"><div class="markdown">{render_answer(written)}</div></article>'
     return {"text": written, "html": shown if written else ""}
 
 
 def as_url(image: PIL.Image.Image, size: int | None = None) -> str:
-    """The image within the page itself."""
+    """The image as a data URL."""
     shown = image.convert("RGB")
     if size is not None:
         shown.thumbnail((size, size))
@@ -148,7 +148,7 @@ def as_url(image: PIL.Image.Image, size: int | None = None) -> str:
 
 
 def build_page(desk: Desk, folder: str) -> gr.Blocks:
-    """The page, to be served with the files of `PAGE`."""
+    """Builds the page, to be served with the files in `PAGE`."""
     page = Page(desk, folder)
     with gr.Blocks(title=f"mPLUG-Owl: {desk.about.name}", analytics_enabled=False, delete_cache=(300, 3600)) as blocks:
         gr.HTML(title(desk.about))
@@ -206,7 +206,7 @@ def title(about: About) -> str:
 
 
 def chips(examples: Sequence[Box]) -> str:
-    """Buttons that ask the examples."""
+    """Buttons for the examples."""
     shown = []
     for number, example in enumerate(examples):
         seen = "".join(
@@ -223,16 +223,16 @@ def chips(examples: Sequence[Box]) -> str:
 
 def _settings(has_beams: bool) -> list[Any]:
     return [
-        gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 always takes the likeliest word."),
-        gr.Slider(0.1, 1, 0.9, step=0.05, label="Top-p", info="The likeliest words of this share."),
-        gr.Slider(1, 5, 1, step=1, label="Beams", info="Beyond 1 the answer comes in one piece.", visible=has_beams),
+        gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0 is greedy decoding; higher values vary more."),
+        gr.Slider(0.1, 1, 0.9, step=0.05, label="Top-p", info="Sample from the likeliest tokens of this total."),
+        gr.Slider(1, 5, 1, step=1, label="Beams", info="Above 1 the answer is not streamed.", visible=has_beams),
         gr.Slider(16, 1024, 512, step=16, label="Longest answer", info="In tokens."),
     ]
 
 
 @contextmanager
 def serving(desk: Desk, host: str, port: int) -> Iterator[gr.Blocks]:
-    """Serves the page at `http://HOST:PORT`; uploads lie in a folder that goes with it."""
+    """Serves the page at `http://HOST:PORT`; its uploads are deleted at the end."""
     with pages.serving(
         lambda: build_page(desk, os.environ["GRADIO_TEMP_DIR"]).queue(max_size=64),
         host,

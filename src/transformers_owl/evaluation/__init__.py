@@ -1,1 +1,1 @@
-"""OwlEval: answers to its questions, ratings by people or a judge, the paper's tables and figures."""
+"""OwlEval: answers to its questions, ratings by people or a judge model, and the paper's tables and figures."""

@@ -1,4 +1,4 @@
-"""Answers of a model to all questions, in batches, with what it answered before in the context."""
+"""Answers of a model to all questions, in batches, with its earlier answers in the context."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +12,15 @@ def answer_questions(
     model: ChatModel, questions: dict[int, Question], output: Path, batch_size: int = 8
 ) -> Iterator[tuple[Question, str]]:
     """
-    Yields questions with their answers and writes them to `output`, in the questions' order. A question about an image
-    that was asked about before comes with the earlier questions and the model's own answers. An interrupted run leaves
-    `NAME.partial`, and the next one goes on from there. Answers that `output` has already are not asked for again.
+    Yields questions with their answers and writes them to `output`, in the questions' order. A follow-up question about
+    an image comes after the earlier questions and the model's own answers. An interrupted run leaves `NAME.partial`,
+    from which the next one resumes. Answers that are already in `output` are kept.
 
     Args:
-        model ([`ChatModel`]): Who answers.
-        questions (`dict[int, Question]`): By id.
-        output (`Path`): JSON Lines, in the form of OwlEval's answer files.
-        batch_size (`int`): Questions asked together.
+        model ([`ChatModel`]): The model that answers.
+        questions (`dict[int, Question]`): Questions by id.
+        output (`Path`): JSON Lines file in the format of OwlEval's answers.
+        batch_size (`int`): Questions per batch.
 
     Raises:
         ValueError: if `output` or `NAME.partial` holds answers of another model or to other questions, or another run
@@ -45,10 +45,10 @@ def answer_questions(
 
 def earlier_answers(output: Path, questions: dict[int, Question], model_id: str) -> dict[int, str]:
     """
-    Answers that are there: of a run that has ended, and of one that was interrupted.
+    Existing answers, of a complete and of an interrupted run.
 
     Raises:
-        ValueError: for those of another model or to other questions, which a run would overwrite.
+        ValueError: for answers of another model or to other questions, which a run would overwrite.
     """
     answers: dict[int, str] = {}
     for path in (output, partial_of(output)):
@@ -67,15 +67,15 @@ def earlier_answers(output: Path, questions: dict[int, Question], model_id: str)
 
 
 def check_earlier(output: Path, questions: dict[int, Question], model_id: str) -> None:
-    """Raises a ValueError, before a model is loaded, if the output holds other answers or has no folder."""
+    """Raises a ValueError, before a model is loaded, if the output holds other answers or its folder does not exist."""
     if not output.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {output.parent} to write {output.name} into.")
+        raise FileNotFoundError(f"The folder {output.parent} of {output.name} does not exist: create it first.")
     with Journal(partial_of(output)):  # what was cut off is removed first
         earlier_answers(output, questions, model_id)
 
 
 def earlier_turns(question: Question, questions: dict[int, Question]) -> list[Question]:
-    """The questions about the same image that come before."""
+    """Earlier questions about the same image."""
     if question.image is None:
         return []
     same = [other for other in questions.values() if other.image == question.image]
@@ -83,7 +83,7 @@ def earlier_turns(question: Question, questions: dict[int, Question]) -> list[Qu
 
 
 def _turns(questions: dict[int, Question]) -> list[list[Question]]:
-    """First questions, second questions, and so on: those of one list do not depend on each other."""
+    """First questions, second questions and so on: the questions of one list do not depend on each other."""
     turns: dict[int, list[Question]] = {}
     for question in questions.values():
         turns.setdefault(len(earlier_turns(question, questions)), []).append(question)
@@ -92,8 +92,8 @@ def _turns(questions: dict[int, Question]) -> list[list[Question]]:
 
 def _chat(question: Question, questions: dict[int, Question], answers: dict[int, str]) -> Chat:
     chat: Chat = []
-    picture = question.image
+    image = question.image
     for earlier in earlier_turns(question, questions):
-        chat += [user(earlier.text, picture), assistant(answers[earlier.question_id])]
-        picture = None
-    return [*chat, user(question.text, picture)]
+        chat += [user(earlier.text, image), assistant(answers[earlier.question_id])]
+        image = None
+    return [*chat, user(question.text, image)]

@@ -1,4 +1,4 @@
-"""First contact with the real weights: whoever has them learns whether they work here, and has a report to pass on."""
+"""A first check of released weights: whether they work on this machine, with a report to share."""
 
 import difflib
 import hashlib
@@ -55,22 +55,22 @@ def check(
     dtype: str = "auto",
 ) -> bool:
     """
-    Fetches a model, tries it, and writes `report.json` and `report.md` into a folder. Both name no path and no user.
+    Downloads a model, tries it, and writes `report.json` and `report.md`, which contain no paths and no user names.
 
     Args:
         model (`str`): Folder, REPO or REPO@REVISION.
-        output (`Path`): Folder for the reports, for the answers as OwlEval's files have them, and for what is fetched.
+        output (`Path`): Folder for the reports, the answers in OwlEval's format, and the download.
         owleval (`Path`, *optional*): OwlEval's folder with its published answers. Without it no questions are asked.
-        questions (`int`, defaults to 10): The first so many are asked.
-        device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
-        dtype (`str`, defaults to `"auto"`): Type of the weights, except for the known numbers, which need float32.
+        questions (`int`, defaults to 10): Number of questions to ask.
+        device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the accelerator if there is one.
+        dtype (`str`, defaults to `"auto"`): Dtype of the weights, except for the reference logits, which need float32.
 
     Returns:
-        `bool`: Whether the known numbers came out, or none are known.
+        `bool`: Whether the logits agree with the reference, or there is none.
 
     Raises:
-        ValueError: for a file with another digest than the Hub says, and a model of another kind.
-        OSError: if the Hub cannot be reached, or a file not be read or written.
+        ValueError: for a file whose digest differs from the Hub's, and a model of another type.
+        OSError: if the Hub cannot be reached, or a file cannot be read or written.
     """
     asked_of_owleval = None if owleval is None else read_owleval(owleval)
     source = Checkpoint.parse(model)
@@ -113,11 +113,11 @@ def check(
 
 def fetch(source: Checkpoint, folder: Path) -> tuple[str, dict]:
     """
-    Downloads what `from_pretrained` needs, unless the Hub's cache has it, and compares the digests.
+    Downloads the files that `from_pretrained` needs, unless the Hub's cache has them, and checks their digests.
 
     Args:
         source (`Checkpoint`): A repository.
-        folder (`Path`): Where to. A download that broke off goes on from its last byte.
+        folder (`Path`): Target folder. An interrupted download resumes at its last byte.
 
     Returns:
         `tuple[str, dict]`: The folder with the files; commit, seconds and files.
@@ -137,14 +137,12 @@ def fetch(source: Checkpoint, folder: Path) -> tuple[str, dict]:
         folder.mkdir(parents=True, exist_ok=True)
         files = {entry.path: download(entry, source.path, commit, folder) for entry in wanted}
     except HTTPError as error:
-        raise OSError(
-            f"{source.path} was not fetched: {error} Run the same command again: it goes on from there."
-        ) from error
+        raise OSError(f"{source.path} was not downloaded: {error} Run the same command again to resume.") from error
     return str(folder), {"commit": commit, "seconds": time.perf_counter() - start, "files": files}
 
 
 def download(entry: RepoFile, repository: str, commit: str, folder: Path) -> dict:
-    """Fetches a file that is not there yet. It takes its name once its digest is right."""
+    """Downloads a file unless it exists. It gets its name once its digest has been checked."""
     path = folder / entry.path
     if path.exists():
         return checked_digest(entry, path)
@@ -175,14 +173,14 @@ def checked_digest(entry: RepoFile, path: Path) -> dict:
             digest.update(block)
     if digest.hexdigest() != expected:
         raise ValueError(
-            f"{entry.path} has the {digest.name} digest {digest.hexdigest()}, but the Hub says {expected}: the file "
-            f"is damaged. Delete {path.resolve()} and run the same command again."
+            f"{entry.path} has the {digest.name} digest {digest.hexdigest()}, but the Hub's is {expected}: the file is "
+            f"damaged. Delete {path.resolve()} and run the same command again."
         )
     return {"bytes": size, digest.name: expected}
 
 
 def known_logits(checkpoint: Checkpoint, name: str) -> dict | None:
-    """The known numbers of a release beside what comes out here; `None` where none are known, as if quantised."""
+    """The reference logits of a release and those computed here; `None` without a reference, also if quantised."""
     if name not in KNOWN_LOGITS or "quantization_config" in read_config(checkpoint.path).to_dict():
         return None
     model, pieces = open_owl(checkpoint)
@@ -200,7 +198,7 @@ def known_logits(checkpoint: Checkpoint, name: str) -> dict | None:
 
 
 class InFloat32(Mapping):
-    """Weights by the model's names, each read and made float32 when it is asked for."""
+    """Weights by the model's names, each read and converted to float32 on demand."""
 
     def __init__(self, pieces: list[Piece], tied: Mapping[str, str]):
         self.pieces = {name: piece for piece in pieces for name in piece.tensors}
@@ -220,13 +218,13 @@ class InFloat32(Mapping):
 @torch.no_grad()
 def streamed_logits(config, pieces: list[Piece], ids: list[int], device: str = "cpu") -> torch.Tensor:
     """
-    Logits (1, len(ids), vocabulary) of a text in float32, in memory for one layer.
+    Logits (1, len(ids), vocabulary) of a text in float32, in the memory of one layer.
 
     Args:
         config (`MplugOwlConfig`): Configuration of the model.
-        pieces (`list[Piece]`): Its weights.
-        ids (`list[int]`): The text.
-        device (`str`, defaults to `"cpu"`): Where to compute.
+        pieces (`list[Piece]`): Weights of the model.
+        ids (`list[int]`): Token ids of the text.
+        device (`str`, defaults to `"cpu"`): Device to compute on.
     """
     with init_empty_weights():
         model = MplugOwlForConditionalGeneration(config).float().eval()
@@ -236,7 +234,7 @@ def streamed_logits(config, pieces: list[Piece], ids: list[int], device: str = "
 
 @contextmanager
 def peak_memory() -> Iterator[list[int]]:
-    """The most bytes that the process had in memory, files that are mapped included; the one entry grows."""
+    """Peak memory of the process in bytes, with mapped files; the single entry is updated."""
     process, done, peak = psutil.Process(), threading.Event(), [0]
 
     def watch() -> None:
@@ -254,7 +252,7 @@ def peak_memory() -> Iterator[list[int]]:
 
 
 def machine(model) -> dict:
-    """What the numbers depend on."""
+    """The hardware and software versions."""
     kind = model.device.type
     return {
         "device": torch.cuda.get_device_name(model.device) if kind == "cuda" else kind,
@@ -271,7 +269,7 @@ def machine(model) -> dict:
 
 
 def speed(asked: LocalModel) -> dict[str, float]:
-    """Seconds to the first token of an answer about one image, and tokens a second after it; each once before."""
+    """Seconds to the first token of an answer about one image, and tokens per second after it, after a warm-up."""
     chat = [user("Describe the image.", EXAMPLE)]
     seconds = {}
     for tokens in (2, 1, TIMED_TOKENS + 1):
@@ -283,5 +281,5 @@ def speed(asked: LocalModel) -> dict[str, float]:
 
 
 def similarity(answer: str, published: str) -> float:
-    """Share of words that two texts have in common, in order: 1 for equal ones, 0 for none."""
+    """Share of words that two texts have in common, in order: 1 for equal texts, 0 for none."""
     return difflib.SequenceMatcher(None, answer.split(), published.split(), autojunk=False).ratio()

@@ -1,6 +1,6 @@
 """mPLUG-Owl as a model of lmms-eval, which finds it by this package's entry point: `--model transformers_owl`.
 
-Only lmms-eval imports this file, and nearly every line is about its insides: it is the fence of this room.
+Only lmms-eval imports this file, and nearly every line depends on its internals: it is the fence of this room.
 """
 
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ class HarnessModel(lmms):
     """
     Args:
         pretrained (`str`): A folder or a repository on the Hub.
-        batch_size (`int`): Questions, or given answers, computed together.
-        device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
-        dtype (`str`, defaults to `"auto"`): Type of the weights, such as "bfloat16".
+        batch_size (`int`): Questions, or given answers, per batch.
+        device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the accelerator if there is one.
+        dtype (`str`, defaults to `"auto"`): Dtype of the weights, such as "bfloat16".
         chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
     """
 
@@ -51,7 +51,7 @@ class HarnessModel(lmms):
         self.batch_size = int(batch_size)
 
     def generate_until(self, requests: Sequence) -> list[str]:
-        """Answers, each up to the first of the task's stop strings."""
+        """Answers, each cut at the first of the task's stop strings."""
         answers = []
         same = groupby([request.args for request in requests], key=lambda arguments: arguments[1])
         for settings, group in same:
@@ -67,9 +67,9 @@ class HarnessModel(lmms):
 
     def loglikelihood(self, requests: Sequence) -> list[GenerationResult]:
         """
-        For each given answer its loss (the mean over its tokens, EOS included) and whether greedy decoding writes it:
-        lmms-eval takes the answer with the smallest number. Only within a `GenerationResult` does it leave the pair
-        whole; it would make text of a bare one.
+        For each given answer its loss (the mean over its tokens with EOS) and whether greedy decoding generates it:
+        lmms-eval takes the answer with the smallest loss. The pair is in a `GenerationResult`, since lmms-eval would
+        convert a bare one to text.
         """
         chats, texts = [], []
         for text, target, visuals, number, task, split in (request.args for request in requests):
@@ -81,7 +81,7 @@ class HarnessModel(lmms):
         return [GenerationResult(loss) for loss in losses]
 
     def generate_until_multi_round(self, requests: Sequence) -> list[str]:
-        raise ValueError("Tasks of several rounds are not supported here: choose a task that asks once.")
+        raise ValueError("Multi-round tasks are not supported: choose a task with one round.")
 
     def _chat(self, text: str, visuals, number: int, task: str, split: str) -> Chat:
         shown = visuals(self.task_dict[task][split][number]) or []
@@ -90,7 +90,7 @@ class HarnessModel(lmms):
 
 
 def _options(settings: dict) -> dict:
-    """The task's settings in `generate`'s words; a temperature of 0 stands for greedy decoding."""
+    """The task's settings as options of `generate`; a temperature of 0 is greedy decoding."""
     kept = {name: settings[name] for name in ("max_new_tokens", "num_beams") if settings.get(name)}
     if settings.get("temperature"):
         kept |= {"do_sample": True, "temperature": settings["temperature"], "top_p": settings.get("top_p") or 1.0}

@@ -1,4 +1,4 @@
-"""A model as judge: the same ratings as people's, in two orders, with its raw replies."""
+"""A model as judge: the same ratings as people give, in two orders, with its raw replies."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ ORDERS = {"in order": 1, "reversed": -1}
 
 @dataclass(frozen=True)
 class Case:
-    """One request to the judge: answers to a question, in the order shown, and what reads its word about one answer."""
+    """A request to the judge: answers to a question, in the order shown, and the parser of a mark."""
 
     rater: str
     question: Question
@@ -33,8 +33,8 @@ def judge_owleval(
     judge: ChatModel, questions: dict[int, Question], systems: Mapping[str, Answers], output: Path, batch_size: int = 4
 ) -> Iterator[Sheet]:
     """
-    Rates all systems' answers to each question side by side, in the given order and in the reverse one, which count as
-    two raters. Sheets that `output` holds are not made again.
+    Rates all systems' answers to each question side by side, in the given order and the reverse, which count as two
+    raters. Existing sheets in `output` are kept.
 
     Raises:
         ValueError: if `output` holds ratings of other answers.
@@ -60,7 +60,7 @@ def judge_pairs(
     """Scores each answer and the reference's side by side (Table 3), in both orders, as [`judge_owleval`] does."""
     systems = {answers.model_id: answers, reference.model_id: reference}
     if len(systems) < 2:
-        raise ValueError(f"The answers and the reference are both of '{answers.model_id}'.")
+        raise ValueError(f"The answers and the reference are both of '{answers.model_id}': give two systems.")
     cases = []
     for question in questions.values():
         for order, step in ORDERS.items():
@@ -95,7 +95,7 @@ def _judge(
 
 
 def _ask(judge: ChatModel, cases: Sequence[Case]) -> list[Sheet]:
-    """Asks until the reply can be read, `TRIES` times at most; after that the marks stay empty."""
+    """Asks until the reply can be read, at most `TRIES` times; then the marks stay empty."""
     chats = [[case.request] for case in cases]
     replies: list[list[str]] = [[] for _ in cases]
     marks: dict[int, dict[str, Mark]] = {}
@@ -108,7 +108,7 @@ def _ask(judge: ChatModel, cases: Sequence[Case]) -> list[Sheet]:
             try:
                 marks[index] = _read_reply(reply, cases[index])
             except ValueError as error:
-                chats[index] += [assistant(reply), user(f"{error} Reply with the JSON object alone.")]
+                chats[index] += [assistant(reply), user(f"{error} Reply with only the JSON object.")]
     return [
         Sheet(
             case.question.question_id,
@@ -121,11 +121,11 @@ def _ask(judge: ChatModel, cases: Sequence[Case]) -> list[Sheet]:
 
 
 def _read_reply(reply: str, case: Case) -> dict[str, Mark]:
-    """Reads the last JSON object of a reply; what stands around it does not matter."""
+    """Reads the last JSON object of a reply, and ignores the text around it."""
     found = last_object(reply)
     wanted = [str(number) for number in range(1, len(case.shown) + 1)]
     if set(found) != set(wanted):
-        raise ValueError(f"The keys of your object are {', '.join(found) or 'none'}, but {', '.join(wanted)} are due.")
+        raise ValueError(f"The keys of your object are {', '.join(found) or 'none'}, but must be {', '.join(wanted)}.")
     return {name: case.read(found[number], case.question) for name, number in zip(case.shown, wanted, strict=True)}
 
 
@@ -145,22 +145,22 @@ def last_object(reply: str) -> dict[str, Any]:
             end = at + 1
         at = reply.find("{", end)
     if found is None:
-        raise ValueError("Your reply holds no JSON object.")
+        raise ValueError("Your reply contains no JSON object.")
     return found
 
 
 def _read_rating(said: Any, question: Question) -> Mark:
     level, abilities = (said.get("level"), said.get("abilities")) if isinstance(said, dict) else (None, None)
     if level not in list(LEVELS):
-        raise ValueError(f"A level is {level!r}, but {', '.join(LEVELS)} are the levels.")
+        raise ValueError(f"A level is {level!r}, but must be one of {', '.join(LEVELS)}.")
     if not isinstance(abilities, list) or not all(name in question.abilities for name in abilities):
-        raise ValueError(f"The abilities are {abilities!r}, but a list out of {', '.join(question.abilities)} is due.")
+        raise ValueError(f"The abilities are {abilities!r}, but must be a list out of {', '.join(question.abilities)}.")
     return Mark(level, tuple(name for name in question.abilities if name in abilities))
 
 
 def _read_score(said: Any, question: Question) -> Mark:
     if isinstance(said, bool) or not isinstance(said, (int, float)) or not 1 <= said <= 10:
-        raise ValueError(f"A score is {said!r}, but a number from 1 to 10 is due.")
+        raise ValueError(f"A score is {said!r}, but must be a number from 1 to 10.")
     return Mark(score=float(said))
 
 
@@ -169,7 +169,7 @@ def _rating_request(question: Question, questions: dict[int, Question], shown: l
     abilities = "\n".join(f"{name}: {ABILITIES[name][0]}. {ABILITIES[name][1]}" for name in question.abilities)
     form = ", ".join(f'"{number}": {{"level": ..., "abilities": [...]}}' for number in range(1, len(shown) + 1))
     return (
-        f"{len(shown)} AI systems were asked the same question about this picture. Rate each answer by itself; neither "
+        f"{len(shown)} AI systems were asked the same question about this image. Rate each answer by itself; neither "
         f"its place in the list nor its length counts.\n\nLevels:\n{levels}\n\n"
         f"Abilities that the question needs; name those which an answer shows:\n{abilities}\n\n"
         f"Question: {question.text}\n\n{_answers(question, earlier_turns(question, questions), shown)}\n\n"

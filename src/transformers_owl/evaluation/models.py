@@ -1,4 +1,4 @@
-"""Models that answer chats: any of the library's, from a folder or the Hub, and any behind an OpenAI-style endpoint."""
+"""Models that answer chats: those of the library, from a folder or the Hub, and those behind OpenAI-style endpoints."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ PLAIN_TEMPLATE = """\
 
 
 class ChatModel(Protocol):
-    """What answers: `name` stands in the files, `answer` gives each chat its answer."""
+    """A model that answers chats: `name` is written to files, `answer` gives one answer per chat."""
 
     name: str
 
@@ -35,15 +35,15 @@ class ChatModel(Protocol):
 
 class LocalModel:
     """
-    A model of the library, with its own processor and chat template: one that sees images, or one of text alone.
+    A model of the library with its own processor and chat template, for images and text or for text only.
 
     Args:
         name (`str`): A folder or a repository on the Hub.
-        device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the best there is.
-        dtype (`str`, defaults to `"auto"`): Type of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
-        max_new_tokens (`int`, defaults to 512): Longest answer. Answers are greedy.
-        trust_remote_code (`bool`, defaults to `False`): Whether to run the code that the folder brings.
-        chat_template (`str`, *optional*): For an mPLUG-Owl, "original" or "language_model", or a Jinja file; by default
+        device (`str`, *optional*): "cuda", "mps" or "cpu"; by default the accelerator if there is one.
+        dtype (`str`, defaults to `"auto"`): Dtype of the weights, such as "bfloat16"; "auto" takes the checkpoint's.
+        max_new_tokens (`int`, defaults to 512): Maximum number of tokens of an answer, decoded greedily.
+        trust_remote_code (`bool`, defaults to `False`): Whether to run code in the model's folder.
+        chat_template (`str`, *optional*): For an mPLUG-Owl: "original", "language_model" or a Jinja file; by default
             the checkpoint's.
         fast (`bool`, defaults to `False`): Whether to optimize an mPLUG-Owl for throughput.
     """
@@ -97,10 +97,10 @@ class LocalModel:
 
     def answer(self, chats: Sequence[Chat], **options) -> list[str]:
         """
-        Answers all chats in one batch, each as it would be alone; `options` go to `generate`.
+        Answers all chats in one batch, each as it would be answered alone; `options` go to `generate`.
 
         Raises:
-            ValueError: for images, where the model takes none.
+            ValueError: for images, if the model takes only text.
         """
         import torch
 
@@ -126,7 +126,7 @@ class LocalModel:
 
 
 class RefusedError(ConnectionError):
-    """What an endpoint would say again."""
+    """An endpoint's error that would repeat."""
 
 
 TRIES = 3
@@ -135,14 +135,14 @@ PASSING = (408, 409, 429)  # of the client's faults, those that pass; those of a
 
 class Endpoint:
     """
-    A model behind an OpenAI-style endpoint. The key is read from the variable OPENAI_API_KEY, where there is one.
+    A model behind an OpenAI-style endpoint. The API key is read from OPENAI_API_KEY if it is set.
 
     Args:
-        name (`str`): As the endpoint knows the model.
-        url (`str`): Such as "http://localhost:8000/v1".
-        max_new_tokens (`int`, defaults to 512): Longest answer.
-        timeout (`float`, defaults to 120): Seconds until a whole answer is there. What fails, or is not an answer, is
-            asked three times.
+        name (`str`): The endpoint's name of the model.
+        url (`str`): Base URL, such as "http://localhost:8000/v1".
+        max_new_tokens (`int`, defaults to 512): Maximum number of tokens of an answer.
+        timeout (`float`, defaults to 120): Seconds to wait for a whole answer. A request that fails or returns no
+            answer is sent up to three times.
     """
 
     def __init__(self, name: str, url: str, max_new_tokens: int = 512, timeout: float = 120):
@@ -153,10 +153,10 @@ class Endpoint:
 
     def answer(self, chats: Sequence[Chat]) -> list[str]:
         """
-        Asks all chats at the same time.
+        Answers all chats in parallel.
 
         Raises:
-            ConnectionError: if the endpoint is down, too slow, refuses, or sends something that is not an answer.
+            ConnectionError: if the endpoint is down, too slow, refuses, or returns no answer.
         """
         return asyncio.run(self._answer_all(chats))
 
@@ -180,13 +180,14 @@ class Endpoint:
 
     def stream(self, chat: Chat, **options) -> Iterator[str]:
         """
-        The answer to one chat, piece by piece.
+        Streams the answer to one chat.
 
         Args:
-            options: Of `chat.completions.create`, such as `temperature`.
+            chat (`Chat`): The chat.
+            options: Options of `chat.completions.create`, such as `temperature`.
 
         Raises:
-            ConnectionError: as of `answer`.
+            ConnectionError: as in `answer`.
         """
         import openai
 
@@ -233,12 +234,12 @@ class Endpoint:
             text = reply
         if isinstance(text, str) and text is not reply:
             return text
-        raise ConnectionError(f"The endpoint {self.url} sent something that is not an answer: {reply!r:.200}")
+        raise ConnectionError(f"The endpoint {self.url} returned something that is not an answer: {reply!r:.200}")
 
 
-def user(text: str, picture=None) -> dict[str, Any]:
-    """What a person says, about the image file `picture` if there is one."""
-    seen = [] if picture is None else [{"type": "image", "path": str(picture)}]
+def user(text: str, image=None) -> dict[str, Any]:
+    """A user's message, about the file `image` if there is one."""
+    seen = [] if image is None else [{"type": "image", "path": str(image)}]
     return {"role": "user", "content": [*seen, {"type": "text", "text": text}]}
 
 
@@ -248,7 +249,7 @@ def assistant(text: str) -> dict[str, Any]:
 
 def _as_text(name: str, message: dict) -> dict:
     if any(part["type"] != "text" for part in message["content"]):
-        raise ValueError(f"'{name}' is a model of text alone, but the questions are about images.")
+        raise ValueError(f"'{name}' is a text-only model, but the questions are about images: use another model.")
     return {"role": message["role"], "content": "".join(part["text"] for part in message["content"])}
 
 
@@ -269,11 +270,11 @@ def _visual_part(part: dict) -> dict:
 
 
 def _data_url(path: str) -> str:
-    """The file as it is. Its own bytes say its format: 49.jpg of OwlEval is a PNG."""
+    """The unchanged file as a data URL. Its bytes tell the format: 49.jpg of OwlEval is a PNG."""
     with open(path, "rb") as file:
         data = file.read()
     kind = media_type(path)
     if not kind.startswith("video/"):
-        with PIL.Image.open(io.BytesIO(data)) as picture:
-            kind = picture.get_format_mimetype() or kind
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            kind = image.get_format_mimetype() or kind
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""A page on which people rate answers: blind, in random order, by mouse or keyboard, saved at every click."""
+"""The page for rating answers: blind, in random order, by mouse or keyboard, saved at every click."""
 
 import csv
 import html
@@ -38,7 +38,7 @@ KEYS = (
 INSTRUCTIONS = (
     '<div class="words"><h1>Rate answers about images</h1></div><div class="quiet"><p>Each question shows an image and '
     "the answers of several systems, in random order, without their names. Give every answer a level, and mark which "
-    "of the needed abilities it shows. Every click is saved at once; come back under the same name to go on.</p>"
+    "of the needed abilities it shows. Every click is saved at once; enter the same name to continue later.</p>"
     "<dl>{levels}</dl>{keys}</div>"
 )
 
@@ -48,13 +48,13 @@ def _levels() -> str:
 
 
 def build_page(desk: RatingDesk) -> gr.Blocks:
-    """The page, to be served with the files of `PAGE`."""
+    """Builds the page, to be served with the files in `PAGE`."""
     # The question's id travels with every event: a click that is still on its way belongs to what its rater saw.
     with gr.Blocks(title="OwlEval: rate answers", analytics_enabled=False, fill_width=True) as page:
         number = gr.Number(visible=False, precision=0)
         with gr.Column() as entrance:
             gr.HTML(INSTRUCTIONS.format(levels=_levels(), keys=KEYS))
-            rater = gr.Textbox(label="Your name", info="Ratings are kept under it; give it again to go on.")
+            rater = gr.Textbox(label="Your name", info="Ratings are saved under it; enter it again to continue.")
             notice = gr.HTML()
             start = gr.Button("Start", variant="primary")
             with gr.Row(visible=False) as doubt:
@@ -63,16 +63,16 @@ def build_page(desk: RatingDesk) -> gr.Blocks:
             progress = gr.HTML()
             with gr.Row(elem_classes="split"):
                 with gr.Column(scale=2, min_width=300, elem_classes="subject"):
-                    picture = gr.Image(
-                        show_label=False, interactive=False, buttons=["fullscreen"], alt_text="The picture",
-                        elem_id="picture",
+                    image = gr.Image(
+                        show_label=False, interactive=False, buttons=["fullscreen"], alt_text="The image",
+                        elem_id="image",
                     )  # fmt: skip
                     asked = gr.HTML()
                 with gr.Column(scale=3, min_width=300):
                     cards = [_card() for _ in desk.systems]
             ways, to = _moves(desk)
             _add_export(desk, rater)
-        view: list[Any] = [number, progress, picture, asked, *(part for card in cards for part in card)]
+        view: list[Any] = [number, progress, image, asked, *(part for card in cards for part in card)]
 
         def show(name: str, shown: int) -> list[Any]:
             return _view(desk, name, shown, len(cards))
@@ -87,9 +87,9 @@ def build_page(desk: RatingDesk) -> gr.Blocks:
             if name and known in (None, name):
                 return enter(name, None)
             what = (
-                f"There are ratings by {known}. Is that you?"
+                f"{known} has already rated answers. Is that you?"
                 if known
-                else "Write your name: ratings are kept under it."
+                else "Enter your name: ratings are saved under it."
             )
             closed = [gr.skip(), gr.skip(), gr.skip(), _notice(what), gr.update(visible=bool(known))]
             return closed + [gr.skip() for _ in view]
@@ -123,7 +123,7 @@ def _save_clicks(
 
 
 def _moves(desk: RatingDesk) -> tuple[list[tuple[Any, Callable[[str, int, int | None], int]]], gr.Number]:
-    """What leads to other questions: events, each with the question that it leads to, and the place to go to."""
+    """The navigation: events, each with the function that gives its question, and the number field."""
     with gr.Row():
         previous = gr.Button("Previous question", elem_id="previous")
         following = gr.Button("Next question", elem_id="next", variant="primary")
@@ -141,7 +141,7 @@ def _moves(desk: RatingDesk) -> tuple[list[tuple[Any, Callable[[str, int, int | 
 
 
 def _add_export(desk: RatingDesk, rater: gr.Textbox) -> None:
-    """What was rated so far, by whoever rates: without names of systems."""
+    """Adds the export of a rater's own ratings, without names of systems."""
     with gr.Accordion("Ratings so far", open=False):
         with gr.Row():
             count, export = gr.Button("Agreement of all raters"), gr.Button("My ratings as a file")
@@ -170,7 +170,7 @@ def _card() -> tuple[gr.Column, gr.HTML, gr.Radio, gr.CheckboxGroup]:
 
 
 def _view(desk: RatingDesk, rater: str, number: int, places: int) -> list[Any]:
-    """What the page shows of one question, in the order of its components."""
+    """The values of one question's components, in order."""
     question = desk.questions[number]
     view: list[Any] = [number, _small(desk.progress(rater, number)), str(question.image), _asked(question, desk)]
     names = desk.order(rater, number)
@@ -188,7 +188,7 @@ def _asked(question: Question, desk: RatingDesk) -> str:
     before = "".join(
         f'<div class="earlier">{html.escape(turn.text)}</div>' for turn in earlier_turns(question, desk.questions)
     )
-    intro = f'<div class="quiet">Asked before about this picture:</div>{before}' if before else ""
+    intro = f'<div class="quiet">Earlier questions about this image:</div>{before}' if before else ""
     needed = "".join(f"<dt>{ABILITIES[name][0]}</dt><dd>{ABILITIES[name][1]}</dd>" for name in question.abilities)
     return (
         f'<div data-view="{next(VIEWS)}" data-question="{question.question_id}">{intro}'
@@ -216,10 +216,10 @@ def _small(text: str) -> str:
 @contextmanager
 def serving(desk: RatingDesk, host: str, port: int) -> Iterator[gr.Blocks]:
     """Serves the page at `http://HOST:PORT`."""
-    pictures = {question.image for question in desk.questions.values() if question.image}
+    images = {question.image for question in desk.questions.values() if question.image}
     css, js = ((PAGE / f"rating.{kind}").read_text() for kind in ("css", "js"))
     with pages.serving(
-        lambda: build_page(desk), host, port, files=sorted(pictures), css=css, js=js,
+        lambda: build_page(desk), host, port, files=sorted(images), css=css, js=js,
         description="Rate answers about images: blind, in random order.",
     ) as page:  # fmt: skip
         yield page
@@ -228,5 +228,5 @@ def serving(desk: RatingDesk, host: str, port: int) -> Iterator[gr.Blocks]:
 def launch(desk: RatingDesk, host: str, port: int) -> None:
     """Serves the page until it is interrupted."""
     with serving(desk, host, port) as page:
-        print(f"Raters find the page at http://{host}:{port} (Ctrl-C ends)", flush=True)
+        print(f"Serving the rating page at http://{host}:{port} (stop with Ctrl-C)", flush=True)
         page.block_thread()

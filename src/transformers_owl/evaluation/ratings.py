@@ -1,4 +1,4 @@
-"""Ratings of answers, one line for each rater and question; people and judges write the same form."""
+"""Ratings of answers, one line per rater and question, in the same format for people and judges."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from .rubric import LEVELS
 @dataclass(frozen=True)
 class Mark:
     """
-    What a rater says about one answer.
+    A rater's mark for one answer.
 
     Args:
-        level (`str`, *optional*): "A" to "D"; `None` where the rater gave none, or a judge's replies were malformed.
-        abilities (`tuple[str, ...]`): Which of the needed abilities the answer shows.
-        score (`float`, *optional*): In a comparison with a reference (Table 3), from 1 to 10.
+        level (`str`, *optional*): "A" to "D"; `None` if the rater gave none, or a judge's replies were malformed.
+        abilities (`tuple[str, ...]`): The needed abilities that the answer shows.
+        score (`float`, *optional*): Score from 1 to 10, in a comparison with a reference (Table 3).
     """
 
     level: str | None = None
@@ -29,12 +29,12 @@ class Mark:
 @dataclass(frozen=True)
 class Sheet:
     """
-    What one rater says about the answers to one question.
+    One rater's marks for the answers to one question.
 
     Args:
-        question_id (`int`): The question.
-        rater (`str`): A person's name; for a judge its model and the order in which it saw the answers.
-        marks (`dict[str, Mark]`): By `model_id`, in the order in which the answers were shown.
+        question_id (`int`): Id of the question.
+        rater (`str`): A person's name; for a judge its model and the order of the answers.
+        marks (`dict[str, Mark]`): Marks by `model_id`, in the order in which the answers were shown.
         replies (`tuple[str, ...]`): A judge's raw replies, malformed ones first.
     """
 
@@ -44,7 +44,7 @@ class Sheet:
     replies: tuple[str, ...] = ()
 
     def row(self, systems: Mapping[str, Answers]) -> dict[str, Any]:
-        """The line of the file; each mark comes with a hash of the answer that was rated."""
+        """The row of the file; each mark has a hash of the rated answer."""
         marks = {}
         for model_id, mark in self.marks.items():
             said = {"score": mark.score} if mark.level is None and mark.score is not None else {"level": mark.level}
@@ -62,21 +62,20 @@ def read_ratings(
     rows: Iterable[tuple[str, dict]], questions: dict[int, Question], systems: Mapping[str, Answers]
 ) -> Sheets:
     """
-    Gathers ratings; where a rater rated an answer again, the last word counts. Systems whose answers are not given are
-    left out.
+    Collects ratings; a rater's last rating of an answer counts. Systems that are not in `systems` are left out.
 
     Args:
-        rows (`Iterable[tuple[str, dict]]`): Lines of ratings files, each with its place.
-        questions (`dict[int, Question]`): By id.
-        systems (`Mapping[str, Answers]`): By `model_id`.
+        rows (`Iterable[tuple[str, dict]]`): Rows of ratings files, each with its location.
+        questions (`dict[int, Question]`): Questions by id.
+        systems (`Mapping[str, Answers]`): Answers by `model_id`.
 
     Raises:
-        ValueError: for an unknown question, a level or ability there is not, or a rating of another answer text.
+        ValueError: for an unknown question, level or ability, and for a rating of another answer.
     """
     sheets: Sheets = {}
     for where, row in rows:
         if not _is_sheet(row):
-            raise ValueError(f"{where} is no rating: `question_id`, `rater` and `marks` by system were expected.")
+            raise ValueError(f"{where} is not a rating: it must have `question_id`, `rater` and `marks` by system.")
         question = questions.get(row["question_id"])
         if question is None:
             raise ValueError(f"{where} rates question {row['question_id']!r}, which is not among the questions.")
@@ -86,8 +85,8 @@ def read_ratings(
         for model_id, mark in marks.items():
             if mark.get("answer") != systems[model_id].digest(question.question_id):
                 raise ValueError(
-                    f"{where} rates another answer to question {question.question_id} than the one in "
-                    f"'{systems[model_id].path}': give the file that was rated, or rate this one anew."
+                    f"{where} rates another answer to question {question.question_id} than that in "
+                    f"'{systems[model_id].path}': give the rated file, or rate this one."
                 )
         read = {model_id: _read_mark(where, mark, question) for model_id, mark in marks.items()}
         sheets[key] = Sheet(*key, marks={**earlier.marks, **read}, replies=tuple(row.get("replies", ())))
@@ -103,11 +102,11 @@ def _is_sheet(row: dict) -> bool:
 def _read_mark(where: str, mark: dict, question: Question) -> Mark:
     level = mark.get("level")
     if level is not None and level not in LEVELS:
-        raise ValueError(f"{where} gives the level {level!r}, but there are {', '.join(LEVELS)}.")
+        raise ValueError(f"{where} gives the level {level!r}, but it must be one of {', '.join(LEVELS)}.")
     abilities = tuple(mark.get("abilities", ()))
     if unknown := set(abilities) - set(question.abilities):
         raise ValueError(
-            f"{where} says that an answer shows {sorted(unknown)[0]}, but question {question.question_id} needs only "
+            f"{where} gives the ability {sorted(unknown)[0]}, but question {question.question_id} needs only "
             f"{', '.join(question.abilities)}."
         )
     return Mark(level, abilities, mark.get("score"))
@@ -116,7 +115,7 @@ def _read_mark(where: str, mark: dict, question: Question) -> Mark:
 def read_rating_files(
     paths: Iterable[Path], questions: dict[int, Question], systems: Mapping[str, Answers]
 ) -> list[Sheet]:
-    """Reads several ratings files together, as [`read_ratings`] does one, and sees that every answer is rated."""
+    """Reads several ratings files, as [`read_ratings`] reads one, and checks that every answer is rated."""
     sheets = list(read_ratings((row for path in paths for row in read_rows(path)), questions, systems).values())
     rated = {(sheet.question_id, model_id) for sheet in sheets for model_id in sheet.marks}
     for model_id, answers in systems.items():
@@ -125,7 +124,7 @@ def read_rating_files(
         if left:
             raise ValueError(
                 f"{len(left)} of {len(given)} answers of '{model_id}' are not rated, the first to question "
-                f"{left[0]}: rate these too, or leave '{answers.path}' out."
+                f"{left[0]}: rate them, or leave '{answers.path}' out."
             )
     return sheets
 
@@ -135,8 +134,8 @@ def agreement(sheets: Iterable[Sheet]) -> tuple[float | None, int]:
     Krippendorff's alpha of the levels, as an ordinal scale, over all answers.
 
     Returns:
-        `tuple[float | None, int]`: Alpha, 1 for full agreement and 0 for chance; `None` where no answer was rated twice
-        or all ratings are the same. And the number of answers that two or more rated.
+        `tuple[float | None, int]`: Alpha, 1 for full agreement and 0 for chance, or `None` if no answer has two ratings
+        or all are equal; and the number of answers with two or more ratings.
     """
     import krippendorff
     import numpy as np

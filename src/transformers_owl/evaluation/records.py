@@ -1,4 +1,4 @@
-"""The files of OwlEval and of Vicuna's questions: as published, and as written here."""
+"""The files of OwlEval and of Vicuna's questions, as published and as written here."""
 
 import hashlib
 import os
@@ -20,10 +20,10 @@ class Question:
     One question.
 
     Args:
-        question_id (`int`): What joins questions, answers and ratings.
-        text (`str`): Exactly as in the file.
-        image (`Path`, *optional*): What it is about; questions about one image are the turns of one dialogue.
-        abilities (`tuple[str, ...]`): Which of Table 1's abilities an answer needs.
+        question_id (`int`): Id that joins questions, answers and ratings.
+        text (`str`): The question, exactly as in the file.
+        image (`Path`, *optional*): Its image; questions about one image are the turns of one dialogue.
+        abilities (`tuple[str, ...]`): Abilities of Table 1 that an answer needs.
         groups (`tuple[str, ...]`): "single_turn", "multi_turn" or both.
     """
 
@@ -36,23 +36,23 @@ class Question:
 
 @dataclass(frozen=True)
 class Answers:
-    """One system's answers by question id; `None` where it gave none."""
+    """One system's answers by question id; `None` if it gave none."""
 
     path: Path
     model_id: str
     texts: dict[int, str | None] = field(repr=False)
 
     def digest(self, question_id: int) -> str:
-        """A short hash of an answer's text, by which a rating knows what was rated."""
+        """A short hash of an answer's text, which ratings keep."""
         return hashlib.sha256((self.texts[question_id] or "").encode(errors="backslashreplace")).hexdigest()[:16]
 
 
 def read_owleval(folder: Path) -> dict[int, Question]:
     """
-    Reads `questions.jsonl` of OwlEval's folder; the images lie in `cases/`.
+    Reads `questions.jsonl` of OwlEval's folder, with images in `cases/`.
 
     Raises:
-        ValueError: for a folder of another form, a missing image, an id that comes twice, an unknown ability.
+        ValueError: for another folder, a missing image, a repeated id, and an unknown ability.
     """
     path = folder / "questions.jsonl"
     if not path.is_file():
@@ -62,14 +62,14 @@ def read_owleval(folder: Path) -> dict[int, Question]:
         _require(where, row, "image", "question_id", "question", "ability", "category")
         letters = row["ability"].split(",")
         if unknown := [letter for letter in letters if letter not in LETTERS]:
-            raise ValueError(f"{where} needs the ability {unknown[0]!r}, but only {', '.join(LETTERS)} are known.")
-        picture = folder / "cases" / row["image"]
-        if not os.path.realpath(picture).startswith(os.path.join(os.path.realpath(folder / "cases"), "")):
-            raise ValueError(f"{where} is about '{picture}', which lies elsewhere: all images must be in cases/.")
-        if not picture.is_file():
-            raise ValueError(f"{where} is about '{picture}', which is missing: all images must be in cases/.")
+            raise ValueError(f"{where} needs the ability {unknown[0]!r}, but it must be one of {', '.join(LETTERS)}.")
+        image = folder / "cases" / row["image"]
+        if not os.path.realpath(image).startswith(os.path.join(os.path.realpath(folder / "cases"), "")):
+            raise ValueError(f"{where} is about '{image}', which is elsewhere: all images must be in cases/.")
+        if not image.is_file():
+            raise ValueError(f"{where} is about '{image}', which does not exist: all images must be in cases/.")
         abilities = tuple(LETTERS[letter] for letter in letters)
-        question = Question(row["question_id"], row["question"], picture, abilities, tuple(row["category"]))
+        question = Question(row["question_id"], row["question"], image, abilities, tuple(row["category"]))
         _add(questions, where, row["question_id"], question)
     return questions
 
@@ -87,36 +87,36 @@ def read_vicuna(path: Path) -> dict[int, Question]:
 
 def read_answers(path: Path, questions: dict[int, Question]) -> Answers:
     """
-    Reads one system's answers, joined to the questions by `question_id` alone: the published files differ from
-    `questions.jsonl` in the questions' texts and in the images' suffixes. Vicuna's files name the answer `text`.
+    Reads one system's answers, joined to the questions only by `question_id`: the published files differ from
+    `questions.jsonl` in texts and image suffixes. Vicuna's files name the answer `text`.
 
     Raises:
-        ValueError: for an unknown id, another image, several systems in one file, or questions without an answer.
+        ValueError: for an unknown id, another image, several systems in one file, and questions without an answer.
     """
     partial = partial_of(path)
     if not path.is_file() and partial.is_file():
-        raise ValueError(f"'{path}' is not finished, only '{partial.name}' is there: run the same `answer` again.")
+        raise ValueError(f"'{path}' is not finished, only '{partial.name}' exists: run the same `answer` again.")
     texts: dict[int, str | None] = {}
     models = set()
     for where, row in read_rows(path):
         answer = "answer" if "answer" in row else "text"
         _require(where, row, "question_id", "model_id", answer)
         if not isinstance(row[answer], str):
-            raise ValueError(f"{where} answers {row[answer]!r}, but a text was expected.")
+            raise ValueError(f"{where} has the answer {row[answer]!r}, but it must be a string.")
         if row["question_id"] not in questions:
             raise ValueError(f"{where} answers question {row['question_id']!r}, which is not among the questions.")
-        picture = questions[row["question_id"]].image
-        if picture is not None and Path(row.get("image", picture)).stem != picture.stem:
+        image = questions[row["question_id"]].image
+        if image is not None and Path(row.get("image", image)).stem != image.stem:
             raise ValueError(
-                f"{where} is about {row['image']}, but question {row['question_id']} is about {picture.name}: "
+                f"{where} is about {row['image']}, but question {row['question_id']} is about {image.name}: "
                 "these answers belong to other questions."
             )
         _add(texts, where, row["question_id"], None if _is_missing(row[answer]) else row[answer])
         models.add(row["model_id"])
     if len(models) > 1:
-        raise ValueError(f"'{path}' has answers of {', '.join(sorted(models))}: one file holds one system's answers.")
+        raise ValueError(f"'{path}' has answers of {', '.join(sorted(models))}: split it into one file per system.")
     if left := [number for number in questions if number not in texts]:
-        raise ValueError(f"'{path}' answers {len(texts)} of {len(questions)} questions; without one: {_few(left)}.")
+        raise ValueError(f"'{path}' answers {len(texts)} of {len(questions)} questions; unanswered: {_few(left)}.")
     return Answers(path, models.pop(), texts)
 
 
@@ -130,7 +130,7 @@ def read_systems(paths: list[Path], questions: dict[int, Question]) -> dict[str,
 
 
 def answer_row(question: Question, model_id: str, text: str) -> dict:
-    """An answer in the form of OwlEval's files, or of Vicuna's for a question without an image."""
+    """An answer in the format of OwlEval's files, or of Vicuna's for a question without an image."""
     if question.image is None:
         return {"question_id": question.question_id, "text": text, "model_id": model_id}
     return {
@@ -153,7 +153,7 @@ def _require(where: str, row: dict, *keys: str) -> None:
 
 def _add(known: dict, where: str, key, value) -> None:
     if key in known:
-        raise ValueError(f"{where}: {key!r} comes a second time.")
+        raise ValueError(f"{where}: {key!r} occurs twice.")
     known[key] = value
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..journal import aside
 from .rubric import LEVELS
 
 
@@ -25,7 +26,7 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Value:
-    """A number, with the ends of its 95 % interval where one was computed."""
+    """A number, with the bounds of its 95 % interval if there is one."""
 
     value: float
     low: float | None = None
@@ -53,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's figures or tables, as numbers; `unit` is that of all columns, if they have one."""
+    """One of the paper's figures or tables, as numbers; `unit` is the common unit of all columns."""
 
     name: str
     title: str
@@ -88,7 +89,7 @@ class Table:
 
     def as_image(self, suffix: str) -> bytes:
         """
-        Counts as stacked bars, other tables as points with their intervals; the paper's are hollow.
+        Draws counts as stacked bars, other tables as points with intervals; the paper's figures are hollow.
 
         Args:
             suffix (`str`): "png" or "svg".
@@ -164,19 +165,19 @@ class Table:
 
 def write_tables(tables: list[Table], notes: list[str], folder: Path) -> str:
     """
-    Writes each table as CSV, PNG and SVG, and all of them with the notes as `scores.txt`. Returns that text as wide as
-    the terminal.
+    Writes each table as CSV, PNG and SVG, and all of them with the notes as `scores.txt`. Returns that text in the
+    width of the terminal.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
-        _replace(folder / f"{table.name}.csv", table.as_csv().encode())
+        _write(folder / f"{table.name}.csv", table.as_csv().encode())
         for suffix in ("png", "svg"):
-            _replace(folder / f"{table.name}.{suffix}", table.as_image(suffix))
+            _write(folder / f"{table.name}.{suffix}", table.as_image(suffix))
     wide, narrow = (
         "\n".join([*(table.as_text(width) for table in tables), *notes]) + "\n"
         for width in (WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns)
     )
-    _replace(folder / "scores.txt", wide.encode())
+    _write(folder / "scores.txt", wide.encode())
     return narrow
 
 
@@ -184,7 +185,6 @@ def _short(number: float) -> str:
     return f"{number:.1f}".removesuffix(".0")
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+def _write(path: Path, content: bytes) -> None:
+    with aside(path) as file:
+        file.write(content)

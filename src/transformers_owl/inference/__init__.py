@@ -1,4 +1,4 @@
-"""Beyond one `generate`: chats, scores of given answers, features of images, attention to them, faster CPUs."""
+"""Beyond one `generate`: chats, scores of given answers, image features, attention maps, fast paths."""
 
 from .assistant import text_assistant
 from .attention import ImageAttention, draw_attention, image_attention, video_attention

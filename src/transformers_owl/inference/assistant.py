@@ -6,11 +6,14 @@ from transformers import PreTrainedModel
 
 def text_assistant(language_model: PreTrainedModel) -> PreTrainedModel:
     """
-    Makes a causal language model fit for `generate(assistant_model=...)`: at the positions of images, whose ids may
-    lie outside its vocabulary, it reads token 0. The answer stays the greedy one; a good draft makes it come faster.
+    Prepares a causal language model for `generate(assistant_model=...)`: at the positions of images, whose ids may be
+    outside its vocabulary, it reads token 0. The answer stays the greedy one; good drafts make it faster.
 
     Args:
-        language_model (`PreTrainedModel`): With the vocabulary of the Owl's language model. It is changed in place.
+        language_model (`PreTrainedModel`): A language model with the vocabulary of the Owl's; changed in place.
+
+    Returns:
+        `PreTrainedModel`: The same model.
     """
 
     def read_zero_outside(embedding: torch.nn.Embedding, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Where a model looked in the images while it wrote an answer."""
+"""Attention maps: where a model looks in images while it generates an answer."""
 
 import itertools
 import math
@@ -21,14 +21,13 @@ from .library import attention_implementations
 @dataclass(frozen=True)
 class ImageAttention:
     """
-    Where a model looked in one image, on the CPU.
+    Attention to one image, on the CPU.
 
     Args:
-        patches (`torch.Tensor` (rows, columns)): Shares of the patches, which sum to 1; of all cells put together, if
-            the image was cut into cells.
-        positions (`torch.Tensor` (views * (Q + 1),)): The language model's attention to the image's positions, mean
-            over layers, heads and written tokens. Of the whole attention (1) the rest went to the text and other
-            images.
+        patches (`torch.Tensor` (rows, columns)): Share of each patch, summing to 1; over all cells if the image was cut
+            into cells.
+        positions (`torch.Tensor` (views * (Q + 1),)): The language model's attention to the image's positions, averaged
+            over layers, heads and generated tokens. The rest, up to 1, went to the text and other images.
     """
 
     patches: torch.Tensor
@@ -40,27 +39,27 @@ Word = str | tuple[int, int]
 
 def image_attention(model, processor, messages: Sequence[dict], word: Word | None = None) -> list[ImageAttention]:
     """
-    Where the model looks in each image when it writes the last answer of a chat, or one word of it.
+    Attention of the model to each image while it generates the last answer of a chat, or one word of it.
 
-    Each of an image's positions counts by the language model's attention to it, mean over layers and heads, at the
-    steps that write the tokens in question; it spreads over the patches as the abstractor's query of that position
-    attends to them, mean over layers and heads. The last position (`vit_eos`) has seen no patch.
+    Each position of an image is weighted by the language model's attention to it at the steps that generate the
+    tokens, averaged over layers and heads; its weight is spread over the patches by the attention of the abstractor's
+    query for that position, averaged over layers and heads. The last position (`vit_eos`) attends to no patch.
 
-    Of an image that was cut into cells the map has the patches of all cells, each where its cell lay; what fell on a
-    patch of the view of the whole is added, in equal parts, to the patches that show the same area.
+    For an image that was cut into cells the map has the patches of all cells in place; attention to a patch of the
+    whole view is added in equal parts to the patches of the same area.
 
     Args:
-        model ([`MplugOwlForConditionalGeneration`]): The model, loaded with any implementation of attention.
+        model ([`MplugOwlForConditionalGeneration`]): The model, with any attention implementation.
         processor ([`MplugOwlProcessor`]): Its processor.
         messages (`Sequence[dict]`): A chat with images, and perhaps videos, that ends with the assistant's answer.
-        word (`str` or `tuple[int, int]`, *optional*): A word or phrase exactly as in the answer, whose first
-            occurrence counts, or where its characters begin and end there. By default the whole answer.
+        word (`str` or `tuple[int, int]`, *optional*): A word or phrase of the answer, of which the first occurrence
+            counts, or its start and end in characters. By default the whole answer.
 
     Returns:
         `list[ImageAttention]`: One for each image of the chat, in order.
 
     Raises:
-        ValueError: without an image or an answer, and for a word that the answer does not have.
+        ValueError: without an image or an answer, and for a word that is not in the answer.
     """
     inputs, features, positions = _look(model, processor, messages, word, "image")
     grid = patch_grid(model.config.vision_config)
@@ -78,8 +77,8 @@ def image_attention(model, processor, messages: Sequence[dict], word: Word | Non
 
 def video_attention(model, processor, messages: Sequence[dict], word: Word | None = None) -> list[ImageAttention]:
     """
-    The same of each video: `patches` (frames, rows, columns) sum to 1 over all frames that the model saw. A position
-    spreads as its query and its temporal query attend, in equal parts.
+    As [`image_attention`], for each video: `patches` (frames, rows, columns) sum to 1 over all sampled frames. A
+    position is spread by the attention of its query and its temporal query, in equal parts.
     """
     inputs, features, positions = _look(model, processor, messages, word, "video")
     grid = patch_grid(model.config.vision_config)
@@ -96,14 +95,14 @@ PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 @torch.no_grad()
 def _look(model, processor, messages: Sequence[dict], word: Word | None, kind: str):
-    """The inputs, the features of one kind, and the attention (views or videos, Q + 1) to their positions."""
+    """Inputs, features of one kind, and the attention (views or videos, Q + 1) to their positions."""
     if not messages or messages[-1]["role"] != "assistant":
-        raise ValueError("The chat does not end with an answer: its last message must be of role assistant.")
+        raise ValueError("The chat does not end with an answer: its last message must have the role assistant.")
     inputs = processor.apply_chat_template(
         list(messages[:-1]), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     ).to(model.device)
     if PIXELS[kind] not in inputs:
-        raise ValueError(f"The chat has no {kind} to look at: give at least one.")
+        raise ValueError(f"The chat has no {kind}: add at least one.")
     prompt = inputs["input_ids"]
     answer, steps = _answer(processor, messages[-1]["content"], word)
     ids = torch.cat([prompt, answer.to(prompt.device)], dim=1)
@@ -133,17 +132,17 @@ def _look(model, processor, messages: Sequence[dict], word: Word | None, kind: s
 
 
 def _answer(processor, answer: str, word: Word | None) -> tuple[torch.Tensor, list[int]]:
-    """Ids (1, A) of the answer, and which of them make up the word."""
+    """Ids (1, A) of the answer, and the indices of those in the word."""
     encoded = processor.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
     start, end = word if isinstance(word, tuple) else (0, len(answer))
     if isinstance(word, str):
         found = re.search(rf"\b{re.escape(word)}\b", answer) or re.search(re.escape(word), answer)
         if found is None or not word.strip():
-            raise ValueError(f"The answer has no {word!r}: give a word of {answer!r:.200}.")
+            raise ValueError(f"The answer has no {word!r}: choose a word of {answer!r:.200}.")
         start, end = found.span()
     steps = [at for at, (first, last) in enumerate(encoded["offset_mapping"]) if first < end and last > start]
     if not steps:
-        raise ValueError("The answer is empty: there was nothing to look for.")
+        raise ValueError("The answer is empty, so there is no attention to show.")
     return torch.tensor([encoded["input_ids"]]), steps
 
 
@@ -152,7 +151,7 @@ SWITCHING = threading.Lock()
 
 @contextmanager
 def _attention_weights(model) -> Iterator[None]:
-    """Only the eager implementation gives weights: switches to it, and back, one thread at a time."""
+    """Switches to the eager implementation, which alone returns weights, and back; one thread at a time."""
     with SWITCHING:
         before = attention_implementations(model)
         model.set_attn_implementation("eager")
@@ -163,13 +162,13 @@ def _attention_weights(model) -> Iterator[None]:
 
 
 def _patches_of_queries(attentions: Sequence[torch.Tensor], num_queries: int, num_patches: int) -> torch.Tensor:
-    """What each query sees of each patch (N, Q, patches); the patches are the last keys."""
+    """Attention of each query to each patch (N, Q, patches); the patches are the last keys."""
     mean = torch.stack([layer.float().mean(1).cpu() for layer in attentions]).mean(0)
     return mean[:, :num_queries, -num_patches:]
 
 
 def _put_together(seen: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Shares of the patches of one image, from what fell on those of its views (views, rows, columns)."""
+    """Shares of the patches of one image, from those of its views (views, rows, columns)."""
     rows, columns = places.amax(0).clamp(min=1).tolist()
     whole = seen[0].repeat_interleave(rows, 0).repeat_interleave(columns, 1) / (rows * columns)
     if len(seen) > 1:
@@ -182,13 +181,13 @@ def draw_attention(
     image: PIL.Image.Image, patches: torch.Tensor, brightest: torch.Tensor | float | None = None
 ) -> PIL.Image.Image:
     """
-    A heat map over an image, in the image's size: the brighter and warmer, the more attention.
+    Draws a heat map over an image, in the size of the image: brighter and warmer colours are more attention.
 
     Args:
-        image (`PIL.Image.Image`): The image or frame that the model saw.
-        patches (`torch.Tensor` (rows, columns)): Shares of [`ImageAttention`].
-        brightest (`float`, *optional*): The share that gets the brightest colour, so that several maps can be compared;
-            by default the largest of these.
+        image (`PIL.Image.Image`): The image or frame.
+        patches (`torch.Tensor` (rows, columns)): The shares in an [`ImageAttention`].
+        brightest (`float`, *optional*): The share that gets the brightest colour, to make several maps comparable; by
+            default the largest of `patches`.
     """
     levels = (patches / (patches.max() if brightest is None else brightest) * 255).round().to(torch.uint8).numpy()
     heat = PIL.Image.fromarray(levels).resize(image.size, PIL.Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""A conversation that continues from its cache."""
+"""A conversation that continues from its key-value cache."""
 
 from collections.abc import Iterator, Sequence
 from threading import Thread
@@ -17,19 +17,19 @@ KINDS = {"pixel_values": "image", "crop_positions": "image", "pixel_values_video
 
 class Chat:
     """
-    A conversation with a model. Each turn adds its own tokens, images and videos to the cache of those before:
-    nothing is computed twice, and no image or video is looked at again.
+    A conversation with a model. Each turn adds its tokens, images and videos to the cache of earlier turns, so that
+    nothing is computed twice and every image or video is encoded once.
 
-    The model reads on after the answer that it wrote, end-of-sequence token included, as in training. A history that
-    is rendered and tokenized anew is another text, so its answers can differ.
+    The model continues after its own answer with its end-of-sequence token, as in training. A history that is rendered
+    and tokenized again is a different text, so its answers can differ.
 
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model.
         processor ([`MplugOwlProcessor`]): Its processor.
-        system (`str`, *optional*): A system sentence in place of the original's.
-        history (`Sequence[dict]`): Messages of earlier turns, to continue; they are read with the first turn.
+        system (`str`, *optional*): A system prompt instead of the original's.
+        history (`Sequence[dict]`): Messages of earlier turns to continue; they are computed with the first turn.
         cache (`Cache`, *optional*): An empty cache to fill, such as a `StaticCache` for compiled decoding; by default
-            what `generate` makes, and a new one where that is full.
+            the cache of `generate`, replaced when it is full.
     """
 
     def __init__(self, model, processor, system: str | None = None, history: Sequence[dict] = (), cache=None):
@@ -46,21 +46,24 @@ class Chat:
 
     def ask(self, text: str, images: Sequence = (), **options) -> str:
         """
-        The answer to one more question.
+        Asks the next question.
 
         Args:
-            text (`str`): What to ask; a typed `<image>` stays text.
-            images (`Sequence`): New images and videos, which come before the question: PIL images, arrays, lists of
-                images, paths or URLs.
-            options: For `generate`, such as `max_new_tokens`, `do_sample` or `streamer`. Beams (`num_beams`) read the
-                whole conversation anew: one running cache cannot hold them.
+            text (`str`): The question; a typed `<image>` stays text.
+            images (`Sequence`): New images and videos, placed before the question: PIL images, arrays, lists of images,
+                paths or URLs.
+            options: Options of `generate`, such as `max_new_tokens`, `do_sample` or `streamer`. Beam search
+                (`num_beams`) computes the whole conversation again, since the cache holds one sequence.
+
+        Returns:
+            `str`: The answer.
 
         Raises:
-            ValueError: for several answers, for a conversation longer than the language model's context or than a
-                cache that was given, and for images or videos that cannot be read.
+            ValueError: for several answers, for a conversation longer than the language model's context or the given
+                cache, and for images or videos that cannot be read.
         """
         if options.get("num_return_sequences", 1) != 1:
-            raise ValueError("A chat keeps one line of conversation: num_return_sequences must be 1.")
+            raise ValueError("A chat continues one conversation: num_return_sequences must be 1.")
         sees_videos = self.model.config.sees_videos
         content = [*(visual_part(image, sees_videos) for image in images), {"type": "text", "text": text}]
         turn = {"role": "user", "content": content}
@@ -68,7 +71,7 @@ class Chat:
         ids = torch.cat([self.ids, inputs["input_ids"]], dim=1)
         if ids.shape[1] >= self.model.context_length:
             raise ValueError(
-                f"The conversation has {ids.shape[1]} positions, but the language model holds "
+                f"The conversation has {ids.shape[1]} positions, but the language model's context length is "
                 f"{self.model.context_length}: start a new one."
             )
         pixels = {name: [*self.pixels[name], *inputs.get(name, ())] for name in self.pixels}
@@ -100,8 +103,8 @@ class Chat:
 
     def stream(self, text: str, images: Sequence = (), **options) -> Iterator[str]:
         """
-        The same, piece by piece as it is written (with beams in one piece). Closing the iterator stops the answer after
-        its current token, and so does `stop`.
+        As [`Chat.ask`], but yields the answer piece by piece (with beams in one piece). Closing the iterator stops the
+        answer after its current token, and so does `stop`.
         """
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stop = self._stop = _Stop()
@@ -130,11 +133,11 @@ class Chat:
             raise failures[0]
 
     def stop(self) -> None:
-        """Stops the answer that is being streamed after its current token, from a thread or a signal's handler."""
+        """Stops the streamed answer after its current token; may be called from a thread or a signal handler."""
         self._stop.now = True
 
     def _cache_for(self, length: int, options: dict[str, Any]):
-        """The cache, if it has room for a prompt and its answer; none, to be made anew, where it was made here."""
+        """The cache if it has room for a prompt and its answer; none if `generate` must make a new one."""
         if self.cache is None or not self.cache.is_compileable:
             return self.cache
         config = options.get("generation_config") or self.model.generation_config
@@ -150,12 +153,12 @@ class Chat:
         )
 
     def _shown(self, name: str, ids: torch.Tensor) -> int:
-        """How many views of images, or how many videos, these ids hold."""
+        """Number of image views, or of videos, in these ids."""
         token_id = {"image": self.processor.image_token_id, "video": self.processor.video_token_id}[KINDS[name]]
         return int((ids == token_id).sum()) // self.processor.num_positions()
 
     def _prepare(self, turn: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Ids and pixels of one turn, to be read after the cached text."""
+        """Ids and pixels of one turn, which follow the cached text."""
         if self.ids.shape[1] == 0:
             inputs = self.processor.apply_chat_template(
                 [*self.messages, turn], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"

@@ -1,4 +1,4 @@
-"""Compiled code for what looks at images on a CPU."""
+"""Compiled vision model and abstractor for CPUs."""
 
 from types import MethodType
 from typing import Any
@@ -17,14 +17,17 @@ SETTINGS = {"freezing": True, "cpp_wrapper": True}
 
 def compile_vision(model: Any) -> Any:
     """
-    Compiles a model's vision model and abstractor for inference on a CPU. Images are then looked at four at a time,
-    and those left over one by one: two shapes, each of which takes a minute or two to compile when it first comes, and
-    the memory of these weights once more. Of videos, as many are looked at together as have four frames, or one. The
-    weights are those of that moment.
+    Compiles a model's vision model and abstractor for inference on a CPU. Images are then encoded four at a time, and
+    the remaining ones one by one: two shapes, each of which takes a minute or two to compile at its first use, and
+    memory for a second copy of these weights. Videos are encoded in groups of four frames in all, or one by one. Later
+    changes of the weights have no effect.
 
     Args:
-        model ([`MplugOwlForConditionalGeneration`] or `PeftModel`): A model on the CPU, in the type that it will keep.
-            It is changed in place, and returned.
+        model ([`MplugOwlForConditionalGeneration`] or `PeftModel`): A model on the CPU in its final dtype;
+            changed in place.
+
+    Returns:
+        [`MplugOwlForConditionalGeneration`]: The same model.
     """
     inner = without_peft(model).model
     for part in (inner.vision_model, inner.abstractor):
@@ -39,7 +42,7 @@ def without_peft(model: Any) -> Any:
 
 
 def _look(self, pixel_values: torch.Tensor, crop_positions: torch.Tensor | None = None, **kwargs):
-    """What the class of the model has under this name, for some images or videos at a time."""
+    """The model's own method of this name, applied to a few images or videos at a time."""
     together = AT_ONCE if pixel_values.ndim == 4 else max(1, AT_ONCE // max(1, pixel_values.shape[1]))
     groups, left = divmod(len(pixel_values), together)
     sizes = [together] * groups + [1] * left or [0]
@@ -54,7 +57,7 @@ def _look(self, pixel_values: torch.Tensor, crop_positions: torch.Tensor | None 
 
 
 def _joined(groups: list[Any]) -> Any:
-    """One output, or a field of one, from those of the groups: tensors end to end."""
+    """Concatenates the outputs of the groups, or one field of them."""
     first = groups[0]
     if isinstance(first, torch.Tensor):
         return torch.cat(groups)

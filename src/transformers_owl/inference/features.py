@@ -1,4 +1,4 @@
-"""Features of images and videos, for retrieval, probing and the like."""
+"""Image and video features for retrieval, probing and the like."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from ..mplug_owl.video_processing_mplug_owl import visual_part
 @dataclass(frozen=True)
 class VisualFeatures:
     """
-    Features of N images or videos, on the CPU; with crops N is the number of views of all images.
+    Features of N images or videos on the CPU; with crops N is the number of views of all images.
 
     Args:
-        patches (`torch.Tensor` (N, P, D), videos (N, frames, P, D)): Output of the vision model: the class token, if it
+        patches (`torch.Tensor` (N, P, D), videos (N, frames, P, D)): Output of the vision model: the class token if it
             has one, then the patches row by row.
-        positions (`torch.Tensor` (N, Q + 1, H)): The abstractor's summary: what the language model sees.
-        crop_positions (`torch.Tensor` (N, 2)): 0, 0 for a whole image, with which its views begin; row and column,
-            from 1, for each of its cells, which follow.
+        positions (`torch.Tensor` (N, Q + 1, H)): Output of the abstractor, as the language model takes it.
+        crop_positions (`torch.Tensor` (N, 2)): (0, 0) for the whole view, which comes first; row and column from 1 for
+            each cell, which follow.
     """
 
     patches: torch.Tensor
@@ -29,22 +29,22 @@ class VisualFeatures:
 @torch.no_grad()
 def extract_features(model, processor, images: Sequence, batch_size: int = 8) -> VisualFeatures:
     """
-    What the vision model and the visual abstractor make of images, or of videos.
+    Computes features of images or videos by the vision model and the visual abstractor.
 
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model.
         processor ([`MplugOwlProcessor`]): Its processor.
         images (`Sequence`): PIL images, arrays, paths or URLs, at least one; or videos alone.
-        batch_size (`int`): Images or videos computed together, with crops all views of so many images.
+        batch_size (`int`, defaults to 8): Images or videos per batch; with crops, all views of this many images.
 
     Raises:
-        ValueError: for no image, for images beside videos, and for what cannot be read.
+        ValueError: without an image, for images together with videos, and for files that cannot be read.
     """
     if len(images) == 0:
-        raise ValueError("No images were given: give at least one.")
+        raise ValueError("No images were given: pass at least one.")
     kinds = {visual_part(image, model.config.sees_videos)["type"] for image in images}
     if len(kinds) > 1:
-        raise ValueError("Images and videos were given together, but their features differ in shape: give one kind.")
+        raise ValueError("Images and videos were given together, but their features differ in shape: pass one kind.")
     patches, positions, places = [], [], []
     for start in range(0, len(images), batch_size):
         batch = list(images[start : start + batch_size])

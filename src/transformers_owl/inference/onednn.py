@@ -12,7 +12,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class OneDnnLinear(nn.Linear):
-    """A linear layer that multiplies by oneDNN where no gradients are wanted, which that operator does not have."""
+    """A linear layer that uses oneDNN when no gradients are needed, which that operator does not support."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled():
@@ -22,13 +22,15 @@ class OneDnnLinear(nn.Linear):
 
 def use_onednn(model: Model) -> Model:
     """
-    Lets a model's float32 linear layers on the CPU multiply by oneDNN in inference. PyTorch takes MKL for them, which
-    is slower on AMD's processors and no slower on Intel's. Other layers stay as they are, and so do training, the
-    weights and their names; where PyTorch has no oneDNN, nothing changes.
+    Makes a model's float32 linear layers on the CPU use oneDNN in inference. PyTorch uses MKL for them, which is slower
+    on AMD processors but not on Intel's. Other layers, training, weights and their names do not change; nothing changes
+    if PyTorch has no oneDNN.
 
     Args:
-        model (`nn.Module`): Any model, on the device and in the type that it will keep. It is changed in place, and
-            returned.
+        model (`nn.Module`): Any model on its final device and in its final dtype; changed in place.
+
+    Returns:
+        `nn.Module`: The same model.
     """
     if torch.backends.mkldnn.is_available():
         for layer in model.modules():
@@ -38,5 +40,5 @@ def use_onednn(model: Model) -> Model:
 
 
 def is_plain(weight: torch.Tensor) -> bool:
-    """Not one of the tensors that quantisation puts in its place."""
+    """Whether a weight is a plain tensor, not one of a quantisation."""
     return type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.dtype == torch.float32

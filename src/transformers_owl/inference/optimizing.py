@@ -1,4 +1,4 @@
-"""The fast paths that suit a model's device, chosen by one call."""
+"""Chooses the fast paths that suit a model's device."""
 
 import logging
 import time
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import CompileConfig, StaticCache
 
+from ..mplug_owl.configuration_mplug_owl import expect
 from ..mplug_owl.library_mplug_owl import CACHE_NAMES
 from ..mplug_owl.vision_mplug_owl import image_side
 from .compiled_vision import compile_vision, without_peft
@@ -29,27 +30,30 @@ OWN_WAYS = ("assistant_model", "prompt_lookup_num_tokens", "cache_implementation
 
 def optimize(model: Any, for_: str = "latency", images: int | None = None) -> Any:
     """
-    Makes a model answer faster on its device, and logs in one line what was chosen and why. Answers stay the same up
-    to rounding.
+    Makes a model faster on its device, and logs in one line what was chosen and why. Answers stay the same up to
+    rounding.
 
-    - On a CPU, float32 products by MKL or oneDNN: both are timed for about a second, on the model's largest layers.
-    - On a CPU, for "throughput", [`compile_vision`], which takes minutes at the first images and the memory of vision
-      model and abstractor once more. Kernels stay in the cache of `torch.compile` for later runs.
-    - On other devices, `generate` decodes with a static cache by a compiled step, which is recorded as a CUDA graph on
-      CUDA. The cache has room for 2,048 positions or as many as the language model holds, or for the longest call so
-      far, so that turns and longer prompts compile nothing anew. Beams, drafts and caches of your own stay as they are.
+    - On a CPU, float32 products use MKL or oneDNN: both are timed for about a second on the model's largest layers.
+    - On a CPU, "throughput" also uses [`compile_vision`], which takes minutes at the first images and memory for a
+      second copy of vision model and abstractor. Kernels stay in the cache of `torch.compile` for later runs.
+    - On other devices, `generate` decodes by a compiled step with a static cache, recorded as a CUDA graph on CUDA. The
+      cache has room for 2,048 positions or the language model's context length, or for the longest call so far, so that
+      later turns and longer prompts need no compilation. Beam search, assisted decoding and your own caches do not
+      change.
 
     Args:
-        model ([`MplugOwlForConditionalGeneration`] or `PeftModel`): On the device and in the type that it will keep.
-            It is changed in place, and returned.
+        model ([`MplugOwlForConditionalGeneration`] or `PeftModel`): A model on its final device and in its final
+            dtype; changed in place.
         for_ (`str`, defaults to `"latency"`): "latency" for one conversation, "throughput" for many images.
-        images (`int`, *optional*): How many images will come. Where given, images are compiled only if that pays.
+        images (`int`, *optional*): Number of images to come, if known; the vision model is compiled only if that pays.
+
+    Returns:
+        [`MplugOwlForConditionalGeneration`]: The same model.
 
     Raises:
-        ValueError: for another `for_`.
+        ValueError: for an unknown `for_`.
     """
-    if for_ not in PRODUCTS:
-        raise ValueError(f"for_ is {for_!r}, but one of {', '.join(map(repr, PRODUCTS))} was expected.")
+    expect(for_ in PRODUCTS, "for_", for_, f"one of {', '.join(map(repr, PRODUCTS))}")
     owl = without_peft(model)
     if owl.device.type != "cpu":
         compile_decoding(owl, CompileConfig(fullgraph=True))
@@ -66,7 +70,7 @@ def optimize(model: Any, for_: str = "latency", images: int | None = None) -> An
 
 
 def compile_decoding(model: Any, how: CompileConfig) -> None:
-    """Lets `generate` compile its step where it can, and write into a static cache where it makes one."""
+    """Makes `generate` compile its step where it can, and use a static cache where it makes one."""
     model.generate = MethodType(partial(_generate, how), model)
 
 
@@ -74,13 +78,13 @@ def _choose_products(model: Any, for_: str) -> str:
     parts = (model.model.vision_model, model.model.language_model)
     layers = [max(found, key=lambda layer: layer.weight.numel()) for part in parts if (found := _float32_layers(part))]
     if not layers or not torch.backends.mkldnn.is_available():
-        return "products as they are (no float32 layers that oneDNN could multiply)"
+        return "products unchanged (no float32 layers for oneDNN)"
     ways = (torch.nn.functional.linear, onednn_linear)
     mkl, onednn = (sum(_cost(way, layer, PRODUCTS[for_]) for layer in layers) for way in ways)
     if onednn < 0.95 * mkl:
         use_onednn(model)
-        return f"products by oneDNN ({onednn / mkl:.2f} of MKL's time here)"
-    return f"products by MKL (oneDNN takes {onednn / mkl:.2f} of its time here)"
+        return f"products by oneDNN ({onednn / mkl:.2f} times MKL's time here)"
+    return f"products by MKL (oneDNN takes {onednn / mkl:.2f} times as long here)"
 
 
 def _float32_layers(part: nn.Module) -> list[nn.Linear]:
@@ -97,7 +101,7 @@ def _cost(way: Callable, layer: nn.Linear, products: dict[int, int]) -> float:
 
 
 def seconds_of(call: Callable[[], Any], repeats: int = 5) -> float:
-    """The least of some repeats, after one that warms up."""
+    """The minimum over some repeats, after a warm-up."""
     call()
     times = []
     for _ in range(repeats):
@@ -114,9 +118,9 @@ def _choose_images(model: Any, images: int | None) -> str:
     with torch.inference_mode():
         seconds = seconds_of(lambda: model.get_image_features(pixels), repeats=2)
     if images is not None and images * seconds * SAVED < COMPILING:
-        return f"images not compiled ({images} of {seconds:.2f} s each are too few to save the minutes that it takes)"
+        return f"images not compiled ({images} of {seconds:.2f} s each are too few for minutes of compilation)"
     compile_vision(model)
-    return "images compiled (the first ones take minutes, and as much memory as their weights have)"
+    return "images compiled (the first ones take minutes, and memory for a second copy of the weights)"
 
 
 def _cache_length(model: Any) -> int:

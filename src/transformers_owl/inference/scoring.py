@@ -1,4 +1,4 @@
-"""How likely a model finds given answers."""
+"""Likelihoods of given answers."""
 
 import inspect
 from collections.abc import Sequence
@@ -12,12 +12,13 @@ from ..mplug_owl.modeling_mplug_owl import MplugOwlVisualFeatures
 @dataclass(frozen=True)
 class AnswerScore:
     """
-    What a model makes of one answer.
+    The score of one answer.
 
     Args:
-        log_likelihood (`float`): Natural logarithm of the probability of the whole answer, its EOS included.
-        num_tokens (`int`): Length of the answer, its EOS included; divide by it to compare answers of unequal length.
-        is_greedy (`bool`): Whether greedy decoding would write just this answer.
+        log_likelihood (`float`): Natural logarithm of the probability of the whole answer with its EOS.
+        num_tokens (`int`): Number of tokens of the answer with its EOS; divide by it to compare answers of different
+            lengths.
+        is_greedy (`bool`): Whether greedy decoding would generate exactly this answer.
     """
 
     log_likelihood: float
@@ -30,24 +31,24 @@ def score_answers(
     model, processor, chats: Sequence[list[dict]], answers: Sequence[Sequence[str]], batch_size: int = 8
 ) -> list[list[AnswerScore]]:
     """
-    Scores given answers to questions, as for multiple choice. Every chat's images and videos are looked at once.
+    Scores given answers to questions, as for multiple choice. The images and videos of a chat are encoded once.
 
     Args:
         model ([`MplugOwlForConditionalGeneration`]): The model.
         processor ([`MplugOwlProcessor`]): Its processor.
         chats (`Sequence[list[dict]]`): Conversations, each ending with the user's question.
-        answers (`Sequence[Sequence[str]]`): For each chat the answers to score, any number and length.
-        batch_size (`int`): Answers computed together.
+        answers (`Sequence[Sequence[str]]`): The answers to score for each chat, any number and length.
+        batch_size (`int`): Answers per batch.
 
     Returns:
-        `list[list[AnswerScore]]`: In the form of `answers`.
+        `list[list[AnswerScore]]`: Scores in the structure of `answers`.
 
     Raises:
-        ValueError: if there are not as many lists of answers as chats.
+        ValueError: if the numbers of chats and of lists of answers differ.
     """
     if len(chats) != len(answers):
         raise ValueError(
-            f"{len(chats)} chats and {len(answers)} lists of answers were given: each chat needs its list."
+            f"{len(chats)} chats and {len(answers)} lists of answers were given: pass one list for each chat."
         )
     rows = [row for chat, texts in zip(chats, answers, strict=True) for row in _rows(model, processor, chat, texts)]
     scores = [score for at in range(0, len(rows), batch_size) for score in _score(model, rows[at : at + batch_size])]
@@ -77,7 +78,7 @@ def _rows(model, processor, chat: list[dict], texts: Sequence[str]) -> list[_Row
 
 
 def _score(model, rows: list[_Row]) -> list[AnswerScore]:
-    """Rows are padded on the left, so that all answers end at the last position."""
+    """Scores of a batch; rows are padded on the left, so that all answers end at the last position."""
     texts = [torch.cat([row.prompt, row.answer]) for row in rows]
     ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_side="left")
     lengths = torch.tensor([len(text) for text in texts], device=ids.device)

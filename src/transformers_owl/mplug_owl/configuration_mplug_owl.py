@@ -2,6 +2,8 @@
 """Configuration of mPLUG-Owl: vision model, visual abstractor, and the composite with a causal language model."""
 
 import copy
+import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
@@ -28,7 +30,7 @@ class MplugOwlVisionConfig(PreTrainedConfig):
         hidden_size (`int`, defaults to 1024): Width of the vision model.
         intermediate_size (`int`, defaults to 4096): Width of the feed-forward layers.
         num_hidden_layers (`int`, defaults to 24): Number of layers.
-        num_attention_heads (`int`, defaults to 16): Attention heads a layer; must divide `hidden_size`.
+        num_attention_heads (`int`, defaults to 16): Attention heads per layer; must divide `hidden_size`.
         num_channels (`int`, defaults to 3): Colour channels.
         image_size (`int`, defaults to 224): Side of the square image, pixels.
         patch_size (`int`, defaults to 14): Side of a patch, pixels.
@@ -78,22 +80,22 @@ class MplugOwlVisualAbstractorConfig(PreTrainedConfig):
         hidden_size (`int`, defaults to 1024): Width of the queries.
         intermediate_size (`int`, defaults to 2816): Width of the gated feed-forward layers.
         num_hidden_layers (`int`, defaults to 6): Number of layers.
-        num_attention_heads (`int`, defaults to 16): Attention heads a layer; must divide `hidden_size`.
-        encoder_hidden_size (`int`, defaults to 1024): Width of the vision model; where it is not `hidden_size`, a
-            projection joins them. In a [`MplugOwlConfig`] the vision configuration decides.
+        num_attention_heads (`int`, defaults to 16): Attention heads per layer; must divide `hidden_size`.
+        encoder_hidden_size (`int`, defaults to 1024): Width of the vision model; if it is not `hidden_size`, a linear
+            projection is added. In a [`MplugOwlConfig`] the vision configuration sets it.
         attention_probs_dropout_prob (`float`, defaults to 0.1): Dropout of the attention weights in training.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of the layer norm inside the feed-forward layers.
         initializer_range (`float`, defaults to 0.02): Standard deviation of fresh weights.
-        num_query_tokens (`int`, defaults to 64): Number of queries. In a [`MplugOwlConfig`] its own field decides.
+        num_query_tokens (`int`, defaults to 64): Number of queries. In a [`MplugOwlConfig`] its own field sets it.
         text_hidden_size (`int`, defaults to 4096): Width of the language model. In a [`MplugOwlConfig`] the text
-            configuration decides.
+            configuration sets it.
         use_temporal (`bool`, defaults to `False`): Whether there are further queries for videos. In a
-            [`MplugOwlConfig`] a vision configuration of the releases' type decides.
-        max_crops (`int`, defaults to 1): Most cells of an image that is seen as a whole and in cells (UReader, arXiv
-            2310.05126); the queries then learn where in the image a cell lies. 1: images are seen as a whole alone.
+            [`MplugOwlConfig`] a vision configuration of the releases' type sets it.
+        max_crops (`int`, defaults to 1): Maximum number of cells that an image is also cut into (UReader, arXiv
+            2310.05126), with embeddings of each cell's row and column; 1 takes whole images only.
 
     Raises:
-        ValueError: for `max_crops` out of 1 to 100.
+        ValueError: for `max_crops` outside 1 to 100.
     """
 
     model_type = "mplug_owl_visual_abstract"
@@ -133,21 +135,21 @@ class MplugOwlConfig(PreTrainedConfig):
     Args:
         vision_config (`PreTrainedConfig` or `dict`, *optional*): The vision model: the releases' ViT
             ([`MplugOwlVisionConfig`]), or one of the library's that gives the patches of an image, such as those of
-            CLIP, SigLIP and DINOv2; a `dict` of such a one names its `model_type`.
+            CLIP, SigLIP and DINOv2, whose `dict` names the `model_type`.
         visual_abstractor_config (`MplugOwlVisualAbstractorConfig` or `dict`, *optional*): The visual abstractor.
         text_config (`PreTrainedConfig` or `dict`, *optional*): The language model, LLaMA-7B by default; a `dict`
             names its `model_type`.
-        num_query_tokens (`int`, defaults to 64): Queries of the abstractor. An image takes one position more.
-        image_token_id (`int`, *optional*): Id that stands at the positions of images. Defaults to the first id
-            outside the language model's vocabulary.
-        video_token_id (`int`, *optional*): The same for videos. Defaults to the id after that.
+        num_query_tokens (`int`, defaults to 64): Number of queries of the abstractor. An image takes one position more.
+        image_token_id (`int`, *optional*): Token id at the positions of images. Defaults to the first id outside the
+            language model's vocabulary.
+        video_token_id (`int`, *optional*): Token id at the positions of videos. Defaults to `image_token_id` + 1.
         initializer_range (`float`, defaults to 0.02): Standard deviation of fresh weights.
-        tie_word_embeddings (`bool`, *optional*): Always what `text_config` says.
-        code_version (`str`, *optional*): Version of the code that wrote the configuration; another one than this
-            code's gives a hint, and this code's is what is saved.
+        tie_word_embeddings (`bool`, *optional*): Ignored; always that of `text_config`.
+        code_version (`str`, *optional*): Version of the code that wrote the configuration; logs a warning if this code
+            has another one, and is replaced by this code's.
 
     Raises:
-        ValueError: for a multimodal model in place of a language model, and for equal token ids.
+        ValueError: for a multimodal model as `text_config`, and for equal or negative token ids.
     """
 
     model_type = "mplug-owl"
@@ -176,17 +178,17 @@ class MplugOwlConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.code_version not in (None, VERSION):
             logger.warning_once(
-                f"This checkpoint was written by transformers_owl {self.code_version}, the code at work is {VERSION}. "
-                "If something goes wrong, do not import the package, and load the repository's own code by "
-                "trust_remote_code=True."
+                f"This checkpoint was written by transformers_owl {self.code_version}, but this is {VERSION}. If "
+                "something fails, load the repository's own code with trust_remote_code=True, without importing the "
+                "package."
             )
         self.code_version = VERSION
         vision, abstractor, text = self.vision_config, self.visual_abstractor_config, self.text_config
         parts = [name for name, kind in text.sub_configs.items() if kind is AutoConfig or kind.model_type]
         if parts:
             raise ValueError(
-                f"`{text.model_type}` cannot be used: it is itself made of several models ({', '.join(parts)}), but a "
-                "language model alone was expected. Pass the configuration of its language model."
+                f"`{text.model_type}` cannot be the language model: it has several models ({', '.join(parts)}). Pass "
+                "the configuration of its language model."
             )
         abstractor.encoder_hidden_size = vision.hidden_size
         abstractor.num_query_tokens = self.num_query_tokens
@@ -205,8 +207,7 @@ class MplugOwlConfig(PreTrainedConfig):
         if self.image_token_id == self.video_token_id or min(self.image_token_id, self.video_token_id) < 0:
             raise ValueError(
                 f"image_token_id is {self.image_token_id} and video_token_id {self.video_token_id}, but they must be "
-                "two different ids of the tokenizer, not negative: pass `processor.image_token_id` and "
-                "`processor.video_token_id`."
+                "different and not negative: pass `processor.image_token_id` and `processor.video_token_id`."
             )
 
     @property
@@ -215,14 +216,14 @@ class MplugOwlConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in the library; a dictionary of the original release is read for what it says about the model."""
+        """As in the library; of an original release only the fields that describe the model are read."""
         if "image_token_id" not in config_dict:
             config_dict = _read_original_config(config_dict)
         return super().from_dict(config_dict, **kwargs)
 
 
 class MplugOwlUnderscoreConfig(MplugOwlConfig):
-    """Reads configurations that spell the model type `mplug_owl`; what comes back is a [`MplugOwlConfig`]."""
+    """Reads configurations whose model type is spelled `mplug_owl`; gives a [`MplugOwlConfig`]."""
 
     model_type = "mplug_owl"
 
@@ -232,7 +233,7 @@ class MplugOwlUnderscoreConfig(MplugOwlConfig):
 
 
 def _read_original_config(config_dict: dict) -> dict:
-    """What describes the model in a configuration of the original release, which repeats every base class's fields."""
+    """The fields that describe the model in a configuration of the original release, which holds many others."""
     names = ("num_query_tokens", "initializer_range", "architectures", "torch_dtype", "name_or_path")
     config = {name: config_dict[name] for name in names if name in config_dict}
     text_config = config_dict.get("text_config") or {}
@@ -257,12 +258,29 @@ def _read_original_config(config_dict: dict) -> dict:
 
 
 def check_max_crops(max_crops: int) -> None:
-    if not isinstance(max_crops, int) or not 1 <= max_crops <= MOST_CROPS:
-        raise ValueError(f"max_crops is {max_crops!r}, but 1 (images as a whole) to {MOST_CROPS} was expected.")
+    fits = isinstance(max_crops, int) and 1 <= max_crops <= MOST_CROPS
+    expect(fits, "max_crops", max_crops, f"from 1 (whole images only) to {MOST_CROPS}")
+
+
+def expect(fits: Any, name: str, given: Any, expected: str) -> None:
+    """Raises a ValueError that says what was given and what is allowed, unless it `fits`."""
+    if not fits:
+        raise ValueError(f"{name} is {given!r:.80}, but must be {expected}.")
+
+
+def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raises a ValueError for an unknown name, with the nearest known one, and all of them if they are few."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1)
+            choice = f" Choose one of {', '.join(known)}." if len(known) <= 20 else ""
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"Unknown {what}: {name!r:.80}.{hint}{choice}")
 
 
 def _part(config_class: Any, given: PreTrainedConfig | dict | None) -> PreTrainedConfig:
-    """The configuration of a part, the caller's left as it is."""
+    """The configuration of a part; the caller's object is not modified."""
     if isinstance(given, PreTrainedConfig):
         return copy.deepcopy(given)
     fields = dict(given or {})

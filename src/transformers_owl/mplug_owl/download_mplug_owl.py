@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files from the web, for programs that take addresses from strangers: no way in to the machine's own network."""
+"""Downloads for programs that take URLs from strangers: they give no access to the machine's own network."""
 
 import base64
 import http.client
@@ -36,15 +36,15 @@ NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 def download(url: str, kind: str = "image") -> bytes:
     """
-    What is behind an http(s) URL, an "image" or a "video". Asks the proxies that the environment names (`HTTP_PROXY`,
-    `HTTPS_PROXY`, `NO_PROXY`), but within [`without_proxies`]. They look up names themselves, so that through one only
-    addresses in numbers are checked.
+    Downloads an "image" or a "video" from an http(s) URL, through the proxies of the environment (`HTTP_PROXY`,
+    `HTTPS_PROXY`, `NO_PROXY`) except within [`without_proxies`]. A proxy resolves host names itself, so behind one only
+    numeric addresses are checked.
 
     Raises:
         ValueError: for another scheme, also of a proxy, an internal address (also after a redirect), a file larger than
-            `DOWNLOAD_BYTES` or `VIDEO_BYTES`, and an answer other than 200.
-        OSError: if no connection comes about or the server is overloaded in `DOWNLOAD_ATTEMPTS`, or `DOWNLOAD_TIMEOUT`
-            is over.
+            `DOWNLOAD_BYTES` or `VIDEO_BYTES`, and an HTTP status other than 200.
+        OSError: if `DOWNLOAD_ATTEMPTS` fail because of the connection or an overloaded server, and after
+            `DOWNLOAD_TIMEOUT` seconds.
     """
     deadline = time.monotonic() + DOWNLOAD_TIMEOUT
     for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
@@ -68,7 +68,7 @@ def _download(url: str, kind: str, deadline: float) -> bytes:
                 if response.status not in (301, 302, 303, 307, 308) or location is None:
                     return _read(response, DOWNLOAD_BYTES if kind == "image" else VIDEO_BYTES)
         except http.client.HTTPException as error:
-            raise ValueError(f"the server's answer is no HTTP ({error!r})") from error
+            raise ValueError(f"the server's answer is not HTTP ({error!r})") from error
         url = urllib.parse.urljoin(url, location)
     raise ValueError(f"more than {DOWNLOAD_REDIRECTS} redirects")
 
@@ -76,7 +76,7 @@ def _download(url: str, kind: str, deadline: float) -> bytes:
 def _read_url(url: str) -> SplitResult:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r:.200} is no http or https URL with a host")
+        raise ValueError(f"{url!r:.200} is not an http or https URL with a host")
     if parts.username is not None:
         raise ValueError("URLs with a user name are not fetched: download the file yourself")
     return parts
@@ -92,8 +92,8 @@ _takes_proxies = True
 @contextmanager
 def without_proxies() -> Iterator[None]:
     """
-    Within it, in all threads, servers are asked directly, so that the address that was checked is the one that is read:
-    for programs whose users are strangers.
+    Within it all threads connect to servers directly, so that the checked address is the one that is read: for
+    programs that take URLs from strangers.
     """
     global _takes_proxies
     before, _takes_proxies = _takes_proxies, False
@@ -104,7 +104,7 @@ def without_proxies() -> Iterator[None]:
 
 
 def _proxy_of(parts: SplitResult) -> SplitResult | None:
-    """The proxy through which the environment wants a server asked, if there is one."""
+    """The proxy that the environment sets for a server, if there is one."""
     proxies = urllib.request.getproxies() if _takes_proxies else {}
     named = proxies.get(parts.scheme) or proxies.get("all")
     if not named or urllib.request.proxy_bypass(f"{parts.hostname}:{_port(parts)}"):
@@ -112,8 +112,8 @@ def _proxy_of(parts: SplitResult) -> SplitResult | None:
     proxy = urllib.parse.urlsplit(named if "://" in named else f"http://{named}")
     if proxy.scheme != "http" or not proxy.hostname:
         raise ValueError(
-            f"the environment names a proxy of kind {proxy.scheme}://, but http://HOST:PORT was expected: set "
-            f"{parts.scheme.upper()}_PROXY to one, or exempt {parts.hostname} by NO_PROXY"
+            f"the environment sets a proxy {proxy.scheme}://, but it must be http://HOST:PORT: change "
+            f"{parts.scheme.upper()}_PROXY, or exempt {parts.hostname} by NO_PROXY"
         )
     return proxy
 
@@ -126,7 +126,7 @@ def _authorization(proxy: SplitResult) -> dict[str, str]:
 
 
 def _connect(parts: SplitResult, proxy: SplitResult | None, deadline: float) -> socket.socket:
-    """A connection to a server, at one of the addresses that were checked, or through a proxy."""
+    """Connects to a server at a checked address, or through a proxy."""
     host, port = parts.hostname or "", _port(parts)
     if proxy is None:
         connection = _first_connection(_checked_addresses(host, port), port, deadline)
@@ -150,14 +150,14 @@ def _checked_addresses(host: str, port: int, flags: int = 0) -> list[str]:
     internal = [address for address in addresses if not is_public(address)]
     if internal and os.environ.get(ALLOW_INTERNAL) != "1":
         raise ValueError(
-            f"the host {host!r} has the internal address {internal[0]}; if it may be read, set {ALLOW_INTERNAL}=1 in "
-            "the environment"
+            f"the host {host!r} has the internal address {internal[0]}; to allow it, set {ALLOW_INTERNAL}=1 in the "
+            "environment"
         )
     return addresses
 
 
 def _first_connection(addresses: list[str], port: int, deadline: float) -> socket.socket:
-    """Tries one address after the other, as long as there is time."""
+    """Tries one address after the other until the deadline."""
     for address in addresses[:-1]:
         try:
             return socket.create_connection((address, port), timeout=_time_left(deadline) / 2)
@@ -167,7 +167,7 @@ def _first_connection(addresses: list[str], port: int, deadline: float) -> socke
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address lies on the public internet: not on this machine, its network, or a reserved one."""
+    """Whether an IP address is on the public internet: not on this machine or its network, and not reserved."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is None and ip not in NAT64:
@@ -179,7 +179,7 @@ def is_public(address: str) -> bool:
 def _ask(
     connection: socket.socket, parts: SplitResult, proxy: SplitResult | None, kind: str, deadline: float
 ) -> http.client.HTTPResponse:
-    """Sends the request; what comes back has its headers read, and its content still to read."""
+    """Sends the request; the headers of the response are read, its content is not."""
     target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
     headers = {"User-Agent": "transformers-owl", "Accept": f"{kind}/*", "Connection": "close"}
     if proxy is not None and parts.scheme == "http":
@@ -199,7 +199,7 @@ def _ask(
 
 
 class _Timed(io.RawIOBase):
-    """The bytes of a connection up to a point in time: a time-out for each read would let a slow server go on."""
+    """The bytes of a connection until a deadline, since a slow server would pass a time-out per read."""
 
     def __init__(self, connection: socket.socket, deadline: float):
         self.connection = connection
@@ -233,5 +233,5 @@ def _read(response: http.client.HTTPResponse, largest: int) -> bytes:
         raise ValueError(f"the file is larger than {largest // 2**20} MiB")
     promised = response.getheader("Content-Length", "")
     if promised.isdigit() and len(content) < int(promised):
-        raise OSError(f"the server broke off after {len(content)} of {promised} bytes")
+        raise OSError(f"the connection closed after {len(content)} of {promised} bytes")
     return content

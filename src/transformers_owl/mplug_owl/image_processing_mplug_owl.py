@@ -20,7 +20,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
-from .configuration_mplug_owl import check_max_crops
+from .configuration_mplug_owl import check_max_crops, expect
 from .download_mplug_owl import download
 from .library_mplug_owl import PilBackend
 
@@ -34,11 +34,11 @@ LARGEST = 4096  # pixels of a side
 MAX_PIXELS = 2**26  # of an image file, by default
 MOST_AT_ONCE = 6  # times as many for all the images of a call
 MOST_SCANS = 20  # of a progressive JPEG with `MAX_PIXELS`, more of smaller ones
-# What other formats of Pillow do that a program must not do to a file of a stranger.
+# Formats of Pillow that are unsafe for files from strangers.
 REFUSED = {
     "EPS": "are programs, which are not run",
-    "IPTC": "hold a file of any format",
-    "BLP": "hold a file that may be larger than they say",
+    "IPTC": "embed a file of any format",
+    "BLP": "embed a file that may be larger than declared",
 }
 HEAVY = {"WEBP": 2, "JPEG2000": 2, "AVIF": 2}  # formats whose decoders hold more copies: their pixels count so often
 STRIP = 2**20  # pixels that are converted at once
@@ -56,11 +56,11 @@ class MplugOwlImageProcessor(PilBackend):
         size (`dict`, defaults to `{"height": 224, "width": 224}`): Pixels of the prepared images.
         resample (`int`, defaults to bicubic): PIL's filter.
         image_mean, image_std (`list[float]`): Mean and standard deviation per channel; CLIP's by default.
-        max_pixels (`int`, defaults to 67,108,864): Largest image file, and a sixth of what one call takes. A JPEG
-            with more is decoded at a half, quarter or eighth of its sides; other files are refused before they are
-            decoded. WebP, JPEG 2000 and AVIF may have half as many, since their decoders hold more of them.
-        max_crops (`int`, defaults to 1): Most cells that an image larger than `size` is also cut into, see
-            [`choose_grid`]; that of the model's abstractor, or less.
+        max_pixels (`int`, defaults to 67,108,864): Maximum number of pixels of an image file; a call takes six times as
+            many. A larger JPEG is decoded at a half, quarter or eighth of its sides; other files are refused before
+            they are decoded. For WebP, JPEG 2000 and AVIF the limit is half, since their decoders need more memory.
+        max_crops (`int`, defaults to 1): Maximum number of cells that an image larger than `size` is also cut into, see
+            [`choose_grid`]; at most that of the model's abstractor.
 
     Calling it with images (PIL images, arrays of height x width x 3 or 3 x height x width, paths, URLs, base64, or
     lists of them) gives `pixel_values` (images, 3, height, width). An image is taken as a viewer shows it: rotated
@@ -71,8 +71,7 @@ class MplugOwlImageProcessor(PilBackend):
     else the cell's row and column, counted from 1.
 
     Raises:
-        ValueError: for images that cannot be read, are too large, are no images, or are missing (`None`, empty
-            lists).
+        ValueError: for images that cannot be read or are too large, for other types, and for `None` and empty lists.
     """
 
     max_pixels = MAX_PIXELS
@@ -88,7 +87,7 @@ class MplugOwlImageProcessor(PilBackend):
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Reads the folder's settings; those of an original release from the model's configuration (`image_size`)."""
+        """Reads the settings of a folder; an original release has its `image_size` in the model's configuration."""
         settings, remaining = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         return release_settings(settings, pretrained_model_name_or_path, cls.size, kwargs), remaining
 
@@ -97,7 +96,7 @@ class MplugOwlImageProcessor(PilBackend):
         check_max_crops(self.max_crops)
         for name, only in {"do_center_crop": False, "do_pad": False, "do_convert_rgb": True}.items():
             if kwargs.get(name) not in (None, only):
-                raise ValueError(f"`{name}` is {kwargs[name]}, but mPLUG-Owl's images are whole and RGB: leave it out.")
+                raise ValueError(f"`{name}` is {kwargs[name]}, but mPLUG-Owl takes whole RGB images: leave it out.")
 
     @property
     def model_input_names(self) -> list[str]:
@@ -108,7 +107,7 @@ class MplugOwlImageProcessor(PilBackend):
         image_mean=None, image_std=None, do_convert_rgb=None, return_tensors=None,
     ) -> BatchFeature:  # fmt: skip
         if do_convert_rgb not in (None, True):
-            raise ValueError("`do_convert_rgb` is False, but mPLUG-Owl's images are RGB: leave it out.")
+            raise ValueError("`do_convert_rgb` is False, but mPLUG-Owl takes RGB images: leave it out.")
         viewed = self.viewer(do_resize, size, resample)
         budget = Budget(self.max_pixels)
         views = [
@@ -129,7 +128,7 @@ class MplugOwlImageProcessor(PilBackend):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _table(self, do_rescale, rescale_factor, do_normalize, image_mean, image_std) -> np.ndarray:
-        """What becomes of each of the 256 levels of each colour, (3, 256): the library's values to the last bit."""
+        """The value of each of the 256 levels of each colour, (3, 256): the library's, to the last bit."""
         table = np.tile(np.arange(256, dtype=np.uint8), (3, 1, 1))
         if self.do_rescale if do_rescale is None else do_rescale:
             table = self.rescale(table, self.rescale_factor if rescale_factor is None else rescale_factor)
@@ -139,7 +138,7 @@ class MplugOwlImageProcessor(PilBackend):
         return table[:, 0]
 
     def resizer(self, do_resize=None, size=None, resample=None) -> Callable[[PIL.Image.Image], PIL.Image.Image]:
-        """What becomes of an image as soon as it is decoded."""
+        """The function that resizes a decoded image."""
         if not (self.do_resize if do_resize is None else do_resize):
             return lambda image: image
         sides = sides_of(self.size if size is None else size)
@@ -147,7 +146,7 @@ class MplugOwlImageProcessor(PilBackend):
         return lambda image: resize(image, sides, resample)
 
     def viewer(self, do_resize=None, size=None, resample=None) -> Callable[[PIL.Image.Image], Views]:
-        """The views of an image, by their crop position, in order."""
+        """The function that gives the views of an image by crop position, in order."""
         resized = self.resizer(do_resize, size, resample)
         if self.max_crops == 1 or not (self.do_resize if do_resize is None else do_resize):
             return lambda image: {WHOLE: resized(image)}
@@ -159,12 +158,12 @@ class MplugOwlImageProcessor(PilBackend):
         }
 
     def count_views(self, width: int, height: int) -> int:
-        """Of an image of so many pixels."""
+        """Number of views of an image of this size, in pixels."""
         rows, columns = choose_grid((width, height), sides_of(self.size), self.max_crops)
         return 1 if rows * columns == 1 else 1 + rows * columns
 
     def list_images(self, images):
-        """The images of a call, nothing opened yet; lists keep their form."""
+        """The images of a call, not yet opened; lists keep their structure."""
         if isinstance(images, (list, tuple)):
             if all(isinstance(entry, (list, tuple)) and not entry for entry in images):
                 raise ValueError("An empty list of images was given: give at least one, or leave `images` out.")
@@ -175,7 +174,7 @@ class MplugOwlImageProcessor(PilBackend):
         return list(images) if is_batch else images
 
     def fetch_images(self, image_url_or_urls):
-        """Opens what is given by path, URL or base64, and turns every PIL image into RGB; lists keep their form."""
+        """Opens images given by path, URL or base64, and converts every image to RGB; lists keep their structure."""
         budget = Budget(self.max_pixels)
 
         def opened(images):
@@ -195,14 +194,14 @@ class Budget:
         pixels = width * height
         self.left -= pixels * times * weight
         if pixels * weight > self.max_pixels or self.left < 0:
-            most = f"{self.max_pixels // weight:,} are taken, {self.most // weight:,}"
+            most = f"{self.max_pixels // weight:,} are allowed, {self.most // weight:,}"
             raise ValueError(
                 f"{width} x {height} pixels are {pixels:,}, but at most {most} "
-                "for all images or frames of a call: give smaller or fewer ones, or set `max_pixels` of the processor"
+                "for all images or frames of a call: give smaller or fewer ones, or raise the processor's `max_pixels`"
             )
 
     def take(self, image: Any) -> None:
-        """Counts an image, if it comes from a file and is not decoded yet."""
+        """Counts an image that comes from a file and is not decoded yet."""
         if getattr(image, "fp", None) is None:
             return
         if image.format in REFUSED:
@@ -220,7 +219,7 @@ class Budget:
 
 
 def open_image(image, budget: Budget) -> PIL.Image.Image:
-    """An image of a call as an RGB image, whatever it is given by."""
+    """Opens an image of a call as an RGB image."""
     if isinstance(image, (str, os.PathLike)):
         return read_image(image, budget)
     if isinstance(image, PIL.Image.Image):
@@ -228,24 +227,21 @@ def open_image(image, budget: Budget) -> PIL.Image.Image:
         return as_shown(image)
     if isinstance(image, (np.ndarray, torch.Tensor)):
         return from_array(image)
-    raise ValueError(
-        f"An image was expected, but {type(image).__name__} was given: pass a PIL image, an array, a path, a "
-        "URL, or a list of them."
-    )
+    raise ValueError(f"An image is of type {type(image).__name__}, but must be a PIL image, an array, a path or a URL.")
 
 
 def flat_list(images) -> list[PIL.Image.Image]:
-    """Images one after the other, however they are nested."""
+    """Images in a flat list, however they were nested."""
     if isinstance(images, (list, tuple)):
         return [image for entry in images for image in flat_list(entry)]
     return [images]
 
 
 def sides_of(size) -> tuple[int, int]:
-    """Width and height in pixels of `{"height": ..., "width": ...}` or of one number for both."""
+    """Width and height in pixels, of `{"height": ..., "width": ...}` or one number for both."""
     sides = (size, size) if isinstance(size, int) else (size.get("width"), size.get("height"))
-    if not all(isinstance(side, int) and 0 < side <= LARGEST for side in sides):
-        raise ValueError(f"`size` is {size}, but `height` and `width` from 1 to {LARGEST} were expected.")
+    fits = all(isinstance(side, int) and 0 < side <= LARGEST for side in sides)
+    expect(fits, "`size`", size, f"`height` and `width` from 1 to {LARGEST}")
     return sides
 
 
@@ -258,8 +254,9 @@ def resize(
     does; before, the rows always came first.
 
     Args:
-        size (`tuple[int, int]`): Width and height, in pixels.
-        resample (`int`): Pillow's filter.
+        image (`PIL.Image.Image`): The image.
+        size (`tuple[int, int]`): Width and height in pixels.
+        resample (`int`): Filter of Pillow.
         box (`tuple`, *optional*): Left, top, right and bottom of the part to resize, in pixels.
     """
     (wide, high), (width, height) = image.size, size
@@ -281,8 +278,8 @@ def choose_grid(image: tuple[int, int], view: tuple[int, int], max_crops: int) -
     in pixels, and both of them scaled to one width.
 
     Args:
-        image, view (`tuple[int, int]`): Width and height, in pixels.
-        max_crops (`int`): Most cells.
+        image, view (`tuple[int, int]`): Width and height in pixels.
+        max_crops (`int`): Maximum number of cells.
     """
     (width, height), (wide, high) = image, view
     if width <= wide and height <= high:
@@ -300,7 +297,7 @@ def choose_grid(image: tuple[int, int], view: tuple[int, int], max_crops: int) -
 
 
 def cut(image: PIL.Image.Image, grid: tuple[int, int], size: tuple[int, int], resample: int) -> Views:
-    """The cells of an image that is resized to a grid of rows and columns of views, none of a grid of one."""
+    """The cells of an image resized to a grid of rows and columns of views; a grid of one has none."""
     (rows, columns), (width, height) = grid, size
     if rows * columns == 1:
         return {}
@@ -313,7 +310,7 @@ def cut(image: PIL.Image.Image, grid: tuple[int, int], size: tuple[int, int], re
 
 
 def release_settings(settings: dict[str, Any], folder, default: dict[str, int], kwargs: dict) -> dict[str, Any]:
-    """Settings of our own as they are; of an original release those that took effect, with the model's `image_size`."""
+    """Our own settings unchanged; of an original release those that took effect, with the model's `image_size`."""
     if "auto_map" in settings:
         return settings
     config, _ = PreTrainedConfig.get_config_dict(folder, **kwargs)
@@ -323,21 +320,21 @@ def release_settings(settings: dict[str, Any], folder, default: dict[str, int], 
 
 
 def short_name(source: str | os.PathLike) -> str:
-    """What a message calls a file, however long its name or its base64 text."""
+    """A file's name for messages, shortened."""
     text = os.fsdecode(source)
     return text if len(text) < 200 else text[:80] + "..."
 
 
 def readable(source: str | os.PathLike, kind: str) -> str | io.BytesIO:
     """
-    The path of a file, or the content behind an http(s) URL, a `data:` URL or base64 text.
+    The path of a file, or the content of an http(s) URL, a `data:` URL or base64 text.
 
     Args:
-        source (`str` or path): One of these.
-        kind (`str`): What is expected there, "image" or "video".
+        source (`str` or path): Path, URL or base64 text.
+        kind (`str`): "image" or "video".
 
     Raises:
-        ValueError, OSError: if there is no such file, or nothing can be fetched.
+        ValueError, OSError: if the source is not a file, or cannot be fetched.
     """
     text = os.fsdecode(source)
     if text[:8].lower().startswith(("http://", "https://")):
@@ -347,18 +344,18 @@ def readable(source: str | os.PathLike, kind: str) -> str | io.BytesIO:
     if len(text) >= SHORTEST and not os.path.exists(text) and (len(text) >= 200 or BASE64.fullmatch(text)):
         return io.BytesIO(base64.b64decode(text, validate=True))
     if os.path.exists(text) and not os.path.isfile(text):
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     return text
 
 
 def read_image(source: str | os.PathLike | bytes, budget: Budget | None = None) -> PIL.Image.Image:
     """
-    An RGB image from a path, an http(s) URL, a `data:` URL, base64 text or the bytes of a file. URLs must lead to the
-    public internet unless the environment has `TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS=1`; [`download`] says what else
-    they must. `budget` counts the pixels of several; by default an image may have `MAX_PIXELS`.
+    Reads an RGB image from a path, an http(s) URL, a `data:` URL, base64 text or the bytes of a file. URLs must be on
+    the public internet unless the environment has `TRANSFORMERS_OWL_ALLOW_INTERNAL_URLS=1`; see also [`download`].
+    `budget` counts the pixels of several images; by default an image may have `MAX_PIXELS`.
 
     Raises:
-        ValueError: says which source could not be read, and why.
+        ValueError: for a source that cannot be read, with the reason.
     """
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else readable(source, "image")
@@ -376,15 +373,15 @@ def from_array(array: np.ndarray | torch.Tensor) -> PIL.Image.Image:
     (channels, height, width) with 1, 3 or 4 channels.
 
     Raises:
-        ValueError: for any other shape, type or range of values.
+        ValueError: for another shape, dtype or range of values.
     """
     values = to_numbers(array)
     channels = (1, 3, 4)
     fits = values.ndim == 2 or (values.ndim == 3 and (values.shape[0] in channels or values.shape[-1] in channels))
     if not fits or values.size == 0 or values.dtype.kind not in "uif":
         raise ValueError(
-            f"An array of shape {values.shape} and dtype {values.dtype} was given, but numbers of shape (height, "
-            "width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels were expected."
+            f"An image array has shape {values.shape} and dtype {values.dtype}, but must be numbers of shape (height, "
+            "width), (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels."
         )
     if values.ndim == 3 and values.shape[-1] not in channels:
         values = values.transpose(1, 2, 0)
@@ -399,15 +396,15 @@ def to_numbers(array: np.ndarray | torch.Tensor) -> np.ndarray:
             array = (array.float() if array.is_floating_point() else array).numpy(force=True)
         except (TypeError, RuntimeError) as error:
             raise ValueError(
-                f"A tensor of shape {tuple(array.shape)} and dtype {array.dtype} on {array.device} was given, but one "
-                f"with values that NumPy can hold was expected: {error}"
+                f"A tensor of shape {tuple(array.shape)} and dtype {array.dtype} on {array.device} cannot be converted "
+                f"to NumPy: {error}"
             ) from error
     return np.asarray(array)
 
 
 def to_levels(array: np.ndarray | torch.Tensor) -> np.ndarray:
     """
-    Levels of 0 to 255 (uint8) of an array of any shape, not empty, with values of 0 to 255, or of 0.0 to 1.0.
+    Converts a non-empty array of values from 0 to 255, or from 0.0 to 1.0, to levels from 0 to 255 (uint8).
 
     Raises:
         ValueError: for other values.
@@ -416,11 +413,11 @@ def to_levels(array: np.ndarray | torch.Tensor) -> np.ndarray:
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind not in "uif":
-        raise ValueError(f"An array of dtype {values.dtype} was given, but numbers were expected.")
+        raise ValueError(f"An image array has dtype {values.dtype}, but must hold numbers.")
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
         raise ValueError(
-            f"An array with values from {values.min()} to {values.max()} was given, but 0 to 255, or 0.0 to 1.0, "
-            "was expected: the processor rescales and normalises by itself."
+            f"An image array has values from {values.min()} to {values.max()}, but must have values from 0 to 255, or "
+            "from 0.0 to 1.0: the processor rescales and normalises them."
         )
     is_fraction = values.dtype.kind == "f" and values.max() <= 1
     return (values * 255 if is_fraction else values).round().astype(np.uint8)
@@ -431,7 +428,7 @@ def as_shown(image: PIL.Image.Image) -> PIL.Image.Image:
     An RGB image (8 bits) as a viewer shows it: EXIF rotation applied, transparent parts white, 16 bits scaled to 8.
 
     Raises:
-        ValueError: if the file behind the image is damaged.
+        ValueError: if the image's file is damaged.
     """
     try:
         image.load()
@@ -452,7 +449,7 @@ def _strips(image: PIL.Image.Image) -> list[tuple[int, int, int, int]]:
 
 
 def _by_strips(image: PIL.Image.Image, convert: Callable, mode: str) -> PIL.Image.Image:
-    """`convert(image)`, for whose copies of the whole image there may be no memory."""
+    """`convert(image)` strip by strip, since copies of the whole image may not fit into memory."""
     made = PIL.Image.new(mode, image.size)
     for box in _strips(image):
         made.paste(convert(image.crop(box)), box)

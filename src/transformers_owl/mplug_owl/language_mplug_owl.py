@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which causal language models an Owl can hold, and what they do to the logits of their head."""
+"""Which causal language models an Owl supports, and what they do to the logits of their head."""
 
 import copy
 import inspect
@@ -19,7 +19,7 @@ MOST_TOKENS = 2**24  # of a vocabulary: dozens of times the largest there is
 
 
 class Passed(tuple):
-    """Output of a body that holds one tensor; whatever else a head asks for is `None`."""
+    """Output of a body that holds one tensor; every other field is `None`."""
 
     def __getattr__(self, name: str):
         if name.startswith("__"):
@@ -28,7 +28,7 @@ class Passed(tuple):
 
 
 class PassOn(nn.Module):
-    """Stands for the body of a causal model: gives back the embeddings that it gets, and has the body's settings."""
+    """Replaces the body of a causal model: returns its input embeddings, and has the body's settings."""
 
     def __init__(self, body: nn.Module):
         super().__init__()
@@ -44,21 +44,21 @@ class PassOn(nn.Module):
 
 class CausalHead:
     """
-    The head of a causal language model, and what follows it, as the library's own class computes them.
+    The head of a causal language model and the operations after it, as the library's own class computes them.
 
     Args:
-        config (`PreTrainedConfig`): The language model.
-        body (`PreTrainedModel`): What `AutoModel` makes of it.
+        config (`PreTrainedConfig`): Configuration of the language model.
+        body (`PreTrainedModel`): The model that `AutoModel` builds from it.
 
     Attributes:
         body_name (`str`): Name of the body in the causal model, such as `"model"`.
         has_bias (`bool`): Whether the head has a bias.
         is_plain (`bool`): Whether the head's output is the logits.
 
-    Calling it with the head's output (B, L, V) gives the logits: with a soft cap or a scale, where there is one.
+    Calling it with the head's output (B, L, V) gives the logits, after a soft cap or scale if there is one.
 
     Raises:
-        ValueError: for a language model of another build, with the reason.
+        ValueError: for an unsupported language model, with the reason.
     """
 
     @undivided()
@@ -87,20 +87,20 @@ class CausalHead:
         takes = [set(inspect.signature(type(layer).forward).parameters) for layer in layers]
         caches = [parameters[name].annotation for name in CACHE_NAMES if name in parameters]
         if "inputs_embeds" not in parameters:
-            raise self._refusal("it takes no embeddings in place of token ids")
+            raise self._refusal("it does not take embeddings instead of token ids")
         if "per_layer_inputs" in parameters or any(
             "input_ids" in each and "inputs_embeds" not in each for each in takes
         ):
-            raise self._refusal("its layers read token ids, which images do not have")
+            raise self._refusal("its layers need token ids, which images do not have")
         if not any(Cache in typing.get_args(annotation) for annotation in caches):
-            raise self._refusal("it keeps none of the library's caches")
+            raise self._refusal("it uses none of the library's caches")
 
     def _check_head(self, embeddings: Any) -> None:
         head, shape = self.causal.get_output_embeddings(), (self.config.vocab_size, self.config.hidden_size)
         if shape[0] > MOST_TOKENS:
-            raise self._refusal(f"its vocabulary has {shape[0]:,} tokens, but at most {MOST_TOKENS:,} are taken")
+            raise self._refusal(f"its vocabulary has {shape[0]:,} tokens, but at most {MOST_TOKENS:,} are allowed")
         if type(head) is not nn.Linear or head.weight.shape != shape or embeddings.embedding_dim != shape[1]:
-            raise self._refusal(f"its head and its embeddings are not linear maps of shape {shape}")
+            raise self._refusal(f"its head and its embeddings are not linear layers of shape {shape}")
         self.has_bias = head.bias is not None
         own = {id(weight) for weight in (*getattr(self.causal, self.body_name).parameters(), *head.parameters())}
         others = [name for name, weight in self.causal.named_parameters() if id(weight) not in own]
@@ -114,13 +114,13 @@ class CausalHead:
             with torch.no_grad():
                 logits = self.causal(inputs_embeds=probe).logits
         except Exception as error:
-            raise self._refusal(f"what follows its head cannot be computed by itself ({error})") from error
+            raise self._refusal(f"the operations after its head cannot be computed by themselves ({error})") from error
         if logits.shape != probe.shape:
-            raise self._refusal(f"its head's {probe.shape[-1]} values become {logits.shape[-1]}")
+            raise self._refusal(f"the {probe.shape[-1]} values of its head become {logits.shape[-1]}")
         return torch.equal(logits, probe)
 
     def _refusal(self, reason: str) -> ValueError:
         return ValueError(
-            f"The language model `{self.config.model_type}` cannot be used: {reason}. An Owl needs a causal "
+            f"The language model `{self.config.model_type}` is not supported: {reason}. An Owl needs a causal "
             "decoder that takes embeddings, keeps a cache and has one linear head, such as llama, qwen3 or gemma3_text."
         )

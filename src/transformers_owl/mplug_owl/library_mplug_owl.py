@@ -29,7 +29,7 @@ if Version(INSTALLED) < Version(OLDEST):
     )
 if Version(INSTALLED).release[:2] > Version(NEWEST).release:
     warnings.warn(
-        f"mPLUG-Owl was tried with transformers {OLDEST} to {NEWEST}, and {INSTALLED} is installed. If something "
+        f"mPLUG-Owl is tested with transformers {OLDEST} to {NEWEST}, but {INSTALLED} is installed. If something "
         f"fails, run `pip install {RANGE}`.",
         stacklevel=2,
     )
@@ -79,7 +79,7 @@ MOST_ITEMS = 8  # of a model for each byte of its files: those of 2 bits have fo
 
 @contextmanager
 def undivided() -> Iterator[None]:
-    """Within it modules keep their weights where DeepSpeed's ZeRO-3 would divide them among processes at once."""
+    """Within it modules keep whole weights, which DeepSpeed's ZeRO-3 would partition at construction."""
     if not is_deepspeed_zero3_enabled():
         yield
         return
@@ -92,7 +92,7 @@ def undivided() -> Iterator[None]:
 
 
 class OpenVocabulary(LogitsProcessorList):
-    """Processors of logits that index by the ids of a prompt, those of placeholders outside the vocabulary too."""
+    """Logits processors that index by the ids of a prompt, with placeholders outside the vocabulary."""
 
     def __init__(self, processors: LogitsProcessorList, visual_ids: tuple[int, int]):
         super().__init__(processors)
@@ -112,7 +112,7 @@ class OpenVocabulary(LogitsProcessorList):
 
 
 class PlaceholderGeneration:
-    """`generate` for prompts with placeholders, comes before `GenerationMixin` among a model's base classes."""
+    """`generate` for prompts with placeholders; comes before `GenerationMixin` among the base classes."""
 
     config: Any
 
@@ -160,18 +160,18 @@ class PlaceholderGeneration:
 
 
 class BoundedSize:
-    """A model no larger than its files, comes before `PreTrainedModel` among base classes."""
+    """Limits the size of a model to its files; comes before `PreTrainedModel` among the base classes."""
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
-        """As in the library, unless a configuration makes the model far larger than the files of its weights."""
+        """As in the library, but refuses a configuration far larger than the weights files."""
         if checkpoint_files and expected_keys is None:  # these are of an adapter
             size = sum(os.path.getsize(file) for file in checkpoint_files)
             items = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
             if items > MOST_ITEMS * size:
                 raise ValueError(
-                    f"config.json makes a model of {items:,} weights, but their files have {size:,} bytes: one of them "
-                    "is damaged or of another model."
+                    f"config.json describes a model of {items:,} weights, but their files have only {size:,} bytes: "
+                    "they do not match, or one of them is damaged."
                 )
         return PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, expected_keys=expected_keys
@@ -179,17 +179,17 @@ class BoundedSize:
 
 
 class WholeAdapters:
-    """Adapters as stage 2 and the original wrote them, comes before `PreTrainedModel` among base classes."""
+    """Loads adapters of stage 2 and of the original; comes before `PreTrainedModel` among the base classes."""
 
     def load_adapter(self, peft_model_id=None, *args, **kwargs):
-        """As in the library, which looks in a folder for a safetensors file alone and leaves lacking weights random."""
+        """As in the library, which takes only safetensors files of a folder, and leaves missing weights random."""
         if peft_model_id is not None and Version(INSTALLED) < Version("5.18"):
             # Weights of whole modules were not found, and fresh ones took their place.
             settings = find_adapter_config_file(peft_model_id)
             if settings is not None and json.loads(Path(settings).read_text("utf-8")).get("modules_to_save"):
                 raise ImportError(
-                    f"{peft_model_id} holds whole modules beside LoRA, which transformers {INSTALLED} does not load "
-                    "into a model: install 5.18 or newer, or load the base model and then use "
+                    f"{peft_model_id} holds whole modules besides LoRA, which transformers {INSTALLED} cannot load: "
+                    "install 5.18 or newer, or load the base model and then use "
                     "`peft.PeftModel.from_pretrained(model, folder)`."
                 )
         if peft_model_id is not None and Path(peft_model_id, "adapter_model.bin").is_file():
@@ -197,7 +197,7 @@ class WholeAdapters:
         info = super().load_adapter(peft_model_id, *args, **kwargs)  # type: ignore[misc]
         if info.missing_keys:
             raise ValueError(
-                f"The adapter {peft_model_id} lacks weights, which would be random: {len(info.missing_keys)}, such as "
+                f"The adapter {peft_model_id} lacks {len(info.missing_keys)} weights, which would be random, such as "
                 f"{min(info.missing_keys)}. Was it trained on another model?"
             )
         return info

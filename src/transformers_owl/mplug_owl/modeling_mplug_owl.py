@@ -31,7 +31,7 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, TransformersKwargs, logging
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
-from .configuration_mplug_owl import MplugOwlConfig, MplugOwlVisionConfig, MplugOwlVisualAbstractorConfig
+from .configuration_mplug_owl import MplugOwlConfig, MplugOwlVisionConfig, MplugOwlVisualAbstractorConfig, expect
 from .language_mplug_owl import CausalHead
 from .library_mplug_owl import (
     ALL_ATTENTION_FUNCTIONS,
@@ -76,15 +76,15 @@ LANGUAGE_MODEL_OUTPUTS = frozenset(field.name for field in fields(BaseModelOutpu
 @dataclass
 class MplugOwlVisualFeatures(BaseModelOutputWithPooling):
     """
-    What `get_image_features` and `get_video_features` return.
+    Output of `get_image_features` and `get_video_features`.
 
     Args:
         last_hidden_state (`torch.Tensor` (N, P, D), videos (N, T, P, D)): Output of the vision model.
-        pooler_output (`torch.Tensor` (N, Q + 1, H)): What the language model sees of each image or video.
-        hidden_states, attentions (*optional*): Outputs of the vision model's layers, if asked for.
+        pooler_output (`torch.Tensor` (N, Q + 1, H)): The embeddings of each image or video for the language model.
+        hidden_states, attentions (*optional*): Outputs of the vision model's layers.
         abstractor_hidden_states (*optional*): Input and output of the abstractor's layers, each (N, Q, D).
-        abstractor_attentions (*optional*): A tensor (N, heads, Q, Q + T * P) a layer: what each query looks at. The
-            first Q keys are the queries themselves, then come the class token and the patches of each frame.
+        abstractor_attentions (*optional*): A tensor (N, heads, Q, Q + T * P) per layer. The first Q keys are the
+            queries themselves, then come the class token and the patches of each frame.
     """
 
     abstractor_hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -92,7 +92,7 @@ class MplugOwlVisualFeatures(BaseModelOutputWithPooling):
 
 
 class VisualOutputs:
-    """What the language model saw of images and videos, by the names that outputs had before 5.24."""
+    """Embeddings of images and videos, by the names that outputs had before transformers 5.24."""
 
     image_outputs: MplugOwlVisualFeatures | None
     video_outputs: MplugOwlVisualFeatures | None
@@ -111,7 +111,7 @@ class VisualOutputs:
 @dataclass
 class MplugOwlModelOutputWithPast(VisualOutputs, BaseModelOutputWithPast):
     """
-    Output of [`MplugOwlModel`]: that of the language model, and what it saw.
+    Output of [`MplugOwlModel`]: that of the language model, and the visual features.
 
     Args:
         image_outputs, video_outputs ([`MplugOwlVisualFeatures`], *optional*): Features of the images and videos;
@@ -125,12 +125,12 @@ class MplugOwlModelOutputWithPast(VisualOutputs, BaseModelOutputWithPast):
 @dataclass
 class MplugOwlCausalLMOutputWithPast(VisualOutputs, CausalLMOutputWithPast):
     """
-    Output of [`MplugOwlForConditionalGeneration`]: that of a causal language model, and what it saw.
+    Output of [`MplugOwlForConditionalGeneration`]: that of a causal language model, and the visual features.
 
     Args:
         loss (`torch.Tensor` (), *optional*): Mean next-token cross-entropy where `labels` are not -100.
         logits (`torch.Tensor` (B, L, V)): Scores of the next token; `logits_to_keep` shortens L.
-        image_outputs, video_outputs ([`MplugOwlVisualFeatures`], *optional*): As of [`MplugOwlModel`].
+        image_outputs, video_outputs ([`MplugOwlVisualFeatures`], *optional*): As in [`MplugOwlModelOutputWithPast`].
     """
 
     image_outputs: MplugOwlVisualFeatures | None = None
@@ -336,7 +336,7 @@ class MplugOwlPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info: bool = False, **kwargs):
-        """As in the library, but weights that a folder or repository lacks are a ValueError: they would be random."""
+        """As in the library, but missing weights, which would be random, raise a ValueError."""
         hub_kwargs = {name: kwargs[name] for name in HUB_NAMES if name in kwargs}  # the library takes them out
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
@@ -354,7 +354,7 @@ class MplugOwlPreTrainedModel(PreTrainedModel):
         return loaded if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """As in the library, but in this model's own names, which a plain `load_state_dict` understands too."""
+        """As in the library, but under this model's own weight names, which `load_state_dict` takes too."""
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
 
@@ -460,7 +460,7 @@ class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
 
 
 class MplugOwlFromOriginal(WholeAdapters, BoundedSize, MplugOwlPreTrainedModel):
-    """Loads folders and repositories of the original release as they are."""
+    """Loads folders and repositories of the original release without conversion."""
 
     def load_adapter(self, peft_model_id=None, *args, **kwargs):
         """As in the library; the files of a folder are checked before they are opened."""
@@ -471,9 +471,9 @@ class MplugOwlFromOriginal(WholeAdapters, BoundedSize, MplugOwlPreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """
-        As in the library; an original release needs no conversion step. Its generation settings never took effect
-        in the original code: greedy decoding up to EOS did, and so it is here. Quantisation by bitsandbytes,
-        torchao or quanto leaves the visual parts alone, unless its configuration lists modules to skip.
+        As in the library; an original release loads without conversion. Its generation settings never took effect in
+        the original code, which decoded greedily up to EOS; so does this one. Quantisation by bitsandbytes, torchao or
+        quanto skips the visual parts, unless its configuration lists modules to skip.
         """
         refuse_original_arguments(kwargs)
         adapter, fields = None, {}
@@ -523,7 +523,7 @@ SKIP_FIELDS = {
 
 
 def spare_visual_parts(quantization_config: Any) -> QuantizationConfigMixin:
-    """Leaves vision model, abstractor and head in the weights' own type, unless the configuration lists modules."""
+    """Leaves vision model, abstractor and head in their own dtype, unless the configuration lists modules to skip."""
     if isinstance(quantization_config, dict):
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
     field = SKIP_FIELDS.get(quantization_config.quant_method)
@@ -535,7 +535,7 @@ def spare_visual_parts(quantization_config: Any) -> QuantizationConfigMixin:
 
 
 def check_quantization_of_release(quantization_config: QuantizationConfigMixin, vision: str) -> None:
-    """Raises a ValueError where q, k or v of the vision model would be lost, which are one weight of a release."""
+    """Raises a ValueError if q, k or v of the vision model would be lost, which are one weight in a release."""
     method: Any = quantization_config.quant_method
     name = getattr(method, "value", method)
     if method not in SKIP_FIELDS:
@@ -546,14 +546,14 @@ def check_quantization_of_release(quantization_config: QuantizationConfigMixin, 
     all_or_none = [{False}, {True}] if method == QuantizationMethod.BITS_AND_BYTES else [{False}]
     if {should_convert_module(part, skipped) for part in parts} not in all_or_none:
         raise ValueError(
-            f"{name} cannot quantise the vision model of an original release so, whose query, key and value are one "
-            f'weight: add "{vision}" to `{SKIP_FIELDS[method]}`, or convert the release first by `transformers-owl '
+            f"{name} cannot quantise the vision model of an original release, whose query, key and value are one "
+            f'weight: add "{vision}" to `{SKIP_FIELDS[method]}`, or convert the release first with `transformers-owl '
             "convert`."
         )
 
 
 def default_generation_config(config: MplugOwlConfig) -> GenerationConfig:
-    """Greedy, up to EOS or 512 new tokens; the placeholders' ids are never generated."""
+    """Greedy decoding up to EOS or 512 new tokens, which never generates the placeholders' ids."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     start, ends, padding = (getattr(config.text_config, name, None) for name in names)
     # Llama 3 names several ids that end an answer, and none for padding.
@@ -569,10 +569,9 @@ def default_generation_config(config: MplugOwlConfig) -> GenerationConfig:
 
 
 def keep_positions(hidden_states: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
-    """The last positions of (B, L, H), or those of a tensor: one for all rows, one a row, or a mask of (B, L)."""
+    """The last `kept` positions of (B, L, H), or those of a tensor: the same in all rows, per row, or a mask (B, L)."""
     if isinstance(kept, int):
-        if kept < 0:
-            raise ValueError(f"logits_to_keep is {kept}, but 0 for all positions or how many of the last was expected.")
+        expect(kept >= 0, "logits_to_keep", kept, "0 for all positions, or the number of last positions to keep")
         return hidden_states[:, -kept:] if kept else hidden_states
     if kept.dtype == torch.bool:
         return hidden_states[kept]
@@ -580,7 +579,7 @@ def keep_positions(hidden_states: torch.Tensor, kept: int | torch.Tensor) -> tor
 
 
 def share_of_words(words: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Of the labels (B, L) that the loss could fall on, the share that is left in `words`."""
+    """The share of the labels (B, L) that count in the loss and are left in `words`."""
     counted, left = ((each[..., 1:] != -100).sum() for each in (labels, words))
     return left.clamp(min=1) / counted.clamp(min=1)
 
@@ -611,7 +610,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         self.post_init()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Writes a folder that `AutoModel` loads as what it is, this package installed or not."""
+        """Writes a folder that `AutoModel` loads with or without this package."""
         self.config.auto_map = {"AutoModel": "modeling_mplug_owl.MplugOwlModel"}
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -629,21 +628,21 @@ class MplugOwlModel(MplugOwlFromOriginal):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MplugOwlVisualFeatures:
         """
-        What the language model sees of images.
+        Features of images as the language model takes them.
 
         Args:
             pixel_values (`torch.Tensor` (N, 3, S, S)): Normalised pixels, S is `vision_config.image_size`.
-            crop_positions (`torch.Tensor` (N, 2), *optional*): For a model with crops, and of no other: row and column
-                of each cell, 0, 0 for a whole image.
-            output_attentions, output_hidden_states (`bool`, *optional*): Also those of both models' layers.
+            crop_positions (`torch.Tensor` (N, 2), *optional*): Only for a model with crops: row and column of each
+                cell, (0, 0) for a whole image.
+            output_attentions, output_hidden_states (`bool`, *optional*): Whether to return those of all layers.
 
         Returns:
             [`MplugOwlVisualFeatures`]: `pooler_output` (N, Q + 1, H).
         """
         if pixel_values.ndim != 4:
             raise ValueError(
-                f"pixel_values of shape {tuple(pixel_values.shape)} were given, but (images, channels, height, width) "
-                "was expected; videos go into pixel_values_videos."
+                f"pixel_values have shape {tuple(pixel_values.shape)}, but must be (images, channels, height, width). "
+                "Pass videos as pixel_values_videos."
             )
         self._check_crops(len(pixel_values), crop_positions)
         return self._get_visual_features(pixel_values, crop_positions, **kwargs)
@@ -652,24 +651,24 @@ class MplugOwlModel(MplugOwlFromOriginal):
         largest = self.config.visual_abstractor_config.max_crops
         if crop_positions is None and largest > 1:
             raise ValueError(
-                f"This model sees up to {largest} crops of an image, and no crop_positions were given: pass all that "
-                "MplugOwlProcessor returns, and let `max_crops` of its image processor be above 1. Zeros (images, 2) "
-                "say that all images are whole."
+                f"This model takes up to {largest} crops per image, but no crop_positions were given: pass everything "
+                "that MplugOwlProcessor returns, with `max_crops` of its image processor above 1. For whole images, "
+                "pass zeros of shape (images, 2)."
             )
         if crop_positions is not None and largest == 1:
             raise ValueError(
-                "crop_positions were given, but this model sees images as a whole alone: let `max_crops` of the image "
-                "processor be 1, or load the model with a `visual_abstractor_config` of more."
+                "crop_positions were given, but this model takes whole images only: set `max_crops` of the image "
+                "processor to 1, or load the model with `max_crops` above 1 in its `visual_abstractor_config`."
             )
         if crop_positions is not None and crop_positions.shape != (views, 2):
             raise ValueError(
-                f"crop_positions of shape {tuple(crop_positions.shape)} were given, but {(views, 2)} was expected."
+                f"crop_positions have shape {tuple(crop_positions.shape)}, but must have shape {(views, 2)}."
             )
         if crop_positions is not None:
             torch_compilable_check(
                 ((crop_positions >= 0) & (crop_positions <= largest)).all(),
-                f"crop_positions beyond the model's max_crops of {largest} were given: let `max_crops` of the image "
-                "processor be no larger.",
+                f"crop_positions are beyond the model's max_crops of {largest}: lower `max_crops` of the image "
+                f"processor to {largest}.",
             )
 
     @can_return_tuple
@@ -677,12 +676,12 @@ class MplugOwlModel(MplugOwlFromOriginal):
         self, pixel_values_videos: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> MplugOwlVisualFeatures:
         """
-        What the language model sees of videos.
+        Features of videos as the language model takes them.
 
         Args:
             pixel_values_videos (`torch.Tensor` (N, T, 3, S, S)): Normalised pixels, S is `vision_config.image_size`;
                 without T, videos of one frame.
-            output_attentions, output_hidden_states (`bool`, *optional*): Also those of both models' layers.
+            output_attentions, output_hidden_states (`bool`, *optional*): Whether to return those of all layers.
 
         Returns:
             [`MplugOwlVisualFeatures`]: `pooler_output` (N, Q + 1, H).
@@ -721,15 +720,15 @@ class MplugOwlModel(MplugOwlFromOriginal):
             pixel_values (`torch.Tensor` (N, 3, S, S), *optional*): The images of all rows, in their order.
             pixel_values_videos (`torch.Tensor` (N, T, 3, S, S), *optional*): The videos of all rows, in their order.
             attention_mask (`torch.Tensor` (B, L), *optional*): 0 at padding.
-            position_ids, inputs_embeds: As for the language model; its cache too, under the library's name for it.
-            mm_encoder_outputs (`dict`, *optional*): Features under "image" and "video" in place of pixels.
-            crop_positions (`torch.Tensor` (N, 2), *optional*): As of `get_image_features`, beside `pixel_values`.
+            position_ids, inputs_embeds: As for the language model; so is its cache, under the library's name.
+            mm_encoder_outputs (`dict`, *optional*): Features under "image" and "video" instead of pixels.
+            crop_positions (`torch.Tensor` (N, 2), *optional*): As in `get_image_features`, beside `pixel_values`.
 
         Raises:
-            ValueError: if placeholders and images do not match in number, and for shapes that do not fit.
+            ValueError: if the numbers of placeholders and images differ, and for wrong shapes.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
+            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         refuse_original_arguments(kwargs)
         images = {"pixel_values": pixel_values, "crop_positions": crop_positions}
         features = self._encode(images, {"pixel_values_videos": pixel_values_videos}, mm_encoder_outputs or {})
@@ -749,33 +748,33 @@ class MplugOwlModel(MplugOwlFromOriginal):
         )
 
     def _check_layout(self, inputs_embeds, attention_mask, position_ids, has_cache: bool) -> None:
-        """What the language model would take, broadcast or cut, and answer otherwise than asked."""
+        """Refuses shapes that the language model would silently broadcast or cut."""
         rows, length = inputs_embeds.shape[:2]
         if length > self.context_length:
             logger.warning_once(
-                f"{length} positions were given, but the language model was made for {self.context_length}: its "
-                "answers may be noise. Shorten the text, or give fewer images."
+                f"The input has {length} positions, but the language model's context length is {self.context_length}: "
+                "its answers may be noise. Shorten the text, or pass fewer images."
             )
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             masked = attention_mask.shape[1]
             if len(attention_mask) != rows or masked < length or (masked > length and not has_cache):
                 raise ValueError(
-                    f"attention_mask of shape {tuple(attention_mask.shape)} was given, but {(rows, length)} was "
-                    "expected, or longer after a cache."
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, but must have shape {(rows, length)}, or "
+                    "be longer with a cache."
                 )
         if position_ids is not None and position_ids.shape[-1] != length:
             raise ValueError(
-                f"position_ids of shape {tuple(position_ids.shape)} were given, but {length} a row were expected."
+                f"position_ids have shape {tuple(position_ids.shape)}, but must have {length} positions per row."
             )
 
     def _encode(self, images, videos, mm_encoder_outputs) -> dict[str, MplugOwlVisualFeatures]:
-        """Features of what was given, under "image" and "video"."""
+        """Features of the given images and videos, under "image" and "video"."""
         features = dict(mm_encoder_outputs)
         encoders = (("image", images, self.get_image_features), ("video", videos, self.get_video_features))
         for kind, inputs, encode in encoders:
             pixels = next(iter(inputs.values()))
             if pixels is not None and kind in features:
-                raise ValueError(f"Both pixels and mm_encoder_outputs were given for {kind}: give one of them.")
+                raise ValueError(f"Both pixels and mm_encoder_outputs were given for {kind}: pass only one of them.")
             if pixels is not None:
                 features[kind] = encode(**inputs, return_dict=True)
         return features
@@ -806,10 +805,10 @@ class MplugOwlModel(MplugOwlFromOriginal):
         return inputs_embeds
 
     def _note_missing(self, kind: str, token_id: Any, mask: torch.Tensor) -> None:
-        """Placeholders of a kind of which nothing was given: text, if the id is one of the vocabulary's."""
+        """Placeholders without their images or videos: text if their id is in the vocabulary, else an error."""
         message = f"The text has positions of {kind}s, but no {kind} was given"
         if token_id >= self.config.text_config.vocab_size:
-            advice = "prepare both with MplugOwlProcessor, and pass all that it returns"
+            advice = "prepare both with MplugOwlProcessor, and pass everything that it returns"
             torch_compilable_check(~mask.any(), f"{message}: {advice}.")
         elif not torch.compiler.is_compiling() and mask.any():
             logger.warning_once(f"{message}: they are read as text.")
@@ -824,21 +823,21 @@ class MplugOwlModel(MplugOwlFromOriginal):
         for name, cache in caches.items():
             if (read := int(cache.get_seq_length())) > 0:
                 advice = (
-                    f"`{name}` holds {read} positions that were read before, so leave out the pixels of {kind}s in "
-                    "these, and pass those of new ones alone"
+                    f"`{name}` already holds {read} positions, so leave out the pixels of the {kind}s in these, and "
+                    f"pass only those of new {kind}s"
                 )
         return (
-            f"The text has {int(mask.sum())} {kind} positions, but the {kind}s given need {each * len(visual)} "
-            f"({each} for each of {len(visual)}): {advice}."
+            f"The text has {int(mask.sum())} {kind} positions, but the {len(visual)} given {kind}s need "
+            f"{each * len(visual)} ({each} each): {advice}."
         )
 
     def _find_embedded(self, token_id, inputs_embeds) -> torch.Tensor:
-        """Where the embedding of a placeholder's id stands, (B, L)."""
+        """Mask (B, L) of the positions that hold the embedding of a placeholder's id."""
         vocab_size = self.config.text_config.vocab_size
         if token_id >= vocab_size:
             raise ValueError(
-                f"Images and videos cannot be placed by inputs_embeds alone: their id {token_id} is outside the "
-                f"language model's vocabulary of {vocab_size} and has no embedding. Pass input_ids, or choose "
+                f"inputs_embeds alone do not show where images and videos belong: their id {token_id} is outside the "
+                f"language model's vocabulary of {vocab_size} and has no embedding. Pass input_ids, or set "
                 "image_token_id and video_token_id inside the vocabulary."
             )
         placeholder = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
@@ -884,7 +883,7 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
             self._tp_plan.pop("lm_head")  # whole, as the embeddings that it is
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Writes a folder that every Auto class and `pipeline` load, this package installed or not."""
+        """Writes a folder that every Auto class and `pipeline` load with or without this package."""
         auto_classes = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
         self.config.auto_map = dict.fromkeys(auto_classes, "modeling_mplug_owl.MplugOwlForConditionalGeneration")
         self.config.custom_pipelines = {
@@ -898,7 +897,7 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
 
     @property
     def context_length(self) -> float:
-        """Positions that the language model was made for; infinite where its positions have no limit."""
+        """Maximum number of positions of the language model; infinite if it has no limit."""
         return self.model.context_length
 
     def get_output_embeddings(self) -> nn.Module:
@@ -914,11 +913,11 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
 
     def generate(self, inputs: torch.LongTensor | None = None, *args, **kwargs):
         """
-        As in the library, and never about images that are missing.
+        As in the library, but refuses prompts whose images are missing.
 
         Raises:
-            ValueError: for labels, for a prompt with positions of images or videos and no pixels for them, and for one
-                that is longer than the language model was made for.
+            ValueError: for labels, for a prompt with positions of images or videos but no pixels, and for a prompt
+                longer than the language model's context.
         """
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         if prompt is not None:
@@ -929,15 +928,15 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
         refuse_original_arguments(given)
         if given.get("labels") is not None:
             raise ValueError(
-                "`generate` was given labels, whose input_ids hold the answers already: leave both out. In place of "
-                "Seq2SeqTrainer, which passes them, take transformers_owl.training.OwlSeq2SeqTrainer."
+                "`generate` was given labels, but input_ids with labels already hold the answers: leave both out. "
+                "Instead of Seq2SeqTrainer, which passes them, use transformers_owl.training.OwlSeq2SeqTrainer."
             )
         if (prompt < 0).any():
             raise ValueError(NEGATIVE_IDS)
         if prompt.shape[1] > self.context_length:
             raise ValueError(
-                f"The prompt has {prompt.shape[1]} positions, but the language model was made for "
-                f"{self.context_length}: shorten the text, or give fewer images."
+                f"The prompt has {prompt.shape[1]} positions, but the language model's context length is "
+                f"{self.context_length}: shorten the text, or pass fewer images."
             )
         caches = [given[name] for name in CACHE_NAMES if given.get(name) is not None]
         new = prompt[:, caches[0].get_seq_length() :] if caches else prompt
@@ -947,11 +946,11 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
             if given.get(pixels) is None and kind not in encoded and (new == token_id).any():
                 raise ValueError(
                     f"The prompt has positions of {kind}s, but no {pixels} were given: prepare both with "
-                    "MplugOwlProcessor, and pass all that it returns."
+                    "MplugOwlProcessor, and pass everything that it returns."
                 )
 
     def create_masks_for_generate(self, config, **kwargs):
-        """Masks for a static cache: Bloom makes its positions from a 2D mask, the others take the library's."""
+        """Masks for a static cache: Bloom needs a 2D mask, other models take the library's."""
         if config.text_config.model_type != "bloom":
             return create_masks_for_generate(config=config, **kwargs)
         (cache,) = (kwargs[name] for name in CACHE_NAMES if name in kwargs)
@@ -982,9 +981,9 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
 
         Args:
             labels (`torch.LongTensor` (B, L), *optional*): The ids to predict, -100 where there is no loss. Positions
-                of images and videos never carry loss, whatever stands there; a `num_items_in_batch` that counted them
-                is lowered by their share of these labels, which is exact where a step is one batch.
-            logits_to_keep (`int` or `torch.Tensor`, defaults to 0): Compute the last so many positions only; 0: all.
+                of images and videos never count; a `num_items_in_batch` that counted them is reduced by their share of
+                these labels, which is exact if a step is one batch.
+            logits_to_keep (`int` or `torch.Tensor`, defaults to 0): Number of last positions to compute; 0 is all.
         """
         outputs = self.model(
             input_ids=input_ids,

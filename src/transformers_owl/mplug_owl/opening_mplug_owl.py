@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of weights from strangers, checked before they are opened: none runs code, fills the memory or leads elsewhere.
+"""Checks weights files from strangers before they are opened: none may run code, fill the memory or name other files.
 
-The library of safetensors checks its files by itself. `torch.save` writes pickles, in ZIP archives since torch 1.6.
+The safetensors library checks its files itself. `torch.save` writes pickles, in ZIP archives since torch 1.6.
 """
 
 import functools
@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 
-# What torch and safetensors raise for odd contents, besides a word on what is not allowed.
+# What torch and safetensors raise for damaged files, besides unpickling errors.
 DAMAGE = (
     ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError,
     struct.error, zipfile.BadZipFile, SafetensorError,
@@ -36,18 +36,18 @@ MOST_NAMES = 4  # of one weight, such as a tied one
 
 @contextmanager
 def named_damage(file: str) -> Iterator[None]:
-    """Turns what goes wrong with opening a file of weights into a ValueError that names it."""
+    """Turns errors at opening a weights file into a ValueError that names it."""
     try:
         yield
     except pickle.UnpicklingError as error:
         if (code := re.search(r"GLOBAL (\S+)", str(error))) is not None:
             raise ValueError(
-                f"{file} holds code, which was not run: {code[1]}. Save what `model.state_dict()` gives and nothing "
-                "else, or, if others made the file, do not trust it."
+                f"{file} holds code, which was not run: {code[1]}. Save only `model.state_dict()`; if the file comes "
+                "from others, do not trust it."
             ) from error
         raise ValueError(
-            f"{file} is not a file of weights, or it holds code, which was not run. Download it again; if that does "
-            f"not help, do not trust its source. ({str(error).splitlines()[0].partition('. ')[0]})"
+            f"{file} is not a weights file, or holds code, which was not run. Download it again; if that does not "
+            f"help, do not trust its source. ({str(error).splitlines()[0].partition('. ')[0]})"
         ) from error
     except DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -56,13 +56,13 @@ def named_damage(file: str) -> Iterator[None]:
 
 def check_weights(file: str) -> None:
     """
-    Reads what a file says about its weights, and none of them.
+    Checks a weights file by its metadata, without reading the weights.
 
     Args:
-        file (`str`): Written by safetensors or by `torch.save`.
+        file (`str`): A file written by safetensors or `torch.save`.
 
     Raises:
-        ValueError: for a file that is damaged, holds code, or would take far more memory than it has bytes.
+        ValueError: for a file that is damaged, holds code, or would take far more memory than its size.
         OSError: if it cannot be read.
     """
     found = os.stat(file)
@@ -84,18 +84,18 @@ def _check_weights(file: str, size: int, changed: int) -> None:
             taken = sum(weight.nbytes for weight in _tensors(weights)) / MOST_NAMES
     if taken > size:
         raise ValueError(
-            f"{file} has {size:,} bytes and would take far more in memory, as no file does that `torch.save` wrote: do "
+            f"{file} has {size:,} bytes but would take far more memory, unlike any file that `torch.save` writes: do "
             "not trust its source."
         )
     if not isinstance(weights, dict):
         raise ValueError(
-            f"{file} holds a {type(weights).__name__}, but weights by their names were expected: save what "
-            "`model.state_dict()` gives, and give that file."
+            f"{file} holds a {type(weights).__name__}, but must hold weights by name: save `model.state_dict()`, and "
+            "give that file."
         )
 
 
 def _check_archive(opened: BinaryIO) -> float:
-    """Checks the pickles in an archive. Returns how many bytes its parts take, without end where one is compressed."""
+    """Checks the pickles in an archive. Returns the size of its parts in bytes, infinite if one is compressed."""
     parts = zipfile.ZipFile(opened).infolist()
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
         return math.inf
@@ -120,7 +120,7 @@ def _check_pickles(opened: BinaryIO, count: int) -> float:
 
 
 def _without_values(file: str, is_archive: bool) -> Any:
-    """What a file holds, its tensors by their shapes alone."""
+    """The contents of a file, with tensors on the meta device."""
     if is_archive:
         return torch.load(file, map_location="meta", weights_only=True)
     with torch.serialization.skip_data():
@@ -128,7 +128,7 @@ def _without_values(file: str, is_archive: bool) -> Any:
 
 
 def _tensors(held: Any) -> Iterator[torch.Tensor]:
-    """However they are nested, even in themselves."""
+    """All tensors, however nested, also in structures that contain themselves."""
     left, seen = [held], set()
     while left:
         value = left.pop()
@@ -141,10 +141,10 @@ def _tensors(held: Any) -> Iterator[torch.Tensor]:
 
 def read_index(file: str) -> dict[str, str]:
     """
-    The shard of each weight, by an index file.
+    Reads the shard of each weight from an index file.
 
     Raises:
-        ValueError: if it is no index, or names a file that does not lie beside it.
+        ValueError: if the file is not an index, or names a file in another folder.
     """
     with open(file, encoding="utf-8") as opened:
         try:
@@ -154,10 +154,10 @@ def read_index(file: str) -> dict[str, str]:
     shard_of = index.get("weight_map") if isinstance(index, dict) and "metadata" in index else None
     if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
         raise ValueError(
-            f"{file} is no index of weights: an object with `metadata` and `weight_map`, the file of each weight, was "
-            "expected."
+            f"{file} is not an index of weights: it must be a JSON object with `metadata` and `weight_map`, the file "
+            "of each weight."
         )
     strange = sorted({shard for shard in shard_of.values() if re.search(r"[/\\:]|^\.", shard)})
     if strange:
-        raise ValueError(f"{file} names {strange[0]!r}, but weights must lie in the folder of their index.")
+        raise ValueError(f"{file} names {strange[0]!r}, but weights must be in the folder of their index.")
     return shard_of

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task "image-to-text": a question about each image or video, the same one unless told otherwise."""
+"""The task "image-to-text": a question about each image or video, by default a description."""
 
 import os
 from collections.abc import Iterable
@@ -40,22 +40,22 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
         """
         Args:
             images: An image (PIL image, array, path, URL or base64), a video (a path or URL by its suffix, or an array
-                of four dimensions), a row `{"image": picture, "text": prompt}` or `{"video": ...}` whose text may be
-                left out, a chat with its own question, or a list, dataset or other iterable of these.
-            prompt (`str` or `list[str]`, *optional*): What to ask about every image, or about each image of a
-                list. One with the placeholder `<image>` or `<|video|>` is the model's whole input, as it is.
-            text (*optional*): The library's name for `prompt`; chats may be given here too.
-            batch_size (`int`, defaults to 1): Images answered together.
-            num_frames (`int`, *optional*): Frames of a video.
+                of four dimensions), a row `{"image": image, "text": prompt}` or `{"video": ...}` with optional text, a
+                chat with its own question, or a list, dataset or other iterable of these.
+            prompt (`str` or `list[str]`, *optional*): The question about every image, or a list with one for each
+                image. A prompt with the placeholder `<image>` or `<|video|>` is the model's whole input, unchanged.
+            text (*optional*): The library's name for `prompt`; it also takes chats.
+            batch_size (`int`, defaults to 1): Number of images per batch.
+            num_frames (`int`, *optional*): Number of frames sampled from a video.
             kwargs: Options of `generate`, such as `max_new_tokens`, `num_beams` or `streamer`.
 
         Returns:
-            `list[dict]`: `{"generated_text": answer}`, one for each answer asked for (`num_return_sequences`). For a
-            list of images a list of these, for datasets and other iterables an iterator that answers as it goes.
+            `list[dict]`: `{"generated_text": answer}` for each of the `num_return_sequences` answers. For a list of
+            images a list of these, for datasets and other iterables an iterator that answers as it goes.
 
         Raises:
-            ValueError: without an image, for prompts that do not match the images in number, and for images that
-                cannot be read.
+            ValueError: without an image, if the numbers of prompts and images differ, and for images that cannot be
+                read.
         """
         prompt = text if prompt is None else prompt
         if images is None and not isinstance(prompt, str):
@@ -73,14 +73,14 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
         return Pipeline.__call__(self, images, prompt=prompt, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Writes model and processor with their code, and this pipeline's."""
+        """Writes model and processor with their code and that of this pipeline."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(
         self, prompt=None, num_frames=None, generate_kwargs=None, local_files_only=None, **options
     ):
-        """Prompt and frames, and all else for `generate`, which names what it does not know; `pipeline` leaves one."""
+        """Splits prompt and frames from the options of `generate`, which refuses unknown ones."""
         given = {"prompt": prompt, "num_frames": num_frames}
         given = {name: value for name, value in given.items() if value is not None}
         return given, dict(**(generate_kwargs or {}), **options), {}
@@ -91,7 +91,7 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
             row = inputs if isinstance(inputs, dict) else as_row(inputs, self.model.config.sees_videos)
             kind = next((kind for kind in PROMPTS if kind in row), None)
             if kind is None:
-                raise ValueError(f"A row holds its image or video under 'image', but one with {list(row)} was given.")
+                raise ValueError(f"A row has the keys {list(row)}, but must have 'image' or 'video'.")
             prompt = row.get("text", prompt or PROMPTS[kind])
             token = {"image": self.processor.image_token, "video": self.processor.video_token}[kind]
             if token in prompt:
@@ -119,10 +119,8 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
 def pair(images, prompts, sees_videos: bool) -> list[dict]:
     """Rows of images or videos and their prompts."""
     if not isinstance(images, (list, tuple)) or len(images) != len(prompts):
-        given = f"{len(images)} images" if isinstance(images, (list, tuple)) else type(images).__name__
-        raise ValueError(
-            f"{len(prompts)} prompts were given for {given}: give a list of as many images, or one prompt."
-        )
+        given = f"{len(images)} images" if isinstance(images, (list, tuple)) else f"a {type(images).__name__}"
+        raise ValueError(f"{len(prompts)} prompts were given for {given}: pass one prompt, or one for each image.")
     return [as_row(image, sees_videos) | {"text": prompt} for image, prompt in zip(images, prompts, strict=True)]
 
 

@@ -7,11 +7,10 @@ positions of its image or video (`num_positions`). Training asks for the same wi
 """
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from transformers.processing_utils import (
     TextKwargs,
 )
 
+from .configuration_mplug_owl import check_names, expect
 from .image_processing_mplug_owl import MplugOwlImageProcessor
 from .library_mplug_owl import VideoProcessorMixin, render_jinja_template
 from .tokenization_mplug_owl import (
@@ -72,11 +72,12 @@ FLATTEN = """\
 
 def read_template(name: str | Path, tokenizer=None) -> str:
     """
-    A chat template by its name.
+    Reads a chat template.
 
     Args:
-        name (`str` or path): "original" for the original's prompts, "language_model" for the own template of
-            `tokenizer`, which then also shows images and videos; anything else is a Jinja file.
+        name (`str` or path): "original" for the original's prompts, "language_model" for the template of `tokenizer`
+            with images and videos added, or the path of a Jinja file.
+        tokenizer (`TokenizersBackend`, *optional*): Tokenizer of the language model.
 
     Raises:
         ValueError: if the tokenizer has no template.
@@ -84,7 +85,7 @@ def read_template(name: str | Path, tokenizer=None) -> str:
     if name == "language_model":
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError(
-                "The language model's tokenizer has no chat template: take an instruction-tuned one, the template "
+                "The language model's tokenizer has no chat template: use an instruction-tuned model, the template "
                 "'original', or a Jinja file."
             )
         return FLATTEN + tokenizer.chat_template
@@ -95,14 +96,14 @@ def read_template(name: str | Path, tokenizer=None) -> str:
 @dataclasses.dataclass
 class EncodedChat:
     """
-    A chat as the model reads it in training.
+    A chat as training sees it.
 
     Args:
-        ids (`np.ndarray` (positions,)): Token ids, those of images and videos repeated.
-        is_answer (`np.ndarray` (positions,) of bool): Whether a position belongs to an answer or ends it.
-        is_visual (`np.ndarray` (positions,) of bool): Whether it is one of an image or a video.
-        visuals (`list[dict]`): Parts of the messages that are images or videos, in order.
-        positions (`list[int]`): How many positions each of them takes.
+        ids (`np.ndarray` (positions,)): Token ids; the placeholder of an image or video is repeated for its positions.
+        is_answer (`np.ndarray` (positions,) of bool): Whether a position is part of an answer or its EOS.
+        is_visual (`np.ndarray` (positions,) of bool): Whether a position is part of an image or a video.
+        visuals (`list[dict]`): The message parts that are images or videos, in order.
+        positions (`list[int]`): Number of positions of each of them.
     """
 
     ids: np.ndarray
@@ -117,7 +118,7 @@ class MplugOwlProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True}}
 
 
-# What a call may name: all that the library knows.
+# The arguments that a call may have: all that the library knows.
 ARGUMENT_GROUPS = {
     "text_kwargs": TextKwargs,
     "images_kwargs": ImagesKwargs,
@@ -130,6 +131,7 @@ CALL_ARGUMENTS = frozenset(ARGUMENT_GROUPS).union(
     ("return_metadata", "sanitize_control_tokens", "audio_from_video_indices"),
 )
 TEMPLATE_ARGUMENTS = CALL_ARGUMENTS.union(inspect.signature(ProcessorMixin.apply_chat_template).parameters)
+ARGUMENT = "argument of MplugOwlProcessor"
 
 
 class MplugOwlProcessor(ProcessorMixin):
@@ -142,12 +144,13 @@ class MplugOwlProcessor(ProcessorMixin):
     Args:
         image_processor ([`MplugOwlImageProcessor`]): Prepares the images.
         tokenizer (`TokenizersBackend`): Tokenizer of the language model; it is prepared as [`prepare_tokenizer`] says.
-        video_processor ([`MplugOwlVideoProcessor`], *optional*): Prepares the videos; by default as the images.
-        chat_template (`str`, *optional*): A Jinja template in place of the original's prompts.
-        num_query_tokens (`int`, defaults to 64): Queries of the model's abstractor; a video, or a view of an image,
-            takes one position more.
-        special_tokens_in_chats (`bool`, defaults to `False`): Whether the language model's special tokens that somebody
-            types in a chat, such as `</s>`, become these tokens, as in the original; by default they stay text.
+        video_processor ([`MplugOwlVideoProcessor`], *optional*): Prepares the videos; by default with the settings of
+            the image processor.
+        chat_template (`str`, *optional*): A Jinja template instead of the original's prompts.
+        num_query_tokens (`int`, defaults to 64): Number of queries of the model's abstractor; a video, or a view of an
+            image, takes one position more.
+        special_tokens_in_chats (`bool`, defaults to `False`): Whether special tokens that a user types in a chat, such
+            as `</s>`, become special tokens, as in the original; by default they stay text.
 
     Calling it gives `input_ids` and `attention_mask` (rows, positions), `pixel_values` (images, 3, height, width)
     with the images of all rows one after the other, and `pixel_values_videos` (videos, frames, 3, height, width).
@@ -155,8 +158,8 @@ class MplugOwlProcessor(ProcessorMixin):
     `num_frames`, `fps` or `timestamps` choose the frames: see [`MplugOwlVideoProcessor`].
 
     Raises:
-        ValueError: for images or videos that do not match the placeholders in number, for unknown arguments, and for
-            anything that is no text, image or video.
+        ValueError: if the numbers of placeholders and of images or videos differ, for unknown arguments, and for
+            anything that is not a text, an image or a video.
     """
 
     valid_processor_kwargs = MplugOwlProcessorKwargs
@@ -166,10 +169,7 @@ class MplugOwlProcessor(ProcessorMixin):
         self, image_processor=None, tokenizer=None, video_processor=None, chat_template=None,
         num_query_tokens: int = 64, special_tokens_in_chats: bool = False,
     ):  # fmt: skip
-        if not 0 < num_query_tokens < LONGEST:
-            raise ValueError(
-                f"`num_query_tokens` is {num_query_tokens}, but a number from 1 to {LONGEST - 1} was expected."
-            )
+        expect(0 < num_query_tokens < LONGEST, "`num_query_tokens`", num_query_tokens, f"from 1 to {LONGEST - 1}")
         tokenizer = prepare_tokenizer(tokenizer)
         if video_processor is None:
             names = ("size", "resample", "image_mean", "image_std")
@@ -189,7 +189,7 @@ class MplugOwlProcessor(ProcessorMixin):
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Reads the folder's settings; an original release has none."""
+        """Reads the settings of a folder; an original release has none."""
         settings, remaining = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "num_query_tokens" not in settings:
             config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -198,7 +198,7 @@ class MplugOwlProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        """The parts that a folder has; an original release has none for videos, and may name one that crops."""
+        """Loads the parts of a processor; an original release has no video processor."""
         if "video_processor" in (processor_dict or {}):
             return super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
         parts = (MplugOwlImageProcessor, MplugOwlTokenizer)
@@ -209,7 +209,7 @@ class MplugOwlProcessor(ProcessorMixin):
         if argument_name != "video_processor":
             return super().check_argument_for_proper_class(argument_name, argument)
         if not isinstance(argument, VideoProcessorMixin):
-            raise TypeError(f"A video processor was expected, but {type(argument).__name__} was given.")
+            raise TypeError(f"`video_processor` is a {type(argument).__name__}, but must be a MplugOwlVideoProcessor.")
         return VideoProcessorMixin
 
     def __call__(self, images=None, text=None, videos=None, audio=None, **kwargs):
@@ -222,13 +222,12 @@ class MplugOwlProcessor(ProcessorMixin):
     def prepare_inputs_layout(self, images=None, text: Any = None, videos=None, **kwargs):
         rows: Any = [text] if isinstance(text, str) else text
         is_text = isinstance(rows, (list, tuple)) and len(rows) > 0 and all(isinstance(row, str) for row in rows)
-        if rows is not None and not is_text:
-            raise ValueError(f"`text` is {text!r:.80}, but a string or a list of strings, not empty, was expected.")
+        expect(rows is None or is_text, "`text`", text, "a string or a non-empty list of strings")
         for row in rows or []:
             try:
                 row.encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"`text` has half a character (a lone surrogate): {error}") from error
+                raise ValueError(f"`text` has a lone surrogate, which is half a character: {error}") from error
         if videos is not None:
             videos = videos_by_row(videos)
         if images is not None:
@@ -238,16 +237,14 @@ class MplugOwlProcessor(ProcessorMixin):
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         if audio is not None:
-            raise ValueError("`audio` was given, but this processor prepares images, videos and text.")
+            raise ValueError("`audio` was given, but this processor takes images, videos and text: leave it out.")
         groups = [(name, kwargs[name]) for name in ARGUMENT_GROUPS if name in kwargs]
         for name, group in groups:
-            if not isinstance(group, dict):
-                raise ValueError(f"`{name}` is {group!r:.80}, but a dictionary of arguments was expected.")
-        check_names(set(kwargs).union(*(group for _, group in groups)), CALL_ARGUMENTS)
+            expect(isinstance(group, dict), f"`{name}`", group, "a dictionary of arguments")
+        check_names(set(kwargs).union(*(group for _, group in groups)), CALL_ARGUMENTS, ARGUMENT)
         for name in ("max_length", "pad_to_multiple_of"):
             number = {**kwargs.get("text_kwargs", {}), **kwargs}.get(name)
-            if number is not None and not 0 < number <= LONGEST:
-                raise ValueError(f"`{name}` is {number}, but a number from 1 to {LONGEST} was expected.")
+            expect(number is None or 0 < number <= LONGEST, f"`{name}`", number, f"from 1 to {LONGEST}")
         if text is None:
             super().validate_inputs(images=images, videos=videos)
             return
@@ -262,15 +259,15 @@ class MplugOwlProcessor(ProcessorMixin):
         variables = variables_of(template)
         for name, value in (("tools", tools), ("documents", documents)):
             if value and name not in variables:
-                raise ValueError(f"`{name}` was given, but the chat template has no place for it: leave it out.")
-        check_names({*kwargs}, TEMPLATE_ARGUMENTS | variables)
+                raise ValueError(f"`{name}` was given, but the chat template does not use it: leave it out.")
+        check_names(kwargs, TEMPLATE_ARGUMENTS | variables, ARGUMENT)
         if "continues" in variables:  # the original's prompts: earlier answers as before a generation prompt
             kwargs["continues"] = bool(kwargs.get("continue_final_message"))
-        check_names({**(kwargs.get("processor_kwargs") or {})}.keys(), CALL_ARGUMENTS)
+        check_names(kwargs.get("processor_kwargs") or (), CALL_ARGUMENTS, ARGUMENT)
         try:
             return super().apply_chat_template(chats, chat_template, tools or None, documents or None, *args, **kwargs)
         except jinja2.TemplateError as error:
-            raise ValueError(f"The chat does not fit the chat template: {error}") from error
+            raise ValueError(f"The chat template refuses the chat: {error}") from error
 
     def _typed_tokens(self) -> tuple[str, ...]:
         """The language model's special tokens that stay text where somebody types them, longer ones first."""
@@ -280,22 +277,22 @@ class MplugOwlProcessor(ProcessorMixin):
         return tuple(sorted((str(token) for token in added if token.special), key=len, reverse=True))
 
     def num_positions(self, views: int = 1) -> int:
-        """Positions of the language model that a video takes, or an image of so many views."""
+        """Number of positions that a video takes, or an image with this many views."""
         return views * (self.num_query_tokens + 1)
 
     def encode_chat(
         self, messages: list[dict[str, Any]], count_views: Callable[[dict[str, Any]], int] = lambda part: 1
     ) -> EncodedChat:
         """
-        One chat with its answers, as training reads it: each answer is tokenized by itself and followed by EOS, so that
-        the ids before it are those of its prompt.
+        Encodes a chat with its answers for training: each answer is tokenized by itself and followed by EOS, so that
+        the ids before it are those of its prompt at inference.
 
         Args:
             messages (`list[dict]`): The chat.
-            count_views (`Callable`): How many views the image or video of a part has; by default one.
+            count_views (`Callable`, *optional*): Gives the number of views of a message part; by default 1.
 
         Raises:
-            ValueError: if the chat does not fit the template, or the template does not show where answers lie.
+            ValueError: if the chat template refuses the chat, or does not show where its answers are.
         """
         messages = read_chats(messages, self._typed_tokens())
         text, is_answer = self._with_answers(messages)
@@ -313,7 +310,7 @@ class MplugOwlProcessor(ProcessorMixin):
         if is_visual.sum() != len(visuals):
             raise ValueError(
                 f"The chat has {len(visuals)} images and videos, but the chat template writes {is_visual.sum()} "
-                "placeholders: it must write one for each."
+                "placeholders: it must write one for each of them."
             )
         repeats = np.ones_like(ids)
         repeats[is_visual] = positions
@@ -321,7 +318,7 @@ class MplugOwlProcessor(ProcessorMixin):
         return EncodedChat(ids, answered, is_visual, visuals, positions)
 
     def _with_answers(self, messages: list[dict[str, Any]]) -> tuple[str, np.ndarray]:
-        """The text of a chat, and for each of its characters whether it belongs to an answer."""
+        """The text of a chat, and for each character whether it is part of an answer."""
         if not re.search(r"{%-?\s*generation", self.chat_template):
             text, _ = self._render([_with_marks(message) for message in messages])
             return self._find_marks(text, sum(message["role"] == "assistant" for message in messages))
@@ -333,7 +330,7 @@ class MplugOwlProcessor(ProcessorMixin):
         return joined([*pieces, (text[end:], False)])
 
     def _render(self, messages: list[dict[str, Any]], **options) -> tuple[str, list[tuple[int, int]]]:
-        """A chat as text, and where its answers lie, if asked for."""
+        """The text of a chat, and the spans of its answers if asked for."""
         try:
             rendered: Any = render_jinja_template(
                 conversations=[messages],
@@ -342,18 +339,18 @@ class MplugOwlProcessor(ProcessorMixin):
                 **self.tokenizer.special_tokens_map,
             )
         except jinja2.TemplateError as error:
-            raise ValueError(f"The chat does not fit the chat template: {error}") from error
+            raise ValueError(f"The chat template refuses the chat: {error}") from error
         (text,), spans = rendered
         return text, spans[0] if spans else []
 
     def _find_marks(self, text: str, count: int) -> tuple[str, np.ndarray]:
-        """Answers of a text by the marks around them, with the EOS that follows each."""
+        """Finds answers by the marks around them, each with the EOS that follows."""
         before, *parts = re.split(f"{BOUNDARY}([^{ANSWER_END}]*){ANSWER_END}", text)
         answers, between, eos = parts[::2], parts[1::2], self.tokenizer.eos_token
         if len(answers) != count or not all(following.startswith(eos) for following in between):
             raise ValueError(
-                f"The chat template does not write each answer as it is and {eos!r} after it: mark the answers by "
-                "{% generation %} and {% endgeneration %}, with the end-of-sequence token between them."
+                f"The chat template does not write each answer unchanged with {eos!r} after it: mark the answers by "
+                "{% generation %} and {% endgeneration %}, with the end-of-sequence token between the two."
             )
         pieces = [(before, False)]
         for answer, following in zip(answers, between, strict=True):
@@ -362,22 +359,22 @@ class MplugOwlProcessor(ProcessorMixin):
 
     def continue_chat(self, messages: list[dict[str, Any]], turn: dict[str, Any], has_ended: bool) -> BatchFeature:
         """
-        Inputs of one more turn, to be read after the ids of `messages` and of the answer that is their last.
+        Inputs of the next turn, which follow the ids of `messages` and of the answer at their end.
 
         Args:
             messages (`list[dict]`): The conversation so far.
             turn (`dict`): The user's next message.
-            has_ended (`bool`): Whether the model wrote an end-of-sequence token after its answer.
+            has_ended (`bool`): Whether the model generated an end-of-sequence token after its answer.
 
         Raises:
-            ValueError: if the chat template leaves out earlier answers.
+            ValueError: if the chat template drops earlier answers.
         """
         *earlier, turn = read_chats([*messages, turn], self._typed_tokens())
         earlier[-1] = {**earlier[-1], "content": ANSWER_END}
         text, _ = self._render([*earlier, turn], add_generation_prompt=True)
         _, found, new = text.rpartition(ANSWER_END)
         if not found:
-            raise ValueError("The chat template leaves out earlier answers, so a conversation cannot go on after them.")
+            raise ValueError("The chat template drops earlier answers, so chats cannot continue: use another template.")
         if has_ended:
             new = new.removeprefix(self.tokenizer.eos_token)
         seen = {kind: [source_of(part) for part in visuals_of([turn]) if part["type"] == kind] for kind in SOURCES}
@@ -399,7 +396,7 @@ class MplugOwlProcessor(ProcessorMixin):
 
     @staticmethod
     def _views_of_images(image_inputs) -> list[int]:
-        """How many views each image has."""
+        """Number of views of each image."""
         if "crop_positions" not in image_inputs:
             return [1] * len(image_inputs["pixel_values"])
         positions = np.asarray(image_inputs["crop_positions"])
@@ -420,7 +417,7 @@ class MplugOwlProcessor(ProcessorMixin):
 
 
 def check_counts(kind: str, token: str, text: list[str], visuals: list) -> None:
-    """Every placeholder has its image or video: in all rows together, and row by row where they come row by row."""
+    """Checks that every placeholder has its image or video: over all rows, and row by row where these are nested."""
     found = [row.count(token) for row in text]
     given = [len(row) if isinstance(row, list) else 1 for row in visuals]
     if not any(isinstance(row, list) for row in visuals):
@@ -432,38 +429,29 @@ def check_counts(kind: str, token: str, text: list[str], visuals: list) -> None:
         )
 
 
-def check_names(names: Iterable[str], known: frozenset[str]) -> None:
-    """Raises a ValueError for names of arguments that are not known."""
-    for name in set(names) - known:
-        nearest = difflib.get_close_matches(str(name), known, n=1)
-        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-        raise ValueError(f"`{name}` is no argument of MplugOwlProcessor.{hint}")
-
-
 def variables_of(template: str) -> frozenset[str]:
-    """Names that a chat template asks for."""
+    """Names of the variables that a chat template uses."""
     plain = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template)
     try:
         parsed = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
     except jinja2.TemplateError as error:
-        raise ValueError(f"The chat template cannot be read: {error}") from error
+        raise ValueError(f"The chat template is not valid Jinja: {error}") from error
     return frozenset(jinja2.meta.find_undeclared_variables(parsed))
 
 
 def read_chats(conversation, special_tokens: tuple[str, ...] = ()) -> list:
     """
-    A chat, or a list of chats, in the form that the rest reads: the content of a message is a string or a list of
-    parts; a part is `{"type": "text", "text": ...}`, or `{"type": "image"}` or `{"type": "video"}` with at most one
-    source under the name that it was given by. Sources that are `None`, as in rows of a table, are left out. What is
-    typed stays text, placeholders and `special_tokens` included.
+    Brings a chat, or a list of chats, into one form: the content of a message is a string or a list of parts; a part is
+    `{"type": "text", "text": ...}`, or `{"type": "image"}` or `{"type": "video"}` with at most one source under the
+    name by which it was given. Sources that are `None`, as in table rows, are dropped. Typed placeholders and
+    `special_tokens` stay text.
 
     Raises:
-        ValueError: says which message or part is not as it should be.
+        ValueError: for a message or part of another form.
     """
     is_batch = isinstance(conversation, (list, tuple)) and conversation and isinstance(conversation[0], (list, tuple))
     for chat in conversation if is_batch else [conversation]:
-        if not isinstance(chat, (list, tuple)) or not chat:
-            raise ValueError(f"A chat is {chat!r:.80}, but a list of messages, not empty, was expected.")
+        expect(isinstance(chat, (list, tuple)) and chat, "A chat", chat, "a non-empty list of messages")
     chats = [
         [_read_message(message, special_tokens) for message in chat]
         for chat in (conversation if is_batch else [conversation])
@@ -472,7 +460,7 @@ def read_chats(conversation, special_tokens: tuple[str, ...] = ()) -> list:
 
 
 def _as_dict(value):
-    """A message or part that is a dataclass or a pydantic model, as OpenAI's client gives them, as a dictionary."""
+    """A dictionary of a message or part, which may be a dataclass or a pydantic model, as OpenAI's client gives."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     elif callable(dump := getattr(value, "model_dump", None)):
@@ -482,20 +470,18 @@ def _as_dict(value):
 
 def _read_message(message, special_tokens: tuple[str, ...]) -> dict[str, Any]:
     message = _as_dict(message)
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise ValueError(f"A message is {message!r:.80}, but a dictionary with `role` and `content` was expected.")
+    fits = isinstance(message, dict) and isinstance(message.get("role"), str)
+    expect(fits, "A message", message, "a dictionary with `role` and `content`")
     content = message.get("content")
     if isinstance(content, str):
         return {**message, "content": _as_text(content, special_tokens)}
-    if not isinstance(content, (list, tuple)) or not content:
-        raise ValueError(
-            f"The content of a message is {content!r:.80}, but a string or a list of parts, not empty, was expected."
-        )
+    fits = isinstance(content, (list, tuple)) and content
+    expect(fits, "The content of a message", content, "a string or a non-empty list of parts")
     return {**message, "content": [_read_part(part, message["role"], special_tokens) for part in content]}
 
 
 def _as_text(typed: str, special_tokens: tuple[str, ...]) -> str:
-    """What somebody typed, with tokens in it that stay text and none of the marks of a rendered chat."""
+    """Text as a user typed it, with its special tokens escaped and without the marks of a rendered chat."""
     for token in (IMAGE_TOKEN, VIDEO_TOKEN, *special_tokens):
         typed = typed.replace(token, token[0] + ESCAPE + token[1:])
     return typed.replace(BOUNDARY, "").replace(ANSWER_END, "")
@@ -510,17 +496,17 @@ def _read_part(part, role: str, special_tokens: tuple[str, ...]) -> dict[str, An
         return {"type": "text", "text": _as_text(part["text"], special_tokens), **line}
     if kind == "image_url":  # as OpenAI's clients write it
         kind = "image"
-    if not isinstance(kind, str) or kind not in SOURCES:
-        raise ValueError(
-            f"A part of a message is {part!r:.80}, but {{'type': 'text', 'text': ...}}, {{'type': 'image', ...}} with "
-            f"one of {', '.join(SOURCES['image'])}, or {{'type': 'video', ...}} with one of "
-            f"{', '.join(SOURCES['video'])} was expected."
-        )
+    expect(
+        isinstance(kind, str) and kind in SOURCES, "A part of a message", part,
+        f"{{'type': 'text', 'text': ...}}, {{'type': 'image', ...}} with one of {', '.join(SOURCES['image'])}, or "
+        f"{{'type': 'video', ...}} with one of {', '.join(SOURCES['video'])}",
+    )  # fmt: skip
+    assert isinstance(kind, str)
     if role != "user":
-        raise ValueError(f"A message of role {role} has a part of type {kind}: put it into a message of role user.")
+        raise ValueError(f"A message of role {role} has a part of type {kind}: move it to a message of role user.")
     given = {name: part[name] for name in SOURCES[kind] if name in part}
     if len(given) > 1:
-        raise ValueError(f"A part of type {kind} has {' and '.join(given)}: give one of them.")
+        raise ValueError(f"A part of type {kind} has {' and '.join(given)}: give only one of them.")
     if "image_url" in given:
         url = given.pop("image_url")
         given["url"] = url["url"] if isinstance(url, dict) and "url" in url else url
@@ -528,34 +514,34 @@ def _read_part(part, role: str, special_tokens: tuple[str, ...]) -> dict[str, An
 
 
 def visuals_of(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The parts of messages that are images or videos, in their order."""
+    """The message parts that are images or videos, in order."""
     parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
     return [part for part in parts if part["type"] in SOURCES]
 
 
 def source_of(part: dict[str, Any]):
     """
-    What a part of a message shows: a path, a URL, an image and the like.
+    The source of an image or video part: a path, a URL, an image and the like.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: if the part has none.
     """
     names = SOURCES[part["type"]]
     source = next((part[name] for name in names if name in part), None)
     if source is None:
-        raise ValueError(f"A part of type {part['type']} has none of {', '.join(names)}: {part!r:.80}")
+        raise ValueError(f"A part of type {part['type']} needs one of {', '.join(names)}, but is {part!r:.80}.")
     return source
 
 
 def joined(pieces: list[tuple[str, bool]]) -> tuple[str, np.ndarray]:
-    """The text of pieces, and of which kind the piece of each character is."""
+    """The text of `(text, kind)` pieces, and the kind of each character."""
     return "".join(text for text, _ in pieces), np.repeat(
         [kind for _, kind in pieces], [len(text) for text, _ in pieces]
     )
 
 
 def _with_marks(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose answer, if it is one, can be found in whatever text it becomes a part of."""
+    """A message whose answer, if it is one, is marked so that it can be found in the rendered chat."""
     if message["role"] != "assistant":
         return message
     content = message["content"]

@@ -8,6 +8,7 @@ All of it is data in `tokenizer.json`: a saved folder loads as a plain `Tokenize
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
+from .configuration_mplug_owl import expect
 from .library_mplug_owl import (
     HUB_NAMES,
     TokenizersBackend,
@@ -36,19 +37,18 @@ SETTINGS = {
 
 class MplugOwlTokenizer(TokenizersBackend):
     """
-    Loads the tokenizer of a folder or repository, also of an original release, and prepares it for mPLUG-Owl.
-
-    What comes back is a `TokenizersBackend`; see [`prepare_tokenizer`] for what it does.
+    Loads the tokenizer of a folder or repository, also of an original release, and prepares it for mPLUG-Owl by
+    [`prepare_tokenizer`]. The result is a `TokenizersBackend`.
     """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *inputs, **kwargs):
         """
-        As in the library. Special tokens that are given get ids after the placeholders.
+        As in the library. Added special tokens get ids after the placeholders.
 
         Raises:
-            OSError: if a file is missing without which the ids would be others.
-            ValueError: for special tokens with names of their own.
+            OSError: if a file is missing without which the ids would differ.
+            ValueError: for named special tokens (a `dict`).
         """
         hub_kwargs = {name: kwargs[name] for name in HUB_NAMES if name in kwargs}
         settings = get_tokenizer_config(pretrained_model_name_or_path, **hub_kwargs)
@@ -60,8 +60,8 @@ class MplugOwlTokenizer(TokenizersBackend):
             for names in (["tokenizer_config.json"], vocabularies):
                 if not any(_has_file(pretrained_model_name_or_path, name, **hub_kwargs) for name in names):
                     raise OSError(
-                        f"{pretrained_model_name_or_path} has no {' or '.join(names)}, without which text would become "
-                        "other ids: fetch it from where the checkpoint came from, or from the release that it was "
+                        f"{pretrained_model_name_or_path} has no {' or '.join(names)}, without which the token ids "
+                        "would be wrong: copy it from the source of the checkpoint, or from the release that it was "
                         "trained from."
                     )
         names = [name for name in ("extra_special_tokens", "additional_special_tokens") if name in kwargs]
@@ -70,8 +70,7 @@ class MplugOwlTokenizer(TokenizersBackend):
         given = {name: kwargs[name] for name in ("add_bos_token", *SETTINGS) if name in kwargs}
         tokenizer = prepare_tokenizer(tokenizer, **given)
         for name, tokens in extra.items():
-            if isinstance(tokens, dict):
-                raise ValueError(f"{name} is {tokens}, but a list of special tokens was expected.")
+            expect(not isinstance(tokens, dict), name, tokens, "a list of special tokens")
             tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
         return tokenizer
 
@@ -86,9 +85,9 @@ def prepare_tokenizer(tokenizer: TokenizersBackend, **settings) -> TokenizersBac
     itself, `<image>` and `<|video|>` as special tokens after the vocabulary, padding on the left.
 
     Args:
-        tokenizer (`TokenizersBackend`): The tokenizer of any supported language model. A prepared one comes back as
-            it is; any other is left alone and a new one comes back.
-        settings: What shall be otherwise of `add_bos_token` and those in `SETTINGS`.
+        tokenizer (`TokenizersBackend`): The tokenizer of any supported language model. A prepared one is returned
+            unchanged; any other is not modified, and a new one is returned.
+        settings: Overrides of `add_bos_token` and the settings in `SETTINGS`.
     """
     backend = tokenizer.backend_tokenizer
     if backend.normalizer is not None and ESCAPE not in backend.normalizer.normalize_str(ESCAPE):

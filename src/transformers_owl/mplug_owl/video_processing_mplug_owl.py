@@ -20,6 +20,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import VideosKwargs
 from transformers.video_utils import VideoMetadata
 
+from .configuration_mplug_owl import expect
 from .image_processing_mplug_owl import (
     MAX_PIXELS,
     UNREADABLE,
@@ -52,25 +53,25 @@ class MplugOwlVideoProcessor(MplugOwlImageProcessor, VideoProcessorMixin):
     Prepares videos for mPLUG-Owl. Frames become pixels as images do: straight to a square by PIL's bicubic filter.
 
     Args:
-        num_frames (`int`, defaults to 4): Frames of a video, spread over it as the original did. A video with fewer
-            shows some of them several times.
-        do_sample_frames (`bool`, defaults to `True`): Whether to choose frames; `False` takes all there are.
+        num_frames (`int`, defaults to 4): Number of frames sampled from a video, spaced as in the original. Frames of a
+            shorter video are repeated.
+        do_sample_frames (`bool`, defaults to `True`): Whether to sample frames; `False` takes all of them.
         size, resample, image_mean, image_std: As in [`MplugOwlImageProcessor`].
 
     Calling it with videos gives `pixel_values_videos` (videos, frames, 3, height, width). A video is a file (mp4, webm,
     avi, gif and others, by path, URL or base64), an array (frames, height, width, 3) or (frames, 3, height, width), or
-    a list of images. Frames are chosen by one of
+    a list of images. Frames are sampled by one of
 
-        num_frames (`int`): that many, spread over the video;
-        fps (`float`): one every 1 / fps seconds, from the beginning;
-        timestamps (`list[float]`, or one such list a video): what is shown at these seconds after the first frame.
+        num_frames (`int`): this many, spread over the video;
+        fps (`float`): one every 1 / fps seconds, from the start;
+        timestamps (`list[float]`, or one list per video): the frames shown at these seconds after the first frame.
 
-    Seconds are those of the file, also where its frame rate varies; an array or a list of images needs
-    `video_metadata={"fps": ...}` for them. All videos of a call must give equally many frames.
+    Seconds are those of the file, also with a variable frame rate; an array or a list of images needs
+    `video_metadata={"fps": ...}` for them. All videos of a call must give the same number of frames.
 
     Raises:
-        ValueError: for videos that cannot be read or have no frames, and for arguments that contradict each other.
-        ImportError: for a video file where PyAV is not installed.
+        ValueError: for videos that cannot be read or have no frames, and for conflicting arguments.
+        ImportError: for a video file if PyAV is not installed.
     """
 
     valid_kwargs = MplugOwlVideosKwargs
@@ -79,7 +80,7 @@ class MplugOwlVideoProcessor(MplugOwlImageProcessor, VideoProcessorMixin):
 
     @classmethod
     def get_video_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Reads the folder's settings; those of an original release from the model's configuration (`image_size`)."""
+        """Reads the settings of a folder; an original release has its `image_size` in the model's configuration."""
         settings, remaining = super().get_video_processor_dict(pretrained_model_name_or_path, **kwargs)
         return release_settings(settings, pretrained_model_name_or_path, cls.size, kwargs), remaining
 
@@ -102,7 +103,7 @@ class MplugOwlVideoProcessor(MplugOwlImageProcessor, VideoProcessorMixin):
         counts = [len(frames) for frames, _ in read]
         if return_tensors is not None and len(set(counts)) > 1:
             raise ValueError(
-                f"The videos give {counts} frames, but those of a batch must give equally many: use `num_frames`."
+                f"The videos give {counts} frames, but those of a batch must have the same number: set `num_frames`."
             )
         flat = [frame for frames, _ in read for frame in frames]
         pixels = MplugOwlImageProcessor.preprocess(self, flat, return_tensors=return_tensors, **kwargs)["pixel_values"]
@@ -112,29 +113,29 @@ class MplugOwlVideoProcessor(MplugOwlImageProcessor, VideoProcessorMixin):
         return BatchFeature(data)
 
     def sample_frames(self, metadata, num_frames=None, fps=None, timestamps=None, **kwargs) -> np.ndarray:
-        """Numbers of the frames to take from a video of `metadata.total_num_frames`, for a constant frame rate."""
+        """Indices of the frames sampled from a video with `metadata.total_num_frames` at a constant frame rate."""
         (choice,) = self._choices({"num_frames": num_frames, "fps": fps, "timestamps": timestamps}, None, 1)
         count = metadata.total_num_frames
         times, duration = _steady(count, metadata.fps)
         return np.array(choose_frames(count, times, duration, **choice))
 
     def _choices(self, sampling: dict, do_sample_frames: bool | None, count: int) -> list[dict[str, Any]]:
-        """For each video how its frames are chosen: one of the names in `sampling`, or none for all frames."""
+        """How to sample each video: one entry of `sampling`, or none for all frames."""
         given = {name: value for name, value in sampling.items() if value is not None}
         if len(given) > 1:
-            raise ValueError(f"Frames are chosen by one of {', '.join(sampling)}, but {' and '.join(given)} are given.")
+            raise ValueError(f"{' and '.join(given)} are given, but only one of {', '.join(sampling)} can be.")
         if do_sample_frames is None:
             do_sample_frames = self.do_sample_frames or bool(given)
         if not do_sample_frames:
             if given:
-                raise ValueError(f"`do_sample_frames` is False, which takes all frames, but {given} is given too.")
+                raise ValueError(f"`do_sample_frames` is False, but {given} is given: leave one of them out.")
             return [{}] * count
         given = given or {"num_frames": self.num_frames}
         moments = given.get("timestamps")
         if moments is None or not any(isinstance(entry, (list, tuple)) for entry in moments):
             return [given] * count
         if len(moments) != count:
-            raise ValueError(f"`timestamps` has {len(moments)} lists, but {count} videos are given: one list for each.")
+            raise ValueError(f"`timestamps` has {len(moments)} lists for {count} videos: give one list for each.")
         return [{"timestamps": entry} for entry in moments]
 
 
@@ -143,18 +144,19 @@ def read_frames(
     video_fps: float | None = None, max_pixels: int = MAX_PIXELS, prepare: Callable | None = None,
 ) -> tuple[list[PIL.Image.Image], VideoMetadata]:  # fmt: skip
     """
-    Frames of one video as RGB images, and where they stand.
+    Reads frames of one video as RGB images, and their metadata.
 
     Args:
-        video: A path, URL, base64 text or a file's bytes; an array of four dimensions, or a list of images.
-        num_frames, fps, timestamps: As in [`MplugOwlVideoProcessor`]; at most one of them. Without any, all frames. An
-            array or a list of just `num_frames` is taken as it is.
-        video_fps (`float`, *optional*): Frames a second of an array or a list.
-        max_pixels (`int`): Twice those of a frame of a file, and a 32nd of those of all frames taken.
-        prepare (`Callable`, *optional*): What becomes of each frame as soon as it is decoded.
+        video: A path, URL, base64 text or the bytes of a file; a 4D array, or a list of images.
+        num_frames, fps, timestamps: At most one of them, as in [`MplugOwlVideoProcessor`]; without any, all frames. An
+            array or a list of exactly `num_frames` frames is taken whole.
+        video_fps (`float`, *optional*): Frame rate of an array or a list, in frames per second.
+        max_pixels (`int`): Limit in pixels: half of it for a frame of a file, 32 times for all frames.
+        prepare (`Callable`, *optional*): Applied to each frame once it is decoded.
 
     Raises:
-        ValueError: for a video that cannot be read or is too large, and where its seconds are asked for but not known.
+        ValueError: for a video that cannot be read or is too large, and if seconds are needed but the frame rate is not
+            known.
     """
     sizes = []
 
@@ -188,55 +190,55 @@ def choose_frames(
     fps: float | None = None, timestamps: Sequence[float] | None = None,
 ) -> list[int]:  # fmt: skip
     """
-    Numbers of frames, in the order in which the model sees them.
+    Indices of the sampled frames, in order.
 
     Args:
-        count (`int`): Frames of the video.
-        times (`Sequence[float]`, *optional*): Seconds at which each is shown first, from 0.
-        duration (`float`, *optional*): Seconds at which the last one ends.
-        num_frames, fps, timestamps: As in [`MplugOwlVideoProcessor`]; none of them takes all frames.
+        count (`int`): Number of frames in the video.
+        times (`Sequence[float]`, *optional*): Start of each frame in seconds, from 0.
+        duration (`float`, *optional*): End of the last frame in seconds.
+        num_frames, fps, timestamps: As in [`MplugOwlVideoProcessor`]; without any, all frames.
     """
     if fps is not None or timestamps is not None:
         if times is None or duration is None:
             raise ValueError(
-                "The frame rate of an array or a list of images is not known: give `video_metadata={'fps': ...}`, or "
-                "choose its frames by `num_frames`."
+                "The frame rate of an array or a list of images is unknown: pass `video_metadata={'fps': ...}`, or "
+                "sample by `num_frames`."
             )
         moments = _moments(duration, fps, timestamps)
         return [max(0, bisect.bisect_right(times, moment + TOLERANCE) - 1) for moment in moments]
     if num_frames is None:
-        _expect(count <= MOST_FRAMES, "a video", f"{count} frames long", f"at most {MOST_FRAMES} frames")
+        expect(count <= MOST_FRAMES, "the number of frames", count, f"at most {MOST_FRAMES}: set `num_frames`")
         return list(range(count))
     fits = type(num_frames) is int and 0 < num_frames <= MOST_FRAMES
-    _expect(fits, "num_frames", num_frames, f"a number from 1 to {MOST_FRAMES}")
+    expect(fits, "num_frames", num_frames, f"an integer from 1 to {MOST_FRAMES}")
     step = (count - 1) / num_frames
     return [int(step / 2) + round(step * number) for number in range(num_frames)]
 
 
 def _moments(duration: float, fps: float | None, timestamps: Sequence[float] | None) -> list[float]:
-    """Seconds at which a video of a duration is looked at."""
+    """Seconds at which frames are sampled."""
     if timestamps is None:
         fits = isinstance(fps, (int, float)) and 0 < fps < math.inf and duration * fps <= MOST_FRAMES
-        _expect(fits, "fps", fps, f"a positive number, with at most {MOST_FRAMES} frames of a video,")
+        expect(fits, "fps", fps, f"positive, with at most {MOST_FRAMES} frames per video")
         assert fps is not None
         return [number / fps for number in range(max(1, math.ceil((duration - TOLERANCE) * fps)))]
     fits = isinstance(timestamps, (list, tuple)) and 0 < len(timestamps) <= MOST_FRAMES
     fits = fits and all(isinstance(moment, (int, float)) and 0 <= moment <= duration for moment in timestamps)
-    _expect(fits, "timestamps", timestamps, f"a list of seconds from 0 to {duration:.3f}")
+    expect(fits, "timestamps", timestamps, f"a list of seconds from 0 to {duration:.3f}")
     return list(timestamps)
 
 
 class VideoFile:
     """
-    The frames of a video file, by number, in the order in which they are shown. Opening it reads through the file
-    without decoding; `frames` decodes from the last key frame before each frame that is asked for.
+    The frames of a video file, indexed in presentation order. Opening reads the packets without decoding; `frames`
+    decodes from the last key frame before each requested frame.
 
     Args:
-        source (`str`, path or `bytes`): Path, http(s) URL, `data:` URL or base64 text, or what such a file holds. URLs
-            as for images: [`download`].
+        source (`str`, path or `bytes`): Path, http(s) URL, `data:` URL, base64 text, or the bytes of a file. For URLs
+            see [`download`].
 
     Raises:
-        ValueError: says which file could not be read, and why.
+        ValueError: for a file that cannot be read, with the reason.
     """
 
     def __init__(self, source: str | os.PathLike | bytes):
@@ -253,7 +255,7 @@ class VideoFile:
                 self.width, self.height = stream.codec_context.width, stream.codec_context.height
                 unit, rate, is_reordered = stream.time_base, stream.average_rate, stream.codec_context.has_b_frames
             if not packets or any(mark is None for mark, _, _ in packets):
-                raise ValueError("its frames have no times" if packets else "it has no frames")
+                raise ValueError("its frames have no timestamps" if packets else "it has no frames")
         arrival = [mark for mark, _, _ in packets]
         self.marks: list[int] = sorted(arrival)
         self.keys = [(mark, number) for number, (mark, _, is_key) in enumerate(packets) if is_key]
@@ -271,17 +273,17 @@ class VideoFile:
     def frames(
         self, numbers: Sequence[int], prepare: Callable = lambda frame: frame, budget: Budget | None = None
     ) -> list[PIL.Image.Image]:
-        """The frames of these numbers as RGB images, rotated as a viewer shows them, each through `prepare`."""
+        """Frames by index as RGB images, rotated as a viewer shows them, each after `prepare`."""
         with self._errors():
             wanted = sorted(set(numbers))
             if budget is not None:
                 budget.count(self.width, self.height, len(wanted))
             decoded = map(prepare, self._decode([self.marks[number] for number in wanted]))
-            pictures = dict(zip(wanted, decoded, strict=True))
-        return [pictures[number] for number in numbers]
+            images = dict(zip(wanted, decoded, strict=True))
+        return [images[number] for number in numbers]
 
     def _decode(self, wanted: list[int]) -> Iterator[PIL.Image.Image]:
-        """What is shown at the times `wanted`, which ascend. Packets that lead to none of them are not decoded."""
+        """Frames at the ascending times `wanted`. Packets that none of them needs are not decoded."""
         starts = [max((number for key, number in self.keys if key <= mark), default=0) for mark in wanted]
         done, shown = 0, None
         with self._open() as (container, stream):
@@ -331,12 +333,12 @@ def _import_av():
     try:
         import av
     except ImportError as error:
-        raise ImportError('Video files are decoded by PyAV, which is not installed: pip install "av>=14.2"') from error
+        raise ImportError('Video files are decoded by PyAV, which is missing: run `pip install "av>=14.2"`.') from error
     return av
 
 
 def _shown(frame) -> PIL.Image.Image:
-    """A decoded frame as an image: rotated by the file's metadata, transparent parts white."""
+    """A decoded frame as an image: rotated by the file's metadata, on white where transparent."""
     is_transparent = any(component.is_alpha for component in frame.format.components)
     levels = frame.to_ndarray(format="rgba" if is_transparent else "rgb24")
     return as_shown(PIL.Image.fromarray(np.ascontiguousarray(np.rot90(levels, frame.rotation // 90))))
@@ -344,10 +346,10 @@ def _shown(frame) -> PIL.Image.Image:
 
 def videos_by_row(videos) -> list:
     """
-    The videos of a call as a list, one with a list for each row if they are given so. Lists of images become tuples.
+    The videos of a call as a list, nested by row if they were given that way. Lists of images become tuples.
 
     Raises:
-        ValueError: for anything that is no video.
+        ValueError: for anything that is not a video.
     """
     is_rows = isinstance(videos, (list, tuple)) and all(
         isinstance(row, (list, tuple)) and not _is_frames(row) for row in videos
@@ -359,7 +361,7 @@ def videos_by_row(videos) -> list:
 
 
 def _flat(videos) -> list:
-    """Videos one after the other, however they are nested."""
+    """Videos in a flat list, however they were nested."""
     if _is_image(videos):
         return [(videos,)]
     if isinstance(videos, (str, os.PathLike, bytes)):
@@ -369,10 +371,9 @@ def _flat(videos) -> list:
         return [videos] if videos.ndim == 4 else list(videos)
     if isinstance(videos, (list, tuple)):
         return [tuple(videos)] if _is_frames(videos) else [video for entry in videos for video in _flat(entry)]
-    what = f"an array of shape {tuple(videos.shape)}" if is_array else type(videos).__name__
+    what = f"an array of shape {tuple(videos.shape)}" if is_array else f"of type {type(videos).__name__}"
     raise ValueError(
-        f"A video was expected, but {what} was given: pass a path, a URL, an array (frames, height, width, 3), a list "
-        "of images, or a list of these."
+        f"A video is {what}, but must be a path, a URL, an array (frames, height, width, 3) or a list of images."
     )
 
 
@@ -381,7 +382,7 @@ def _is_frames(values) -> bool:
 
 
 def _is_image(value) -> bool:
-    """Whether it is one frame: an image, an array of one, or the name of an image file."""
+    """Whether a value is one frame: an image, an array of one, or the name of an image file."""
     if isinstance(value, (str, os.PathLike)):
         kind = media_type(value)
         return kind.startswith("image/") and kind not in ANIMATIONS
@@ -394,7 +395,7 @@ ANIMATIONS = ("image/gif",)
 
 
 def media_type(source) -> str:
-    """The media type that the name of a file or URL has, such as "video/mp4"; "" if there is none."""
+    """The media type by the name of a file or URL, such as "video/mp4"; "" if it is unknown."""
     if not isinstance(source, (str, os.PathLike)):
         return ""
     name = os.fsdecode(source)
@@ -407,9 +408,9 @@ def media_type(source) -> str:
 
 def visual_part(source, sees_videos: bool = False) -> dict[str, Any]:
     """
-    The part of a chat message that shows an image or a video, whichever it is: a file or URL by its name, an array by
-    its dimensions; a list of images is a video. A GIF that moves is a video for models that see videos, and its first
-    frame for the others.
+    The part of a chat message for an image or a video: a file or URL is recognised by its name, an array by its
+    dimensions; a list of images is a video. An animated GIF is a video for models that take videos, and its first frame
+    for others.
     """
     kind = media_type(source)
     is_video = kind.startswith("video/") or (sees_videos and kind in ANIMATIONS and not _is_still(source))
@@ -420,7 +421,7 @@ def visual_part(source, sees_videos: bool = False) -> dict[str, Any]:
 
 
 def _is_still(source) -> bool:
-    """Whether a file has one frame. What is not a file yet is taken by its name."""
+    """Whether a file has one frame; a URL is recognised by its name."""
     try:
         with PIL.Image.open(source, formats=("GIF", "PNG", "WEBP")) as image:
             return not getattr(image, "is_animated", False)
@@ -429,21 +430,21 @@ def _is_still(source) -> bool:
 
 
 def _steady(count: int, fps: float | None) -> tuple[list[float] | None, float | None]:
-    """Times and duration of frames at a constant rate, if it is known."""
+    """Start times and duration in seconds of frames at a constant rate, if the rate is known."""
     return (None, None) if fps is None else ([number / fps for number in range(count)], count / fps)
 
 
 def _rates(video_metadata, count: int) -> list[float | None]:
-    """Frames a second of each video, from one entry of metadata for all of them or one for each."""
+    """Frames per second of each video, from one entry of metadata for all videos or one for each."""
     if not isinstance(video_metadata, (list, tuple)):
         video_metadata = [video_metadata] * count
     entries = [entry for row in video_metadata for entry in (row if isinstance(row, (list, tuple)) else [row])]
     if len(entries) != count:
-        raise ValueError(f"`video_metadata` has {len(entries)} entries, but {count} videos are given: one for each.")
+        raise ValueError(f"`video_metadata` has {len(entries)} entries for {count} videos: give one for each.")
     rates = [None if entry is None else dict(entry).get("fps") for entry in entries]
     for rate in rates:
         fits = rate is None or (isinstance(rate, (int, float)) and 0 < rate < math.inf)
-        _expect(fits, "fps of `video_metadata`", rate, "a positive number")
+        expect(fits, "fps of `video_metadata`", rate, "a positive number")
     return rates
 
 
@@ -453,11 +454,6 @@ def _by_video(pixels, counts: list[int]):
         return pixels.reshape(len(counts), counts[0], *pixels.shape[1:])
     ends = np.cumsum(counts)
     return [np.stack(pixels[end - count : end]) for end, count in zip(ends, counts, strict=True)]
-
-
-def _expect(fits: bool, name: str, given, expected: str) -> None:
-    if not fits:
-        raise ValueError(f"{name} is {given!r:.80}, but {expected} was expected.")
 
 
 MplugOwlVideoProcessor.register_for_auto_class()

@@ -18,7 +18,7 @@ from .configuration_mplug_owl import MplugOwlVisionConfig
 
 
 def call_with_patches(tower, frames: torch.Tensor, **kwargs):
-    """SigLIP 2 for images of any shape (NaFlex) takes patches, each as rows of pixels with their colours."""
+    """SigLIP 2 for images of any shape (NaFlex) takes patches, each flattened to pixel rows with their colours."""
     rows, columns = patch_grid(tower.config)
     side = tower.config.patch_size
     patches = frames.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 4, 5, 1).flatten(1, 2).flatten(2)
@@ -31,7 +31,7 @@ CALLS = {"siglip2_vision_model": call_with_patches}
 
 
 def leave_out_pooling(tower: nn.Module) -> None:
-    """SigLIP and AIMv2 pool their patches by a head that no Owl asks: it keeps its weights and is not computed."""
+    """SigLIP and AIMv2 pool their patches by a head that an Owl does not use: its weights stay, but it does not run."""
     for module in tower.modules():
         if "use_head" in vars(module):
             module.use_head = False
@@ -39,15 +39,14 @@ def leave_out_pooling(tower: nn.Module) -> None:
 
 def see(tower: Any, pixel_values: torch.Tensor, sees_videos: bool, **kwargs) -> BaseModelOutput:
     """
-    What the vision model makes of images (N, 3, S, S) or of the frames of videos (N, T, 3, S, S).
+    Runs the vision model over images (N, 3, S, S) or the frames of videos (N, T, 3, S, S).
 
     Returns:
-        `BaseModelOutput`: `last_hidden_state` (N, P, D) or (N, T, P, D): whatever tokens the vision model puts first
-            (class token, registers), then the patches row by row.
+        `BaseModelOutput`: `last_hidden_state` (N, P, D) or (N, T, P, D): the leading tokens of the vision model (class
+            token, registers), then the patches row by row.
 
     Raises:
-        ValueError: for pixels of another shape or an integer dtype, and for a vision model that does not give the
-            patches of each image.
+        ValueError: for pixels of another shape or an integer dtype, and for a vision model without patch features.
     """
     config: Any = tower.config
     if is_releases_type(config):
@@ -58,8 +57,8 @@ def see(tower: Any, pixel_values: torch.Tensor, sees_videos: bool, **kwargs) -> 
     if hidden_states.ndim != 3 or len(hidden_states) != len(frames) or hidden_states.shape[1] < num_patches(config):
         raise ValueError(
             f"`{config.model_type}` cannot be the vision model: it gave features of shape {tuple(hidden_states.shape)} "
-            f"for {len(frames)} images of {num_patches(config)} patches, but (images, patches, {config.hidden_size}) "
-            "was expected. Choose a ViT such as CLIP, SigLIP or DINOv2."
+            f"for {len(frames)} images of {num_patches(config)} patches, but the shape must be (images, patches, "
+            f"{config.hidden_size}). Choose a ViT such as CLIP, SigLIP or DINOv2."
         )
     return BaseModelOutput(
         last_hidden_state=hidden_states.view(*pixel_values.shape[:-3], *hidden_states.shape[1:]),
@@ -74,34 +73,34 @@ def is_releases_type(config: Any) -> bool:
 
 
 def flat_frames(pixel_values: torch.Tensor, config: Any, sees_videos: bool) -> torch.Tensor:
-    """All frames (N * T, 3, S, S) of images or videos, once they are found to be as the vision model needs them."""
+    """All frames (N * T, 3, S, S) of images or videos, after a check of their shape and dtype."""
     size = (config.num_channels, image_side(config), image_side(config))
     fits = pixel_values.ndim in (4, 5) and tuple(pixel_values.shape[-3:]) == size
     if not fits or 0 in pixel_values.shape:
         raise ValueError(
-            f"Pixels of shape {tuple(pixel_values.shape)} were given, but (images, {', '.join(map(str, size))}) or "
-            f"(videos, frames, {', '.join(map(str, size))}) was expected: prepare them with MplugOwlProcessor."
+            f"The pixels have shape {tuple(pixel_values.shape)}, but must be (images, {', '.join(map(str, size))}) or "
+            f"(videos, frames, {', '.join(map(str, size))}): prepare them with MplugOwlProcessor."
         )
     if not pixel_values.is_floating_point():
         raise ValueError(
-            f"Pixels of dtype {pixel_values.dtype} were given, but normalised floating-point values were expected: "
-            "prepare them with MplugOwlProcessor."
+            f"The pixels have dtype {pixel_values.dtype}, but must be normalised floating-point values: prepare them "
+            "with MplugOwlProcessor."
         )
     if pixel_values.ndim == 5 and pixel_values.shape[1] > 1 and not sees_videos:
         raise ValueError(
-            "This checkpoint is an image model and cannot see videos (`use_temporal` is False): use a video "
-            "checkpoint, or pass single frames as images."
+            "This checkpoint is an image model and takes no videos (`use_temporal` is False): use a video checkpoint, "
+            "or pass single frames as images."
         )
     return pixel_values.flatten(0, -4)
 
 
 def image_side(config: Any) -> int:
-    """Side S of the square images that a vision model takes, pixels."""
+    """Side S in pixels of the square images that a vision model takes."""
     fields = config.to_dict()
     if not fields.get("patch_size") or not (fields.get("image_size") or fields.get("num_patches")):
         raise ValueError(
-            f"`{config.model_type}` is no vision model of patches: its configuration has no patch_size and image_size. "
-            "Choose a ViT such as CLIP, SigLIP or DINOv2."
+            f"`{config.model_type}` is not a vision model with patches: its configuration has no patch_size and "
+            "image_size. Choose a ViT such as CLIP, SigLIP or DINOv2."
         )
     if not fields.get("image_size"):
         return patch_side(config) * math.isqrt(fields["num_patches"])
@@ -113,7 +112,7 @@ def patch_side(config: Any) -> int:
 
 
 def side_of(size: int | list[int] | tuple[int, ...]) -> int:
-    """Of a square, whose height and width some configurations give."""
+    """The side of a square, which some configurations give as height and width."""
     return size if isinstance(size, int) else size[0]
 
 
@@ -128,8 +127,8 @@ def num_patches(config: Any) -> int:
 
 def tokens_and_idle_weights(config: Any) -> tuple[int, frozenset[str]]:
     """
-    How many tokens P a vision model makes of an image, and the names of its weights that have no part in them, such as
-    those of a pooling head. Of a model of the library both are found by running one layer of it.
+    The number P of tokens that a vision model gives per image, and the names of its weights that do not affect them,
+    such as those of a pooling head. For a model of the library both are found by running one of its layers.
     """
     if is_releases_type(config):
         return num_patches(config) + 1, frozenset()

@@ -33,7 +33,7 @@ def _tensor(collected: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
 
 
 def head_dim_of(model) -> int:
-    """Width of a head of the vision model; a process may hold only some of its heads."""
+    """Width of an attention head of the vision model; a process may hold only some of the heads."""
     config = model.config if model.config.base_config_key == "vision_config" else model.config.vision_config
     return config.hidden_size // config.num_attention_heads
 
@@ -47,9 +47,9 @@ class SplitHeads(ConversionOps):
         rows = len(target_patterns) * head_dim_of(model)  # of a head
         if len(fused) % rows:
             raise ValueError(
-                f"This process got {len(fused)} rows of a fused weight, which are not whole heads of {rows} rows: "
-                "load over a number of processes that divides the number of heads, or convert the release first "
-                "(`transformers-owl convert`), whose weights can be cut anywhere."
+                f"This process got {len(fused)} rows of a fused weight, which are not whole heads of {rows} rows: use "
+                "a number of processes that divides the number of heads, or convert the release first "
+                "(`transformers-owl convert`): converted weights can be split anywhere."
             )
         parts = fused.unflatten(0, (-1, len(target_patterns), head_dim_of(model))).unbind(1)
         return {name: part.flatten(0, 1).contiguous() for name, part in zip(target_patterns, parts, strict=True)}
@@ -60,7 +60,7 @@ class SplitHeads(ConversionOps):
 
 
 class MergeHeads(ConversionOps):
-    """The way back from [`SplitHeads`]."""
+    """The reverse of [`SplitHeads`]."""
 
     @torch.no_grad()
     def convert(self, input_dict, source_patterns, target_patterns, full_layer_name, model, **kwargs):
@@ -90,7 +90,7 @@ class DropSize1Dims(ConversionOps):
 
 
 class AddSize1Dims(ConversionOps):
-    """The way back from [`DropSize1Dims`]: the weight of a 3D convolution."""
+    """The reverse of [`DropSize1Dims`]: the weight of a 3D convolution."""
 
     def __init__(self, ndim: int):
         self.ndim = ndim
@@ -161,55 +161,55 @@ TEMPORAL = re.compile(r"(^|\.)temporal(_query_tokens|_visual_fc)?(\.|$)")
 
 
 def temporal_weights(names) -> set[str]:
-    """The weights that see videos, of our names or the original's."""
+    """The weights for videos, under our names or the original's."""
     return {name for name in names if TEMPORAL.search(name)}
 
 
 def refuse_random_weights(path, info: dict, fresh: set[str]) -> None:
     """
-    Raises a ValueError where a folder or repository lacks weights, which would be random.
+    Raises a ValueError if a folder or repository lacks weights, which would be random.
 
     Args:
         path (`str`): The folder or repository.
-        info (`dict`): What the library says of loading it.
-        fresh (`set[str]`): Weights that may be missing, all of them together. A head always may.
+        info (`dict`): The library's loading info.
+        fresh (`set[str]`): Weights that may be missing if all of them are. A head may always be missing.
     """
     missing = set(info["missing_keys"]) - {"lm_head.weight"}
     lacking = sorted(missing - fresh if fresh <= missing else missing)
     if lacking:
         strange = info["unexpected_keys"]
-        others = f"; {len(strange)} found no place, such as {min(strange)}" if strange else ""
+        others = f"; {len(strange)} are unexpected, such as {min(strange)}" if strange else ""
         raise ValueError(
             f"{path} lacks weights of the model, which would be random: {len(lacking)}, such as "
-            f"{', '.join(lacking[:3])}{others}. Download it again, or check config.json. If it was trained by the "
-            f"original code, {CONVERT.format(path)} makes a folder that loads."
+            f"{', '.join(lacking[:3])}{others}. Download it again, or check config.json. If the original code trained "
+            f"it, {CONVERT.format(path)} makes a folder that loads."
         )
 
 
 def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
     """
-    What the files of an original release know and its `config.json` does not say: `{}` for any other folder.
+    Reads configuration fields that only the files of an original release tell; `{}` for any other folder:
 
-    - the width of the abstractor's feed-forward layers, which several configurations state wrongly;
+    - the width of the abstractor's feed-forward layers, which is wrong in several `config.json`;
     - whether it is a video model;
-    - the ids of the placeholders, where the tokenizer has fewer entries than the model has rows (Bloom).
+    - the ids of the placeholders, if the tokenizer has fewer entries than the model has rows (Bloom).
 
-    A release's `config.json` beside weights of our names counts as one.
+    Weights under our names with the `config.json` of a release count as a release.
 
     Args:
         pretrained_model_name_or_path (`str`): A folder, or a repository on the Hub.
         hub_kwargs: `revision`, `token`, `cache_dir` and the like, as for `from_pretrained`.
 
     Returns:
-        `dict`: fields of [`MplugOwlConfig`], those of its parts as dictionaries.
+        `dict`: Fields of [`MplugOwlConfig`], those of its parts as dictionaries.
 
     Raises:
-        ValueError: for a whole model in PEFT's names, as the original's Trainer saved fine-tunes.
+        ValueError: for a whole model under PEFT's names, as the original's Trainer saved fine-tunes.
     """
     file_of = _weight_files(pretrained_model_name_or_path, **hub_kwargs)
     if any(name.startswith(WRAPPER) for name in file_of):
         raise ValueError(
-            f"{pretrained_model_name_or_path} is a fine-tune as the original's Trainer saved it, with PEFT's names "
+            f"{pretrained_model_name_or_path} is a fine-tune as the original's Trainer saved it, under PEFT's names "
             f"({WRAPPER}...): {CONVERT.format(pretrained_model_name_or_path)} makes a folder that loads."
         )
     width = _width_of_original(file_of, pretrained_model_name_or_path, **hub_kwargs)
@@ -226,7 +226,7 @@ def read_original(pretrained_model_name_or_path, **hub_kwargs) -> dict:
 
 def original_fields(names, width: int) -> dict:
     """
-    Fields of the configuration that the weights of a release tell.
+    Configuration fields that follow from the weights of a release.
 
     Args:
         names (`Iterable[str]`): Names of the weights.
@@ -251,16 +251,16 @@ ARGUMENTS = {
     "load_in_4bit": "quantization_config=BitsAndBytesConfig(load_in_4bit=True)",
 }
 NEGATIVE_IDS = (
-    "input_ids hold negative ids, by which the original's code marked images and videos: prepare text and pixels with "
-    "MplugOwlProcessor, or write processor.image_token_id for -1 and processor.video_token_id for -2."
+    "input_ids hold negative ids, which marked images and videos in the original's code: prepare text and pixels with "
+    "MplugOwlProcessor, or replace -1 by processor.image_token_id and -2 by processor.video_token_id."
 )
 
 
 def refuse_original_arguments(given: dict) -> None:
-    """Raises a ValueError for an argument of the original's code, with the line that stands for it here."""
+    """Raises a ValueError for an argument of the original's code, with its replacement here."""
     for name, line in ARGUMENTS.items():
         if given.get(name) is not None:
-            raise ValueError(f"{name} is an argument of the original's code: write {line} (docs/from-the-original.md).")
+            raise ValueError(f"{name} is an argument of the original's code: pass {line} (docs/from-the-original.md).")
 
 
 def refuse_original_weights(module, state_dict: dict, prefix: str, *_) -> None:
@@ -268,13 +268,13 @@ def refuse_original_weights(module, state_dict: dict, prefix: str, *_) -> None:
     theirs = tuple(prefix + name for name in ("query_tokens", "language_model.model.", "language_model.transformer."))
     if any(name.startswith(theirs) for name in state_dict):
         raise ValueError(
-            "load_state_dict got weights under the original's names. `from_pretrained` loads a folder of them as it "
-            f"is; of a file, {CONVERT.format('FILE')} makes a folder that loads."
+            "load_state_dict got weights under the original's names. `from_pretrained` loads a folder of them without "
+            f"conversion; for a file, {CONVERT.format('FILE')} makes a folder that loads."
         )
 
 
 def _weight_files(path, **hub_kwargs) -> dict[str, str]:
-    """The file of every weight, by name, looked up in the library's order; no values are read."""
+    """The file of every weight by name, in the library's order of preference; no values are read."""
     for name in NAMES:
         if (file := _find(path, name, **hub_kwargs)) is not None:
             if not name.endswith(".index.json"):
@@ -288,7 +288,7 @@ def _weight_files(path, **hub_kwargs) -> dict[str, str]:
 
 
 def _width_of_original(names, path, **hub_kwargs) -> str | None:
-    """The weight whose rows are the abstractor's width, where weights or configuration are the original's."""
+    """The name of the weight whose rows are the abstractor's width, if weights or configuration are the original's."""
     if WIDTH in names:
         return WIDTH
     ours = next((name for name in OUR_WIDTHS if name in names), None)
@@ -299,7 +299,7 @@ def _width_of_original(names, path, **hub_kwargs) -> str | None:
 
 
 def open_weights(file: str, map_location: str = "cpu") -> dict[str, torch.Tensor]:
-    """Every tensor of a file by its name: mapped into memory, none of them read, once the file is checked."""
+    """All tensors of a checked file by name, mapped into memory without reading them."""
     check_weights(file)
     with named_damage(file):
         return load_state_dict(file, map_location=map_location)
@@ -310,7 +310,7 @@ def _open_lazily(file: str) -> dict[str, torch.Tensor]:
 
 
 def weight_files(path, names: tuple[str, ...] = NAMES, **hub_kwargs) -> list[str]:
-    """The checked files of the weights of a folder or repository, in the library's order of preference."""
+    """The checked weights files of a folder or repository, in the library's order of preference."""
     for name in names:
         if (file := _find(path, name, **hub_kwargs)) is not None:
             files = [file]

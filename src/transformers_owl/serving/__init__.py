@@ -1,1 +1,1 @@
-"""Serving by an engine with continuous batching: what vLLM needs to know about mPLUG-Owl."""
+"""Serving: the plugin for vLLM, and the gate of the OpenAI-style server."""

@@ -1,7 +1,7 @@
 """
-mPLUG-Owl as vLLM runs it: by its Transformers modeling backend, with what is particular to this model.
+mPLUG-Owl in vLLM: its Transformers modeling backend, adapted to this model.
 
-Nearly every line here is about vLLM's insides, so this file is the fence of this room.
+Nearly every line here depends on vLLM's internals, so this file is the fence of this room.
 """
 
 import copy
@@ -48,14 +48,14 @@ LEANS_ON = {
 
 
 class MplugOwlProcessingInfo(MultiModalProcessingInfo):
-    """What the engine asks before it takes a request."""
+    """What the engine asks before it accepts a request."""
 
     @cached_property
     def _is_video_model(self) -> bool:
         return self.get_hf_config().sees_videos
 
     def get_image_size_with_most_features(self) -> ImageSize:
-        """Of an image with as many cells as there can be: a row of them."""
+        """The size of an image with the maximum number of cells, in a row."""
         processor = self.get_hf_processor().image_processor
         height, width = processor.size["height"], processor.size["width"]
         return ImageSize(width=width * processor.max_crops, height=height)
@@ -75,7 +75,7 @@ class MplugOwlForEngine(TransformersMultiModalForCausalLM):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.causal_head = CausalHead(self.text_config, self.model.language_model)
         if self.causal_head.has_bias:
-            raise ValueError(f"The head of {self.text_config.model_type} has a bias, which vLLM's has not.")
+            raise ValueError(f"The head of {self.text_config.model_type} has a bias, which vLLM does not support.")
         self.logits_processor.scale, self.logits_processor.soft_cap = 1.0, None
         # The engine checks the length of each request; what it gives the model is many requests in one row.
         self.model.context_length = math.inf
@@ -87,18 +87,18 @@ class MplugOwlForEngine(TransformersMultiModalForCausalLM):
 
     @cached_property
     def _from_config_kwargs(self):
-        """The engine brings its own head: `AutoModel` makes the model without one."""
+        """The engine has its own head, so `AutoModel` builds the model without one."""
         config = copy.deepcopy(self.config)
         config.architectures = [MplugOwlModel.__name__]
         return {**super()._from_config_kwargs, "config": config}
 
     def _create_hf_to_vllm_mapper(self):
-        """The engine has a head, whose weights the model without a head would have dropped."""
+        """Keeps the weights of the engine's head, which the model without a head would drop."""
         self.model._keys_to_ignore_on_load_unexpected = None
         super()._create_hf_to_vllm_mapper()
 
     def recursive_replace(self):
-        """The abstractor stays whole on every device: the norm inside its feed-forward layers needs all columns."""
+        """Keeps the abstractor whole on every device: the norm inside its feed-forward layers needs all columns."""
         recursive_replace_linear(self.model.abstractor, self.quant_config, prefix="model.abstractor")
         super().recursive_replace()
 

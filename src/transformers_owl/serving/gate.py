@@ -1,10 +1,9 @@
 """
-What stands before the server of OpenAI-style requests. It trusts nobody: a request holds what the API of chats has and
-this model can do, names no file of this machine, and comes from no foreign page. All else is answered by 400 with a
-sentence.
+The gate before the server of OpenAI-style requests. It trusts nobody: a request holds only fields of the chat API that
+this model supports, names no file of this machine, and comes from no other site's page. Anything else is answered with
+status 400 and a sentence.
 """
 
-import difflib
 import ipaddress
 import os
 import urllib.parse
@@ -17,6 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..asgi import TooLargeError, read_json, rewritten
+from ..mplug_owl.configuration_mplug_owl import check_names, expect
 
 
 PATHS = {("GET", "/health"), ("GET", "/v1/models"), ("POST", "/v1/chat/completions")}
@@ -29,13 +29,13 @@ def _number(least: float, most: float, kind: Any = (int, float)) -> tuple[Callab
     def fits(value) -> bool:
         return isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most
 
-    return fits, f"a{' whole' if kind is int else ''} number from {least} to {most}"
+    return fits, f"{'an integer' if kind is int else 'a number'} from {least} to {most}"
 
 
-# What each field may be, and what a message says that it may be.
+# The check of each field, and what a message says that it must be.
 FIELDS: dict[str, tuple[Callable, str]] = {
     "model": (lambda value: isinstance(value, str), "the name of the model"),
-    "messages": (lambda value: isinstance(value, list) and value, "a list of messages, not empty,"),
+    "messages": (lambda value: isinstance(value, list) and value, "a non-empty list of messages"),
     "stream": (lambda value: isinstance(value, bool), "true or false"),
     "max_tokens": _number(1, MAX_TOKENS, int),
     "max_completion_tokens": _number(1, MAX_TOKENS, int),
@@ -43,7 +43,7 @@ FIELDS: dict[str, tuple[Callable, str]] = {
     "top_p": _number(0, 1),
     "seed": _number(0, MAX_SEED, int),
 }
-# Fields that change no answer; fields of things that are not done here, with the values that ask for nothing.
+# Fields that change no answer; unsupported fields, with the values that have no effect.
 WITHOUT_EFFECT = {
     "user",
     "metadata",
@@ -67,13 +67,13 @@ VISUALS = {"image_url": "data:image/", "video_url": "data:video/"}
 @dataclass
 class Allowed:
     """
-    What is open besides.
+    What the gate allows besides its own host.
 
     Args:
-        host (`str`): The address that is served at.
-        hosts (`Sequence[str]`): Further names by which browsers may know this machine.
-        origins (`Sequence[str]`): Pages of other servers that may ask, such as "https://chat.example.com"; "*" is all.
-        files (`Sequence[Path]`): Folders whose files may be named in place of a URL.
+        host (`str`): The host to serve at.
+        hosts (`Sequence[str]`): Further host names that requests may have.
+        origins (`Sequence[str]`): Sites whose pages may send requests, such as "https://chat.example.com"; "*" is all.
+        files (`Sequence[Path]`): Folders whose files may be named instead of a URL.
     """
 
     host: str
@@ -84,13 +84,13 @@ class Allowed:
 
 class Gate:
     """
-    Stands before the server's application.
+    Checks requests before the server's application gets them.
 
     Args:
-        app (`ASGIApp`): The server's.
-        model (`str`): The name that clients give.
-        sees_videos (`bool`): Whether the model does.
-        allowed ([`Allowed`]): What is open besides.
+        app (`ASGIApp`): The server's application.
+        model (`str`): The model's name in requests.
+        sees_videos (`bool`): Whether the model takes videos.
+        allowed ([`Allowed`]): What is allowed.
     """
 
     def __init__(self, app: ASGIApp, model: str, sees_videos: bool, allowed: Allowed):
@@ -117,18 +117,18 @@ class Gate:
     def check_caller(self, scope: Scope) -> None:
         if (scope["method"], scope["path"]) not in PATHS:
             places = ", ".join(f"{method} {path}" for method, path in sorted(PATHS))
-            raise ValueError(f"{scope['method']} {scope['path']!r:.80} is not served here: ask {places}.")
+            raise ValueError(f"{scope['method']} {scope['path']!r:.80} is not served here: use {places}.")
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get("host", ""), headers.get("origin")
         name = urllib.parse.urlsplit(f"//{host}").hostname or ""
         if not (_is_address(name) or name in {"localhost", self.allowed.host, *self.allowed.hosts}):
-            raise ValueError(f"The host {host!r:.80} is not known: name it by --allow-host when the server starts.")
+            raise ValueError(f"The host {host!r:.80} is not allowed: allow it by --allow-host at the start.")
         own = {f"http://{host}", f"https://{host}", *self.allowed.origins}
         if origin is not None and origin not in own and "*" not in self.allowed.origins:
-            raise ValueError(f"Pages of {origin!r:.80} may not ask: name it by --allow-origin when the server starts.")
+            raise ValueError(f"Pages of {origin!r:.80} are not allowed: allow them by --allow-origin at the start.")
 
     async def read(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
-        """A request with its body checked."""
+        """A request whose body has been checked."""
         try:
             asked = await read_json(receive, MAX_BODY)
         except TooLargeError as error:
@@ -137,26 +137,24 @@ class Gate:
 
     def checked(self, asked: Any) -> dict[str, Any]:
         """
-        A request in the words of the server.
+        The request as the server takes it.
 
         Raises:
-            ValueError: for one that it could not answer as asked.
+            ValueError: for a request that the server would not answer as asked.
         """
-        _expect(isinstance(asked, dict), "The request", asked, "an object")
+        expect(isinstance(asked, dict), "The request", asked, "an object")
         asked = {name: value for name, value in asked.items() if value is not None and name not in WITHOUT_EFFECT}
         for name, value in asked.items():
             if name in FIELDS:
-                _expect(FIELDS[name][0](value), f"`{name}`", value, FIELDS[name][1])
+                expect(FIELDS[name][0](value), f"`{name}`", value, FIELDS[name][1])
             elif name not in NOT_DONE:
-                nearest = difflib.get_close_matches(name, FIELDS, n=1)
-                hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-                raise ValueError(f"`{name!s:.80}` is no field of a request here.{hint}")
+                check_names([name], FIELDS, "field")
             elif value not in NOT_DONE[name]:
-                raise ValueError(f"`{name}` is {value!r:.80}, which this server does not do: leave it out.")
+                raise ValueError(f"`{name}` is {value!r:.80}, which this server does not support: leave it out.")
         if "messages" not in asked:
-            raise ValueError("`messages` is missing: a list of messages, not empty, was expected.")
+            raise ValueError("`messages` is missing: pass a non-empty list of messages.")
         if asked.get("model", self.model) != self.model:
-            raise ValueError(f"`model` is {asked['model']!r:.80}, but this server has {self.model!r} alone.")
+            raise ValueError(f"`model` is {asked['model']!r:.80}, but this server only has {self.model!r}.")
         kept = {name: value for name, value in asked.items() if name in FIELDS}
         if "max_completion_tokens" in kept:
             kept["max_tokens"] = kept.pop("max_completion_tokens")
@@ -165,12 +163,12 @@ class Gate:
 
     def message(self, number: int, message: Any) -> dict[str, Any]:
         where = f"message {number}"
-        _expect(isinstance(message, dict), where, message, "an object")
+        expect(isinstance(message, dict), where, message, "an object")
         if message.get("tool_calls") or message.get("function_call"):
-            raise ValueError(f"{where} calls tools, which this model does not do: leave it out.")
+            raise ValueError(f"{where} calls tools, which this model does not support: leave it out.")
         role, content = message.get("role"), message.get("content")
-        _expect(isinstance(role, str) and role in ROLES, f"`role` of {where}", role, f"one of {', '.join(ROLES)}")
-        _expect(isinstance(content, (str, list)), f"`content` of {where}", content, "a text or a list of parts")
+        expect(isinstance(role, str) and role in ROLES, f"`role` of {where}", role, f"one of {', '.join(ROLES)}")
+        expect(isinstance(content, (str, list)), f"`content` of {where}", content, "a string or a list of parts")
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
         else:
@@ -178,16 +176,16 @@ class Gate:
         return {"role": ROLES[role], "content": content}
 
     def part(self, where: str, part: Any) -> dict[str, Any]:
-        _expect(isinstance(part, dict), where, part, "an object")
+        expect(isinstance(part, dict), where, part, "an object")
         kinds = ["text", "image_url", *(["video_url"] if self.sees_videos else [])]
         kind = part.get("type")
-        _expect(kind in kinds, f"`type` of {where}", kind, f"one of {', '.join(kinds)}")
+        expect(kind in kinds, f"`type` of {where}", kind, f"one of {', '.join(kinds)}")
         if kind == "text":
-            _expect(isinstance(part.get("text"), str), f"`text` of {where}", part.get("text"), "a text")
+            expect(isinstance(part.get("text"), str), f"`text` of {where}", part.get("text"), "a string")
             return {"type": "text", "text": part["text"]}
         named = part.get(kind)
         url = named.get("url") if isinstance(named, dict) else None
-        _expect(isinstance(url, str), f"`{kind}` of {where}", named, 'an object with a "url"')
+        expect(isinstance(url, str), f"`{kind}` of {where}", named, 'an object with a "url"')
         assert isinstance(url, str)
         self.check_url(where, url, VISUALS[kind])
         return {"type": kind, kind: {"url": url}}
@@ -199,13 +197,13 @@ class Gate:
         if "\0" not in url and any(Path(os.path.realpath(url)).is_relative_to(folder) for folder in folders):
             return
         raise ValueError(
-            f"{where} names {url!r:.80}, but a URL that begins with {data}, http:// or https:// was expected. Files of "
-            "the server are read from the folders that --allow-files names when it starts."
+            f"{where} names {url!r:.80}, but must name a URL that begins with {data}, http:// or https://. To read "
+            "files of the server, allow their folder by --allow-files at the start."
         )
 
 
 def refusal(error: Exception) -> JSONResponse:
-    """The answer to a request that cannot be answered, as the API has it."""
+    """The API's response to an invalid request."""
     text = str(error).encode(errors="backslashreplace").decode()
     return JSONResponse({"error": {"message": text, "type": "invalid_request_error"}}, 400)
 
@@ -216,8 +214,3 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _expect(fits: Any, what: str, given: Any, expected: str) -> None:
-    if not fits:
-        raise ValueError(f"{what} is {given!r:.80}, but {expected} was expected.")

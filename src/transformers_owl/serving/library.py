@@ -1,6 +1,6 @@
 """
-The fence of the server of OpenAI-style requests: `transformers serve` with our way to load a model, and with the gate
-before its application.
+The fence of the server of OpenAI-style requests: `transformers serve` with our model loading, and with the gate before
+its application.
 """
 
 import math
@@ -36,7 +36,7 @@ Processor: Any = MplugOwlProcessor
 
 
 class ServedProcessor(Processor):
-    """The processor of a server, which refuses what does not fit before it is decoded or generated from."""
+    """The processor of a server, which refuses a chat that is too long before images are decoded."""
 
     context_length: float = math.inf
 
@@ -49,14 +49,14 @@ class ServedProcessor(Processor):
         length = seen if inputs is None else inputs["input_ids"].shape[-1]
         if length >= self.context_length:
             raise ValueError(
-                f"The chat has {length} positions, but the language model was made for {self.context_length}: shorten "
-                "the text, or give fewer images."
+                f"The chat has {length} positions, but the language model's context length is {self.context_length}: "
+                "shorten the text, or pass fewer images."
             )
         return inputs
 
 
 class Models(Manager):
-    """One model, an adapter perhaps, under the name that was given."""
+    """One model or adapter under the given name."""
 
     default: str
     chat_template: str | None
@@ -92,7 +92,7 @@ class Models(Manager):
 
 
 def _source(name: str) -> tuple[str, dict[str, str]]:
-    """A folder, or a repository and its revision."""
+    """Splits a folder or REPO@REVISION into the name and the revision."""
     if os.path.exists(name):
         return name, {}
     repository, _, revision = name.partition("@")
@@ -103,13 +103,13 @@ def serve(
     arguments: Sequence[str], default: str, chat_template: str | None, allowed: dict[str, Any], fast: bool = False
 ) -> None:
     """
-    Serves until it is interrupted. URLs in requests are fetched directly, whatever proxies the environment names.
+    Serves until it is interrupted. URLs in requests are fetched directly, without the environment's proxies.
 
     Args:
         arguments (`Sequence[str]`): Options of `transformers serve`.
-        default (`str`): The model, if they name none.
+        default (`str`): The model if the options name none.
         chat_template (`str`, *optional*): "original", "language_model" or a Jinja file; by default the checkpoint's.
-        allowed (`dict`): For [`Allowed`].
+        allowed (`dict`): Fields of [`Allowed`].
         fast (`bool`, defaults to `False`): Whether to optimize the model for latency.
     """
 

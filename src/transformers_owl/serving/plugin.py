@@ -1,4 +1,4 @@
-"""The entry point by which vLLM learns of mPLUG-Owl, in each of its processes."""
+"""The entry point that registers mPLUG-Owl in every process of vLLM."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ..mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration
 
 
 class MplugOwlProcessor(processing_mplug_owl.MplugOwlProcessor):
-    """The processor of an engine, which leaves BOS to the chat template: the library adds it when it tokenizes."""
+    """The processor of an engine, whose chat template writes BOS, since the engine tokenizes without special tokens."""
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -22,8 +22,8 @@ class MplugOwlProcessor(processing_mplug_owl.MplugOwlProcessor):
 
 def register() -> None:
     """
-    Makes [`MplugOwlForConditionalGeneration`] known to vLLM, and gives this process's `AutoProcessor` the processor
-    above. Any number of calls does what one does.
+    Registers [`MplugOwlForConditionalGeneration`] with vLLM, and the processor above with this process's
+    `AutoProcessor`. It may be called several times.
     """
     from vllm import ModelRegistry
 

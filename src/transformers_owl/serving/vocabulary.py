@@ -1,8 +1,8 @@
 """
-The fence of vLLM's sampler: how wide it takes logits to be.
+The fence of vLLM's sampler: the width of its logits.
 
-Penalties and `prompt_logprobs` index by the ids of a prompt, those of placeholders outside the vocabulary too. The
-logits have columns for these, which are never written ([`MplugOwlForEngine`]), and masks over logits must be as wide.
+Penalties and `prompt_logprobs` index by the ids of a prompt, with placeholders outside the vocabulary. The logits have
+columns for these, which are never sampled ([`MplugOwlForEngine`]), and masks over logits must be as wide.
 """
 
 from ..mplug_owl.configuration_mplug_owl import MplugOwlConfig
@@ -12,7 +12,7 @@ LEANS_ON = {"vllm.config.ModelConfig.get_vocab_size": "the width of masks over l
 
 
 def count_placeholders() -> None:
-    """Lets vLLM count the columns of placeholders. Any number of calls does what one does."""
+    """Lets vLLM count the columns of placeholders. It may be called several times."""
     from vllm.config import ModelConfig
 
     without = ModelConfig.get_vocab_size
@@ -27,6 +27,6 @@ def count_placeholders() -> None:
 
 
 def width(config: MplugOwlConfig, vocab_size: int) -> int:
-    """Columns of the logits."""
+    """Number of columns of the logits."""
     visual_ids = (config.image_token_id, config.video_token_id)
     return max(vocab_size, *(token + 1 for token in visual_ids if token is not None))

@@ -1,4 +1,4 @@
-"""Training in two stages: a fresh Owl, data in many forms, what trains when, and the Trainer around it."""
+"""Training in two stages: a fresh Owl, data in many formats, the trained parts of each stage, and the Trainer."""
 
 from ..fresh import build_owl
 from .collator import ConversationCollator

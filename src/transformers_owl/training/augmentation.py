@@ -1,4 +1,4 @@
-"""The original's augmentation, without the flip that mirrors writing and left and right."""
+"""The original's augmentation, by default without the flip, which mirrors text and swaps left and right."""
 
 import math
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ ASPECT = (3 / 4, 4 / 3)
 @dataclass(frozen=True)
 class Augmentation:
     """
-    A random part of an image, or the same part of all frames of a video.
+    Crops a random part of an image, or the same part of all frames of a video.
 
     Args:
-        crop (`tuple[float, float]`, defaults to `(0.5, 1.0)`): Least and largest share of the area, as the original
-            had it; (1, 1) keeps the image whole.
-        flip (`bool`, defaults to `False`): Whether half of the images are mirrored, as the original did.
+        crop (`tuple[float, float]`, defaults to `(0.5, 1.0)`): Smallest and largest share of the area, as in the
+            original; (1, 1) keeps the image whole.
+        flip (`bool`, defaults to `False`): Whether to mirror half of the images, as in the original.
     """
 
     crop: tuple[float, float] = (0.5, 1.0)
@@ -31,13 +31,13 @@ class Augmentation:
         least, largest = self.crop
         if not 0 < least <= largest <= 1:
             raise ValueError(
-                f"`crop` is {self.crop}, but two shares of the area, 0 < least <= largest <= 1, were expected."
+                f"`crop` is {self.crop}, but must be two shares of the area, 0 < smallest <= largest <= 1."
             )
 
     def __call__(
         self, frames: list[PIL.Image.Image], size: tuple[int, int] | None, resample: int, random: np.random.Generator
     ) -> list[PIL.Image.Image]:
-        """The part of each, resized to `size` (width, height) by PIL's filter `resample`, or of its own size."""
+        """Crops each image, and resizes it to `size` (width, height) by PIL's filter `resample` if given."""
         box = None if self.crop == (1, 1) else self.box(frames[0].width, frames[0].height, random)
         if size is None:
             resized = frames if box is None else [frame.crop(box) for frame in frames]
@@ -48,8 +48,8 @@ class Augmentation:
 
     def box(self, width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
         """
-        Left, top, right and bottom of a part with a uniform share of the area and a log-uniform aspect ratio between
-        3:4 and 4:3. If ten draws do not fit, it is the largest middle part of an allowed ratio.
+        Draws left, top, right and bottom of a crop with a uniform share of the area and a log-uniform aspect ratio
+        between 3:4 and 4:3. If ten draws do not fit, it is the largest central crop with an allowed ratio.
         """
         for _ in range(10):
             area = width * height * random.uniform(*self.crop)

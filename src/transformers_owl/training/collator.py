@@ -18,31 +18,30 @@ IGNORED = -100
 
 class ConversationCollator:
     """
-    Turns conversations into a training batch. The loss falls on the answers and their EOS, in all turns, and on
-    nothing else: not on images, videos, padding, questions or an "AI: " that a user typed. Images are cut into cells
-    where the processor does so.
+    Collates conversations to a training batch. The loss is on the answers and their EOS, in all turns, and on nothing
+    else: not on images, videos, padding, questions or an "AI: " that a user typed. Images are cut into cells if the
+    processor does so.
 
     Each answer is tokenized by itself, so that the ids before it equal those of the prompt. A conversation longer than
-    `max_length` is cut, never within an image or video; a cut answer gets no EOS.
+    `max_length` is cut, but never within an image or video; a cut answer has no EOS.
 
     Args:
         processor ([`MplugOwlProcessor`]): Processor of the model.
-        max_length (`int`, *optional*): Positions of a row, those of images and videos included.
+        max_length (`int`, *optional*): Maximum number of positions of a row, with those of images and videos.
         always (`str`, *optional*): "image" or "video": a batch without any gets a blank one after the end of its
-            shortest row. It changes neither loss nor gradients, but lets every process of a distributed run pass the
-            visual modules, without which collective operations would wait for ever.
-        num_frames (`int`, *optional*): Frames of a video; by default as many as the processor takes.
-        packed_length (`int`, *optional*): Puts conversations end to end into rows of so many positions, see
-            [`pack`]; the batch then has `position_ids` in place of `attention_mask`.
+            shortest row. It changes neither loss nor gradients, but lets every process of a distributed run use the
+            visual modules, without which collective operations would hang.
+        num_frames (`int`, *optional*): Frames per video; by default the processor's.
+        packed_length (`int`, *optional*): Packs conversations into rows of this many positions, see [`pack`]; the batch
+            then has `position_ids` instead of `attention_mask`.
 
-    Calling it with samples `{"messages": [...]}`, in the library's chat form with images and videos by path, URL or
+    Calling it with samples `{"messages": [...]}` in the library's chat format, with images and videos by path, URL or
     as PIL images, gives `input_ids`, `attention_mask` and `labels` (rows, positions), padded on the right,
-    `use_cache`, which is False, and, if there are any, `pixel_values` (images, 3, height, width), with crops
-    (views, 3, height, width) and `crop_positions` (views, 2), and `pixel_values_videos` (videos, frames, 3, height,
-    width).
+    `use_cache=False`, and, if there are any, `pixel_values` (images, 3, height, width), with crops (views, 3, height,
+    width) and `crop_positions` (views, 2), and `pixel_values_videos` (videos, frames, 3, height, width).
 
     Raises:
-        ValueError: for a sample without `messages`, or without an answer that fits into `max_length`.
+        ValueError: for a sample without `messages`, or without an answer within `max_length`.
     """
 
     def __init__(
@@ -67,21 +66,21 @@ class ConversationCollator:
         for sample in samples:
             if "messages" not in sample:
                 raise ValueError(
-                    f"A sample has the fields {sorted(sample)}, but `messages` was expected. The library's Trainer "
-                    "takes them out: set `remove_unused_columns=False`."
+                    f"A sample has the fields {sorted(sample)}, but must have `messages`. The library's Trainer "
+                    "removes this field: set `remove_unused_columns=False`."
                 )
         rows = [self.encode(sample["messages"]) for sample in samples]
         for sample, row in zip(samples, rows, strict=True):
             if (row["labels"] == IGNORED).all():
                 start = f"{sample['messages']!s:.200}"
-                raise ValueError(f"No answer fits into max_length={self.max_length}: {start}")
+                raise ValueError(f"No answer begins within max_length={self.max_length}: {start}")
         return self.with_pixels(self.pad(rows))
 
     def pad(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """
-        The batch of rows that `encode` gave, with `pixel_levels` and `pixel_levels_videos` of 0 to 255 in place of
-        `pixel_values` and `pixel_values_videos`: a quarter of the bytes from a worker to the device, where
-        `with_pixels` does the rest.
+        Pads rows of `encode` to a batch, with `pixel_levels` and `pixel_levels_videos` from 0 to 255 instead of
+        `pixel_values` and `pixel_values_videos`: a quarter of the bytes to copy to the device, where `with_pixels`
+        converts them.
         """
         if self.always is not None and not any(row[self.always] for row in rows):
             shortest = min(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
@@ -97,11 +96,11 @@ class ConversationCollator:
             for name, value in padding.items()
         }
         batch["use_cache"] = False  # the language model would copy its keys and values, and then not look for borders
-        pictures = [picture for row in rows for picture in row["image"]]
+        images = [image for row in rows for image in row["image"]]
         frames = [frame for row in rows for video in row["video"] for frame in video]
-        if pictures:
-            batch["pixel_levels"] = _levels(pictures)
-        if pictures and self.processor.image_processor.max_crops > 1:
+        if images:
+            batch["pixel_levels"] = _levels(images)
+        if images and self.processor.image_processor.max_crops > 1:
             batch["crop_positions"] = torch.tensor([place for row in rows for place in row["crop_positions"]])
         if frames:
             batch["pixel_levels_videos"] = _levels(frames).unflatten(0, (-1, self.num_frames))
@@ -109,8 +108,8 @@ class ConversationCollator:
 
     def with_pixels(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """
-        The batch with `pixel_values` and `pixel_values_videos`, value for value those of the processor, on the device
-        of their levels.
+        Converts levels to `pixel_values` and `pixel_values_videos`, with exactly the processor's values, on the
+        device of the levels.
         """
         batch = dict(batch)
         for name in ("pixel_levels", "pixel_levels_videos"):
@@ -122,7 +121,7 @@ class ConversationCollator:
         return batch
 
     def _with_blank(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row with a white image or video after its end, where nothing looks back at it and nothing is learned."""
+        """Adds a white image or video after the end of a row, without attention to it and without loss."""
         assert self.always is not None
         positions = self.processor.num_positions()
         size = self.processor.image_processor.size
@@ -135,9 +134,9 @@ class ConversationCollator:
 
     def encode(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """
-        One conversation: `input_ids`, `attention_mask` and `labels` (positions,), `image`, a list of PIL images of the
-        model's size, the views of all images, with their `crop_positions`, and `video`, a list of lists of these;
-        labels are all -100 if no answer is left.
+        Encodes one conversation: `input_ids`, `attention_mask` and `labels` (positions,), `image`, a list of the views
+        of all images in the model's size, with their `crop_positions`, and `video`, a list of lists of frames; labels
+        are all -100 if no answer is left.
         """
         chat, opened = self.read(messages)
         length, kept = self._cut(chat)
@@ -158,7 +157,7 @@ class ConversationCollator:
         }
 
     def read(self, messages: list[dict[str, Any]]) -> tuple[EncodedChat, list[Views | list[PIL.Image.Image]]]:
-        """A chat, and what `_small` gives of its parts, if its positions depend on that; else nothing is opened."""
+        """Encodes a chat, and opens its images and videos only if the positions depend on them."""
         if self.processor.image_processor.max_crops == 1:
             return self.processor.encode_chat(messages), []
         opened: list = []
@@ -171,8 +170,8 @@ class ConversationCollator:
 
     def _small(self, part: dict[str, Any]) -> Views | list[PIL.Image.Image]:
         """
-        The views of an image by their crop position, or the frames of a video, already resized as the processor would
-        do it: its other steps then work on less.
+        The views of an image by crop position, or the frames of a video, already resized as by the processor, so that
+        later steps have fewer pixels.
         """
         processor = self.processor.image_processor
         size = (processor.size["width"], processor.size["height"])
@@ -183,10 +182,10 @@ class ConversationCollator:
 
     def open(self, part: dict[str, Any]) -> PIL.Image.Image | list[PIL.Image.Image]:
         """
-        The image of a part, or the frames of a video.
+        Opens the image of a message part, or the frames of a video.
 
         Raises:
-            ValueError: if it cannot be read.
+            ValueError: if the file cannot be read.
         """
         source = source_of(part)
         if part["type"] == "image":
@@ -194,7 +193,7 @@ class ConversationCollator:
         return read_frames(source, num_frames=self.num_frames)[0]
 
     def _cut(self, chat: EncodedChat) -> tuple[int, int]:
-        """Positions to keep, at most `max_length`, and how many images and videos these are; none is divided."""
+        """Numbers of positions, at most `max_length`, and of images and videos to keep; none of these is cut."""
         length, count = len(chat.ids), 0
         if self.max_length is None or length <= self.max_length:
             return length, len(chat.visuals)
@@ -206,7 +205,7 @@ class ConversationCollator:
         return self.max_length, count
 
 
-def _levels(pictures: list[PIL.Image.Image]) -> torch.Tensor:
-    """Levels of 0 to 255 of images of one size, (images, 3, height, width)."""
-    levels = np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2)
+def _levels(images: list[PIL.Image.Image]) -> torch.Tensor:
+    """Levels from 0 to 255 of images of one size, (images, 3, height, width)."""
+    levels = np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2)
     return torch.from_numpy(np.ascontiguousarray(levels))

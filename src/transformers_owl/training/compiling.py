@@ -1,4 +1,4 @@
-"""Layers that are compiled one by one."""
+"""Compilation layer by layer."""
 
 from torch import nn
 
@@ -11,10 +11,11 @@ VARIANTS = 64
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> nn.Module:
     """
-    Compiles each layer by itself, in place. Layers of a part share their code; lengths that vary cost a second round.
+    Compiles each layer by itself, in place. The layers of a part share their code; varying lengths need a second
+    compilation.
 
     Args:
-        model: An Owl, or a `PeftModel` around one; its parameters keep their names.
+        model (`nn.Module`): An Owl, or a `PeftModel` around one; its parameters keep their names.
         backend (`str`): Backend of `torch.compile`.
     """
     for layer in model.modules():

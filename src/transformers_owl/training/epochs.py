@@ -1,4 +1,4 @@
-"""Epochs of an endless stream: what is due at the end of each is done there."""
+"""Epochs of an endless stream, and the work at their ends."""
 
 from fractions import Fraction
 
@@ -13,28 +13,28 @@ STRATEGIES = {"logging_strategy": "should_log", "eval_strategy": "should_evaluat
 def check_strategies(args, mixture: Mixture) -> None:
     """
     Raises:
-        ValueError: for work at the end of an epoch that nobody can see.
+        ValueError: for a strategy `epoch` with tar shards, whose epochs have no known length.
     """
     for name in STRATEGIES:
         if vars(args)[name] == "epoch" and mixture.steps_an_epoch is None:
             raise ValueError(
-                f"`{name}` is epoch, but the number of samples in tar shards is not known: use `steps` and their "
+                f"`{name}` is epoch, but the number of samples in tar shards is unknown: use `steps`, and set their "
                 "number."
             )
 
 
 def is_end(step: int, steps: Fraction) -> bool:
-    """Whether an epoch of so many optimizer steps ends at a step."""
+    """Whether an epoch of `steps` optimizer steps ends at a step."""
     return step // steps > (step - 1) // steps
 
 
 class Epochs(TrainerCallback):
     """
-    Counts epochs of the data, where the library counts the whole run as one, and does at their ends what the
-    strategies `epoch` say.
+    Counts epochs of the data, since the library counts the whole run as one, and applies the strategies `epoch` at
+    their ends.
 
     Args:
-        steps (`Fraction`): Optimizer steps of an epoch.
+        steps (`Fraction`): Optimizer steps per epoch.
     """
 
     def __init__(self, steps: Fraction):
@@ -49,7 +49,7 @@ class Epochs(TrainerCallback):
                     setattr(control, flag, True)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        """The end of the run, for the library that of its one epoch: what `on_step_end` has just done is left out."""
+        """At the end of the run, which ends the library's one epoch, skips what `on_step_end` has just done."""
         if is_end(state.global_step, self.steps):
             for name, flag in STRATEGIES.items():
                 if vars(args)[name] == "epoch":

@@ -1,4 +1,4 @@
-"""Collators for TRL's trainers, which give the ids and labels of training and inference."""
+"""Collators for TRL's trainers, with the same ids and labels as in training and inference here."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from .collator import IGNORED, ConversationCollator
 
 class SFTCollator(ConversationCollator):
     """
-    Turns rows of TRL's `SFTTrainer` into a training batch. TRL's own collator leaves out BOS, and learns prompts and
-    the positions of images unless `assistant_only_loss` is set.
+    Collates rows of TRL's `SFTTrainer`. TRL's own collator leaves out BOS, and trains on prompts and image positions
+    unless `assistant_only_loss` is set.
 
     Args: those of [`ConversationCollator`].
 
@@ -24,15 +24,15 @@ class SFTCollator(ConversationCollator):
 
 class DPOCollator(ConversationCollator):
     """
-    Turns pairs of answers into a batch of TRL's `DPOTrainer`. TRL's own collator tokenizes prompts and answers apart:
-    its ids lack BOS, and an answer begins with another piece than in training and inference.
+    Collates pairs of answers for TRL's `DPOTrainer`. TRL's own collator tokenizes prompts and answers separately: its
+    ids lack BOS, and answers begin with another token than in training and inference.
 
     Args: those of [`ConversationCollator`].
 
     Calling it with TRL's rows `{"images": [...], "prompt": [...], "chosen": [...], "rejected": [...]}`, the last three
-    of messages, gives `input_ids`, `attention_mask` and `completion_mask` (2 * rows, positions): all prompts with their
-    chosen answers, then all with the rejected ones. `completion_mask` is 1 on the answer and its EOS. Pixels come as
-    in [`ConversationCollator`].
+    lists of messages, gives `input_ids`, `attention_mask` and `completion_mask` (2 * rows, positions): all prompts with
+    their chosen answers, then all with the rejected ones. `completion_mask` is 1 on the answer and its EOS. Pixels are
+    as in [`ConversationCollator`].
 
     Raises:
         ValueError: for messages that the chat template refuses, and for an answer after `max_length`.
@@ -55,7 +55,7 @@ class DPOCollator(ConversationCollator):
 
 
 def _chat(sample: dict[str, Any], *names: str) -> list[dict[str, Any]]:
-    """The messages of a row's fields, with its images where TRL puts them."""
+    """The messages in a row's fields, with its images where TRL puts them."""
     from trl import prepare_multimodal_messages
 
     return prepare_multimodal_messages([message for name in names for message in sample[name]], images=sample["images"])

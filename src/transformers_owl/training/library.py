@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from ..mplug_owl.modeling_mplug_owl import MplugOwlForConditionalGeneration
-from .checkpoints import SIZES_FILE, damaged, sizes
+from .output_folder import SIZES_FILE, damaged, sizes
 
 
 LEANS_ON = {
@@ -41,7 +41,6 @@ __all__ = [
     "FROZEN_COPY",
     "LORA",
     "TRAINED_COPY",
-    "WRAPPED",
     "GradientCheckpointingLayer",
     "UnpaddedPredictions",
     "WholeCheckpoints",
@@ -52,14 +51,13 @@ __all__ = [
 ]
 
 UNFINISHED = "unfinished"
-WRAPPED = "base_model.model."  # before the name of every parameter
 LORA = ".lora_"  # in the name of every parameter of LoRA
 TRAINED_COPY = ".modules_to_save.default"  # in the names of what takes its place, and trains
 FROZEN_COPY = "original_module"  # in the names of what a module of `modules_to_save` was before
 
 
 class WholeCheckpoints(Trainer):
-    """A Trainer that writes each checkpoint aside, and renames it when all processes have written their part."""
+    """A Trainer that writes each checkpoint aside, and renames it once all processes have written their part."""
 
     is_saving = False
 
@@ -77,7 +75,7 @@ class WholeCheckpoints(Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model, trial) -> None:
-        """As in the library, but aside; renamed, rotated and pushed when it is whole."""
+        """As in the library, but aside; renamed, rotated and pushed once it is complete."""
         final = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         aside = final.parent / UNFINISHED / final.name
         self.is_saving = True
@@ -126,7 +124,7 @@ class WholeCheckpoints(Trainer):
         return self._whole(super()._load_rng_state, checkpoint) if checkpoint else None
 
     def load_trained(self, checkpoint: str) -> None:
-        """The weights of a finished run: the best ones where `load_best_model_at_end` wants them, else the last."""
+        """Loads the weights of a finished run: the best ones with `load_best_model_at_end`, else the last."""
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None and Path(best).is_dir():
             self._load_best_model()
@@ -135,7 +133,7 @@ class WholeCheckpoints(Trainer):
 
 
 class UnpaddedPredictions(Seq2SeqTrainer):
-    """A Seq2SeqTrainer whose predictions are as long as what was generated; -100 joins those of several batches."""
+    """A Seq2SeqTrainer with predictions of the generated lengths, padded with -100 over several batches."""
 
     def _pad_tensors_to_max_len(self, tensor, max_length):
         return tensor
@@ -143,7 +141,7 @@ class UnpaddedPredictions(Seq2SeqTrainer):
 
 @contextmanager
 def kept_in_float32(parts: list[str]) -> Iterator[None]:
-    """Within it the model is loaded with these parts of it in float32, as their file has them."""
+    """Within it these parts of a model are loaded in float32, as in their file."""
     before = MplugOwlForConditionalGeneration._keep_in_fp32_modules_strict
     MplugOwlForConditionalGeneration._keep_in_fp32_modules_strict = parts
     try:
@@ -166,5 +164,5 @@ def group_by_keys(files):
 
 
 def is_saved_dataset(path: Any) -> bool:
-    """Whether `Dataset.save_to_disk` wrote this folder."""
+    """Whether a folder was written by `Dataset.save_to_disk`."""
     return (Path(path) / "state.json").exists()

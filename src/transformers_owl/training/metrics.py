@@ -1,4 +1,4 @@
-"""How well generated answers agree with those of the evaluation data."""
+"""Metrics of generated answers against those of the evaluation data."""
 
 import math
 import re
@@ -10,9 +10,9 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from transformers import TrainingArguments
 
+from ..mplug_owl.configuration_mplug_owl import check_names
 from ..mplug_owl.processing_mplug_owl import read_chats
 from .collator import ConversationCollator
-from .names import check_names
 
 
 MORE_TOKENS = 16  # than the longest answer of the data has: one that goes on after that is another
@@ -20,12 +20,12 @@ Pairs = Sequence[tuple[str, str]]  # an answer, and the one of the data
 
 
 def exact_match(pairs: Pairs) -> float:
-    """The share of answers that are the data's character for character."""
+    """The share of answers that equal the data's exactly."""
     return sum(answer == reference for answer, reference in pairs) / len(pairs)
 
 
 def accuracy(pairs: Pairs) -> float:
-    """The share of answers that are the data's but for case, punctuation and articles, as SQuAD compares them."""
+    """The share of answers that equal the data's except for case, punctuation and articles, as in SQuAD."""
     from torchmetrics.functional.text import squad
 
     answers = [{"prediction_text": answer, "id": str(number)} for number, (answer, _) in enumerate(pairs)]
@@ -37,7 +37,7 @@ def accuracy(pairs: Pairs) -> float:
 
 
 def anls(pairs: Pairs) -> float:
-    """Average normalised Levenshtein similarity (0 to 1), as DocVQA compares answers: below one half it counts 0."""
+    """Average normalised Levenshtein similarity (0 to 1), as in DocVQA: below one half it counts as 0."""
     from anls_star import anls_score
 
     scores: list[Any] = [anls_score(reference, answer) for answer, reference in pairs]
@@ -45,7 +45,7 @@ def anls(pairs: Pairs) -> float:
 
 
 def cider(pairs: Pairs) -> float:
-    """CIDEr (0 to 10) over runs of letters and digits in lower case; the data's answers are its corpus."""
+    """CIDEr (0 to 10) over lower-case runs of letters and digits, with the data's answers as corpus."""
     from pycocoevalcap.cider.cider import Cider
 
     answers, references = (
@@ -67,18 +67,16 @@ NEEDED = {"accuracy": "torchmetrics", "anls": "anls_star", "cider": "pycocoevalc
 def check_metrics(names: Sequence[str]) -> None:
     """
     Raises:
-        ValueError: for a metric that is not known, or whose package is not installed.
+        ValueError: for an unknown metric, or one whose package is not installed.
     """
-    check_names(names, METRICS, "a metric")
+    check_names(names, METRICS, "metric")
     for name in names:
         if name in NEEDED and find_spec(NEEDED[name]) is None:
-            raise ValueError(
-                f"The metric {name} needs the package {NEEDED[name]}: install the extra `metrics` of this package."
-            )
+            raise ValueError(f"The metric {name} needs the package {NEEDED[name]}: install the extra `metrics`.")
 
 
 def ask(chat: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-    """What stands before the last answer of a chat, and that answer."""
+    """Splits a chat into the messages before its last answer, and that answer."""
     messages = read_chats(chat)
     last = max(number for number, message in enumerate(messages) if message["role"] == "assistant")
     content = messages[last]["content"]
@@ -87,8 +85,8 @@ def ask(chat: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
 
 def prompts(chats: Sequence[list[dict[str, Any]]], collator: ConversationCollator) -> tuple[Any, list[str]]:
     """
-    What `generate` needs to write the last answer of each chat, padded on the left, and these answers as the chats have
-    them. The prompts are those of inference, with as many frames of a video as the collator takes.
+    Inputs of `generate` for the last answer of each chat, padded on the left, and the chats' own answers. The prompts
+    are those of inference, with the collator's number of frames per video.
     """
     asked, answers = map(list, zip(*map(ask, chats), strict=True))
     options = {"padding": True, "padding_side": "left", "num_frames": collator.num_frames}
@@ -103,8 +101,7 @@ def write_answers(
     model: Any, samples: Sequence[dict[str, Any]], collator: ConversationCollator, args: TrainingArguments
 ) -> list[tuple[str, str]]:
     """
-    The model's greedy answers in place of the last one of each sample, and the sample's own; every process writes its
-    share of them, and gets all.
+    The model's greedy last answers and the samples' own; every process generates its share, and gets all of them.
     """
     # All processes generate as often, for collective operations; what came twice is left out.
     turns = range(args.process_index, math.ceil(len(samples) / args.world_size) * args.world_size, args.world_size)

@@ -1,8 +1,8 @@
-"""The stream of training batches: groups of data in their ratio, split over ranks and workers, exact to resume.
+"""The stream of training batches: groups of data in their ratio, split over ranks and workers, with exact resuming.
 
-A *slot* is one worker of one rank. Micro-batch n of a rank comes from worker n % workers, so which slot fills which row
-of which optimizer step follows from numbers alone. Each batch carries a report: how far its slot has come, and what was
-left out. The position of a run is the report of the last batch that was trained on.
+A *slot* is one worker of one rank. Micro-batch n of a rank comes from worker n % workers, so the slot of each row of
+each optimizer step follows from the numbers alone. Each batch carries a report: the position of its slot, and the
+skipped samples. The position of a run is the report of its last batch.
 """
 
 import glob
@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ..mplug_owl.configuration_mplug_owl import check_names
 from ..mplug_owl.processing_mplug_owl import read_chats, visuals_of
 from .augmentation import Augmentation
 from .collator import IGNORED, ConversationCollator
-from .names import check_names
 from .readers import Messages
 from .sources import BadSampleError, BrokenShardError, Rows, Shards, Source
 
@@ -35,13 +35,13 @@ FEW_SAMPLES, FEW_SHARDS = 100, 20  # a share of fewer says little
 
 
 class NoAnswerLeftError(BadSampleError):
-    """A sample whose answers all begin after `max_length`."""
+    """A sample without an answer that begins within `max_length`."""
 
 
 class Draw(NamedTuple):
     """
-    A sample that is read when `load` is called, its epoch, and where the slot stands after it. The end of a broken
-    shard that several slots read is theirs all, and the report of one.
+    A sample that `load` reads, its epoch, and the position of the slot after it. The end of a broken shard that several
+    slots read goes to all of them, and is reported by one.
     """
 
     position: list[int]
@@ -51,7 +51,7 @@ class Draw(NamedTuple):
 
 
 class RowGroup:
-    """Files of rows, shuffled together anew in each epoch; every row comes once an epoch, in one of the slots."""
+    """Files of rows, shuffled together in each epoch; every row comes once per epoch, in one of the slots."""
 
     start = [0]
 
@@ -59,7 +59,7 @@ class RowGroup:
         self.files = files
         self.ends = list(itertools.accumulate(len(file) for file in files))
         if self.ends[-1] == 0:
-            raise ValueError(f"There is no row in {', '.join(file.source.path for file in files)}.")
+            raise ValueError(f"{', '.join(file.source.path for file in files)} has no rows.")
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -69,7 +69,7 @@ class RowGroup:
         return self.files[file][number - (self.ends[file - 1] if file else 0)]
 
     def paths(self) -> list[str]:
-        """The files of rows; for a data set in a folder those below it, for a pattern those that fit."""
+        """The files of rows; for a dataset folder all files in it, for a pattern those that match."""
         names = [file.source.path for file in self.files]
         paths = [Path(found) for name in names for found in sorted(glob.glob(name)) or [name]]
         return [str(found) for path in paths for found in (sorted(path.rglob("*")) if path.is_dir() else [path])]
@@ -86,8 +86,8 @@ class RowGroup:
 
 class ShardGroup:
     """
-    Tar shards, shuffled anew in each epoch, and their samples in blocks of 1,000. If the number of slots divides the
-    number of shards, each shard is read by one slot; otherwise every slot reads all shards and keeps its share.
+    Tar shards, shuffled in each epoch, and their samples shuffled in blocks of 1,000. If the number of slots divides
+    the number of shards, each shard is read by one slot; otherwise every slot reads all shards and keeps its share.
     """
 
     start = [0, 0, 0]
@@ -116,7 +116,7 @@ class ShardGroup:
             epoch, first = epoch + 1, 0
 
     def _shard(self, number: int, share: tuple[int, int], seed: int, position: list[int]) -> Iterator[Draw]:
-        """What is left of a shard from the position on, block by block."""
+        """The rest of a shard from the position on, block by block."""
         epoch, index, done = position
         source, shard = self.shards[number]
         files = _share(source.read(shard), *share)
@@ -131,7 +131,7 @@ class ShardGroup:
 
 
 def _share(items: Iterator, slot: int, slots: int) -> Iterator[tuple[Any, bool]]:
-    """Every so many-th item, and in each slot the end of a broken shard; and whether it is the slot's own."""
+    """The items of a slot, and in every slot the end of a broken shard, each with whether it is the slot's own."""
     for number, item in enumerate(items):
         is_own = number % slots == slot
         if is_own or isinstance(item, BrokenShardError):
@@ -141,11 +141,11 @@ def _share(items: Iterator, slot: int, slots: int) -> Iterator[tuple[Any, bool]]
 @dataclass
 class Group:
     """
-    A part of the data, with its share of every batch.
+    A group of data sources with its share of every batch.
 
     Args:
-        weight (`int`): Rows of this group among those of all groups, as in 128 : 128.
-        data (`RowGroup` or `ShardGroup`): Where they come from.
+        weight (`int`): Rows of this group in the ratio of all groups, as in 128 : 128.
+        data (`RowGroup` or `ShardGroup`): The rows or shards.
     """
 
     weight: int
@@ -154,18 +154,18 @@ class Group:
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> "Group":
         if not isinstance(entry, dict):
-            raise ValueError(f"A group of data is {entry!r}, but `weight` and `sources` were expected.")
-        check_names(entry, ("weight", "sources"), "a setting of a group of data")
+            raise ValueError(f"A group of data is {entry!r}, but must have `weight` and `sources`.")
+        check_names(entry, ("weight", "sources"), "setting of a group of data")
         weight = entry.get("weight", 1)
         if not (type(weight) is int and weight > 0 and isinstance(entry.get("sources"), list) and entry["sources"]):
-            raise ValueError(f"A group of data needs a `weight` from 1 and `sources`, a list, but {entry} was given.")
+            raise ValueError(f"A group of data is {entry}, but needs a `weight` (integer from 1) and a `sources` list.")
         for source in entry["sources"]:
             if not isinstance(source, dict):
-                raise ValueError(f"A source of data is {source!r}, but `format` and `path` were expected.")
+                raise ValueError(f"A source of data is {source!r}, but must have `format` and `path`.")
         sources = [Source.from_dict(source) for source in entry["sources"]]
         streamed = [source.format == "webdataset" for source in sources]
         if any(streamed) and not all(streamed):
-            raise ValueError("Tar shards and files of rows cannot share a group: give each a group and its weight.")
+            raise ValueError("Tar shards and files of rows cannot share a group: put them into two groups.")
         options = [{name: value for name, value in vars(source).items() if name != "format"} for source in sources]
         if all(streamed):
             return cls(weight, ShardGroup([Shards(**option) for option in options]))
@@ -175,52 +175,51 @@ class Group:
 @dataclass
 class Policy:
     """
-    What happens to samples that cannot be used.
+    What to do with unusable samples.
 
     Args:
         on_error (`str`, defaults to `"stop"`): "stop" raises the first one; "skip" leaves them out and counts them.
-        max_skipped (`float`, defaults to 0.05): Largest share of a worker's samples that may be left out. It is
-            compared with at least 100 samples. Samples none of whose answers fits into `max_length` are always left
-            out, and count. Of tar shards that a worker has begun, counted as at least 20 or all that there are, no
-            larger share may be broken; they do not count as samples.
+        max_skipped (`float`, defaults to 0.05): Maximum share of a worker's samples that may be skipped, out of at
+            least 100. Samples without an answer within `max_length` are always skipped, and count. It is also the
+            maximum share of broken tar shards, out of at least 20 or all shards; these do not count as samples.
     """
 
     on_error: str = "stop"
     max_skipped: float = 0.05
 
     def __post_init__(self):
-        check_names([self.on_error], ("stop", "skip"), "a policy for bad data")
+        check_names([self.on_error], ("stop", "skip"), "value of `on_error`")
         if not 0 <= self.max_skipped < 1:
-            raise ValueError(f"`max_skipped` is {self.max_skipped}, but a share from 0 to less than 1 was expected.")
+            raise ValueError(f"`max_skipped` is {self.max_skipped}, but must be a share from 0 to less than 1.")
 
     def check(self, seen: int, skipped: int, last: BadSampleError) -> None:
-        self._compare(skipped, seen, FEW_SAMPLES, "samples cannot be used", last)
+        self._compare(skipped, seen, FEW_SAMPLES, "samples are unusable", last)
 
     def check_shards(self, begun: int, broken: int, shards: int, last: BrokenShardError) -> None:
-        self._compare(broken, begun, min(FEW_SHARDS, shards), "tar shards are missing or cut off", last)
+        self._compare(broken, begun, min(FEW_SHARDS, shards), "tar shards are missing or truncated", last)
 
     def _compare(self, bad: int, seen: int, few: int, what: str, last: BadSampleError) -> None:
         if bad > self.max_skipped * max(seen, few):
             raise ValueError(
-                f"{bad} of {seen} {what}, more than the share of max_skipped={self.max_skipped}. The last of them: "
+                f"{bad} of {seen} {what}, which is more than max_skipped={self.max_skipped} allows. The last of them: "
                 f"{last}"
             ) from last
 
 
 class Mixture(IterableDataset):
     """
-    Endless micro-batches for one rank, each a batch of the collator's `pad` and its `report`.
+    Endless micro-batches for one rank, each a batch of the collator's `pad` with a `report`.
 
     Args:
-        groups (`dict[str, Group]`): By name. If the sum of the reduced weights divides the rows of an optimizer step,
-            every step holds the groups in exactly their ratio, else within one row, and exactly in the long run; so
-            does what each worker of each rank draws.
+        groups (`dict[str, Group]`): Groups by name. If the sum of the reduced weights divides the rows of an optimizer
+            step, every step has exactly the ratio of the groups, else within one row, and exactly in the long run; so
+            do the draws of each worker of each rank.
         collator ([`ConversationCollator`]): Collator of the model.
-        batch_size (`int`): Rows of a micro-batch.
-        accumulation (`int`): Micro-batches of a rank in an optimizer step.
+        batch_size (`int`): Rows per micro-batch.
+        accumulation (`int`): Micro-batches per rank and optimizer step.
         seed (`int`): Seed of order and augmentation.
-        augmentation ([`Augmentation`], *optional*): Augmentation of the images, drawn from (seed, epoch, sample).
-        policy ([`Policy`]): For samples that cannot be used; the group's next sample takes the place.
+        augmentation ([`Augmentation`], *optional*): Augmentation of the images, seeded by (seed, epoch, sample).
+        policy ([`Policy`]): Policy for unusable samples, each replaced by the next sample of its group.
         rank, world_size (`int`): Rank of this process and number of processes.
     """
 
@@ -244,20 +243,21 @@ class Mixture(IterableDataset):
 
     def steps(self, epochs: float) -> int:
         """
-        Optimizer steps in which every row of every group has come `epochs` times, those of small groups more often.
+        Optimizer steps in which every row of every group comes at least `epochs` times, those of small groups more
+        often.
 
         Raises:
-            ValueError: for tar shards, whose number of samples is not known.
+            ValueError: for tar shards, whose number of samples is unknown.
         """
         for name, group in self.groups.items():
             if isinstance(group.data, ShardGroup):
-                raise ValueError(f"Nobody has counted the samples of the tar shards of {name!r}: give max_steps.")
+                raise ValueError(f"The number of samples in the tar shards of {name!r} is unknown: set `max_steps`.")
         assert self.steps_an_epoch is not None
         return math.ceil(Fraction(epochs) * self.steps_an_epoch)
 
     @property
     def steps_an_epoch(self) -> Fraction | None:
-        """Optimizer steps, not whole ones, in which every row has come once; None for tar shards."""
+        """Fractional number of optimizer steps in which every row comes once; None for tar shards."""
         periods = Fraction(0)
         for name, group in self.groups.items():
             if isinstance(group.data, ShardGroup):
@@ -267,8 +267,8 @@ class Mixture(IterableDataset):
 
     def _round(self, workers: int) -> int:
         """
-        The fewest steps in which the pattern ends as often as the turns of the workers. The pattern moves on by one row
-        after each of them: a round holds the exact ratio, and so does what any slot draws in as many rounds as the
+        The smallest number of steps that is a whole number of patterns and of worker turns. The pattern shifts by one
+        row after each round: a round has the exact ratio, and so do the draws of each slot in as many rounds as the
         pattern has rows.
         """
         rows = self.batch_size * self.accumulation * self.world_size
@@ -298,8 +298,8 @@ class MixtureLoader(DataLoader):
 
     Args:
         mixture ([`Mixture`]): The batches.
-        workers (`int`): Processes that read; 0 reads in this one.
-        pin_memory (`bool`): For faster copies to a GPU.
+        workers (`int`): Number of worker processes; 0 reads in this process.
+        pin_memory (`bool`): Whether to pin memory, for faster copies to a GPU.
         prefetch_factor (`int`, *optional*): Batches that each worker reads ahead.
     """
 
@@ -324,7 +324,7 @@ class MixtureLoader(DataLoader):
 
 
 class _Slot:
-    """A worker of a rank: its streams, where they stand, and what it left out."""
+    """A worker of a rank: its streams, their positions, and its skipped samples."""
 
     def __init__(self, mixture: Mixture, worker: int, workers: int):
         self.mixture = mixture
@@ -350,7 +350,7 @@ class _Slot:
         return {**self.mixture.collator.pad(rows), "report": report}
 
     def _row(self, name: str, left_out: list[dict[str, str]]) -> dict[str, torch.Tensor]:
-        """The group's next sample that can be used."""
+        """The next usable sample of the group."""
         while True:
             draw = next(self.streams[name])
             self.begun[name] += draw.position[:-1] != self.positions[name][:-1]
@@ -391,7 +391,7 @@ class _Slot:
 
 
 def interleave(weights: dict[str, int]) -> list[str]:
-    """One period of the groups in the ratio of their weights, each as evenly spread as it can be."""
+    """One period of the groups in the ratio of their weights, each spread as evenly as possible."""
     divisor = math.gcd(*weights.values())
     shares = {name: weight // divisor for name, weight in weights.items()}
     total = sum(shares.values())
@@ -406,10 +406,10 @@ def interleave(weights: dict[str, int]) -> list[str]:
 
 def open_visuals(sample: dict[str, Any], collator: ConversationCollator) -> Messages:
     """
-    The sample's messages with PIL images in place of the paths and URLs of images, and lists of them for videos.
+    The sample's messages with opened images, and lists of frames for videos.
 
     Raises:
-        BadSampleError: for messages of another form, and for an image or video that is missing or unreadable.
+        BadSampleError: for malformed messages, and for a missing or unreadable image or video.
     """
     try:
         messages = read_chats(sample["messages"])
@@ -437,7 +437,7 @@ def _opened(part: dict[str, Any], source: str, collator: ConversationCollator) -
 
 def encode(messages: Messages, source: str, collator: ConversationCollator) -> dict[str, torch.Tensor]:
     """
-    A row of the collator.
+    Encodes messages as a row of the collator.
 
     Raises:
         BadSampleError: for messages that the chat template refuses, or without an answer within `max_length`.
@@ -447,5 +447,5 @@ def encode(messages: Messages, source: str, collator: ConversationCollator) -> d
     except ValueError as error:
         raise BadSampleError("malformed row", source, error) from error
     if (row["labels"] == IGNORED).all():
-        raise NoAnswerLeftError("no answer left", source, f"none fits into max_length={collator.max_length}")
+        raise NoAnswerLeftError("no answer left", source, f"none begins within max_length={collator.max_length}")
     return row

@@ -1,4 +1,4 @@
-"""Several conversations in one row: less padding, the same loss."""
+"""Packing of several conversations into one row: less padding, the same loss."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,15 +11,15 @@ JOINED = ("input_ids", "labels", "position_ids")
 
 def pack(rows: Sequence[dict[str, Any]], length: int, ignored: int) -> list[dict[str, Any]]:
     """
-    Conversations end to end in few rows: the longest first, each into the first row where it fits.
+    Packs conversations into few rows: the longest first, each into the first row with room.
 
-    `position_ids` begin anew with each conversation. That is how the library's language models know that no position
-    may see another conversation, as long as they are given no mask.
+    `position_ids` restart with each conversation, by which the library's language models prevent attention between
+    conversations if they get no mask.
 
     Args:
-        rows (`Sequence[dict]`): What [`ConversationCollator.encode`] gives.
-        length (`int`): Positions of a row, more only where one conversation has more.
-        ignored (`int`): The label of positions without a loss, here also of each conversation's first.
+        rows (`Sequence[dict]`): Rows of [`ConversationCollator.encode`].
+        length (`int`): Positions per row; only a longer conversation exceeds it.
+        ignored (`int`): Label of positions without loss, which the first of each conversation gets, too.
     """
     packed: list[list[dict[str, Any]]] = []
     for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
@@ -51,11 +51,11 @@ def _join(rows: list[dict[str, Any]], ignored: int) -> dict[str, Any]:
 def check_packing(model) -> None:
     """
     Raises:
-        ValueError: for language models that do not tell conversations of a row apart by `position_ids`.
+        ValueError: for language models that do not separate the conversations of a row by `position_ids`.
     """
     text = model.config.text_config
     if "rope_parameters" not in text.to_dict():
         raise ValueError(
-            f"Language models of type {text.model_type!r} cannot keep the conversations of a row apart: `packing` "
-            "needs one with rotary positions, such as LLaMA, Mistral or Qwen. Leave it out of the recipe."
+            f"Language models of type {text.model_type!r} cannot separate packed conversations: `packing` needs one "
+            "with rotary positions, such as LLaMA, Mistral or Qwen. Leave it out of the recipe."
         )

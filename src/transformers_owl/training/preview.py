@@ -1,4 +1,4 @@
-"""What a recipe would do, without a step of training."""
+"""A preview of a recipe, without training."""
 
 from pathlib import Path
 
@@ -16,17 +16,17 @@ GIB = 2**30
 
 def preview(recipe: str | Path | None, options: list[str], console: Console | None = None) -> None:
     """
-    Reads the recipe, loads the model, opens the data, and prints what trains, steps and epochs, the memory of weights,
-    gradients and AdamW's states, and the first micro-batch: its answers, from which the model learns, in bold green.
+    Reads the recipe, loads the model, opens the data, and prints the trained parts, steps and epochs, the memory of
+    weights, gradients and AdamW's states, and the first micro-batch, with the trained tokens in bold green.
 
     Raises:
-        ValueError: for a recipe or data that cannot be used.
+        ValueError: for an invalid recipe or data.
     """
     console = console or Console()
     run = prepare(recipe, options, console)
     batch = next(iter(MixtureLoader(run.mixture)))
     console.print(f"{run.args.max_steps} optimizer steps of {_rows(run.mixture)} rows each; {_epochs(run)}.")
-    console.print(f"Memory on one device, activations not counted: {memory(run.model) / GIB:.2f} GiB.")
+    console.print(f"Memory on one device, without activations: {memory(run.model) / GIB:.2f} GiB.")
     for number, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True)):
         console.print(Text(f"Row {number + 1}:", style="bold"))
         kept = batch["attention_mask"][number].bool() if "attention_mask" in batch else torch.ones_like(ids).bool()
@@ -34,13 +34,13 @@ def preview(recipe: str | Path | None, options: list[str], console: Console | No
 
 
 def memory(model: torch.nn.Module) -> int:
-    """Bytes of weights, gradients, and AdamW's two moments in float32 of each weight that trains."""
+    """Bytes of weights, gradients, and AdamW's two moments in float32 for each trained weight."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) + 12 * trained
 
 
 def labelled(processor, ids: torch.Tensor, labels: torch.Tensor) -> Text:
-    """A row (positions,) as text; what is learned is bold green, and an image's or video's positions are counted."""
+    """A row (positions,) as text, with trained tokens in bold green, and the positions of images and videos counted."""
     text = Text()
     names = {processor.image_token_id: "image", processor.video_token_id: "video"}
     kinds = [(names.get(int(id), "text"), int(label) != IGNORED) for id, label in zip(ids, labels, strict=True)]
@@ -63,6 +63,6 @@ def _rows(mixture: Mixture) -> int:
 def _epochs(run) -> str:
     steps = run.mixture.steps_an_epoch
     if steps is None:
-        return "the number of samples in tar shards is not known"
+        return "the number of samples in tar shards is unknown"
     counts = ", ".join(f"{name} {len(group.data):,}" for name, group in run.mixture.groups.items())
-    return f"samples an epoch: {counts}; {float(run.args.max_steps / steps):.4g} epochs in all"
+    return f"samples per epoch: {counts}; {float(run.args.max_steps / steps):.4g} epochs in all"

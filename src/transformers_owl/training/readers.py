@@ -1,6 +1,6 @@
-"""Rows of the common file formats, one form out: messages with images and videos by path or URL.
+"""Readers of common file formats, which give one format: messages with images and videos by path or URL.
 
-A reader takes one row of a file and the folder that its images and videos lie in.
+A reader takes one row of a file, and the folder of its images and videos.
 """
 
 import re
@@ -41,19 +41,19 @@ SEEN = re.compile(r"image|img|picture|photo|video|frame|visual|media", re.IGNORE
 
 
 def read_captions(row: dict, folder: Path) -> Messages:
-    """`file_name` and `text`: an image, or a video by the file's suffix, and its caption."""
+    """`file_name` and `text`: an image, or a video by its suffix, and its caption."""
     kind = "video" if media_type(row["file_name"]).startswith("video/") else "image"
     return caption({"type": kind, "path": str(folder / row["file_name"])}, row["text"])
 
 
 def read_webvid(row: dict, folder: Path) -> Messages:
-    """`videoid` and `name`, its caption: the file is `page_dir`/`videoid`.mp4, the folder if the row has one."""
+    """`videoid` and `name`, its caption: the file is `page_dir`/`videoid`.mp4 with an optional `page_dir`."""
     file = folder / (row.get("page_dir") or "") / f"{row['videoid']}.mp4"
     return caption({"type": "video", "path": str(file)}, row["name"])
 
 
 def read_alpaca(row: dict, folder: Path) -> Messages:
-    """`instruction`, `input` (may be empty), `output`, and `system`, `history` and `images` if there are any."""
+    """`instruction`, `input` (may be empty), `output`, and optionally `system`, `history` and `images`."""
     question = row["instruction"] + ("\n" + row["input"] if row.get("input") else "")
     turns = [turn for pair in row.get("history") or [] for turn in zip(("user", "assistant"), pair, strict=True)]
     return _conversation([*turns, ("user", question), ("assistant", row["output"])], row, folder)
@@ -61,21 +61,21 @@ def read_alpaca(row: dict, folder: Path) -> Messages:
 
 def read_sharegpt(row: dict, folder: Path) -> Messages:
     """
-    `conversations` of `from` and `value` (Vicuna, ShareGPT), and `system` and `images` if there are any. An answer that
-    stands before the first question is left out.
+    `conversations` of `from` and `value` (Vicuna, ShareGPT), and optionally `system` and `images`. An answer before the
+    first question is left out.
     """
     for turn in row["conversations"]:
         check_read(turn, ("from", "value"), "turn")
     turns = [(SPEAKERS.get(turn["from"]), turn["value"]) for turn in row["conversations"]]
     if any(speaker is None for speaker, _ in turns):
-        raise ValueError(f"the speakers must be among {', '.join(SPEAKERS)}")
+        raise ValueError(f"the speakers must be some of {', '.join(SPEAKERS)}")
     first = next((number for number, (speaker, _) in enumerate(turns) if speaker == "user"), len(turns))
     turns = [turn for number, turn in enumerate(turns) if number >= first or turn[0] == "system"]
     return _conversation(turns, row, folder)
 
 
 def read_baize(row: dict, folder: Path) -> Messages:
-    """`input`: one text with [|Human|] and [|AI|] before the turns."""
+    """`input`: one text with [|Human|] or [|AI|] before each turn."""
     parts = re.split(r"\[\|(Human|AI)\|\]", row["input"])[1:]
     turns = [(speaker, text.strip()) for speaker, text in zip(parts[::2], parts[1::2], strict=True)]
     return [_user(text) if speaker == "Human" else _assistant(text) for speaker, text in turns if text]
@@ -83,8 +83,8 @@ def read_baize(row: dict, folder: Path) -> Messages:
 
 def read_llava(row: dict, folder: Path) -> Messages:
     """
-    `conversations` as in ShareGPT, `image` and `video` one path or several; `<image>` and `<video>` in a question say
-    where. In a row with videos alone `<image>` stands for these.
+    `conversations` as in ShareGPT, `image` and `video` with one path or several, at the placeholders `<image>` and
+    `<video>` in questions. In a row with only videos `<image>` marks these.
     """
     turns = [
         turn if SPEAKERS.get(turn["from"]) != "user" else {**turn, "value": turn["value"].strip(BREAKS)}
@@ -94,7 +94,7 @@ def read_llava(row: dict, folder: Path) -> Messages:
 
 
 def read_original(row: dict, folder: Path) -> Messages:
-    """`text`, a whole conversation as the original wrote it, and `image` and `video`, lists of paths."""
+    """`text`, a whole conversation in the original's format, and `image` and `video`, lists of paths."""
     visuals = _visuals(row, folder)
     system, *parts = re.split(r"\n(Human|AI): ", row["text"].rstrip("\n"))
     messages: Messages = [] if system == SYSTEM_SENTENCE else [{"role": "system", "content": system}]
@@ -115,8 +115,8 @@ def read_original(row: dict, folder: Path) -> Messages:
 
 def read_messages(row: dict, folder: Path) -> Messages:
     """
-    `messages`, the library's chat format. Messages give images and videos by path or URL. Alternatively the row lists
-    them in `images` and `videos`, and a part without a source, or a placeholder in a question, marks each position.
+    `messages` in the library's chat format, with images and videos by path or URL. Alternatively the row lists them in
+    `images` and `videos`, and a part without a source, or a placeholder in a question, marks each position.
     """
     visuals = _visuals(row, folder)
     messages = []
@@ -133,7 +133,7 @@ def read_messages(row: dict, folder: Path) -> Messages:
 
 
 def _placed(part: dict[str, Any], visuals: dict[str, list], folder: Path) -> list[dict[str, Any]]:
-    """The parts that a part of a question becomes: text with its images, or an image with its source."""
+    """Expands a part of a question: text with its images, or an image with its source."""
     kind = {"image_url": "image", "video_url": "video"}.get(part["type"], part["type"])
     if kind == "text":
         check_read(part, ("type", "text"), "part of a message")
@@ -142,7 +142,7 @@ def _placed(part: dict[str, Any], visuals: dict[str, list], folder: Path) -> lis
     check_read(part, ("type", *names), "part of a message")
     given = [part[name] for name in names if part.get(name) is not None]
     if len(given) > 1:
-        raise ValueError(f"a part of type {kind} has {len(given)} sources: give one of them")
+        raise ValueError(f"a part of type {kind} has {len(given)} sources: give only one")
     if part.get("base64") is not None:
         return [{"type": kind, "base64": part["base64"]}]
     token = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}.get(kind)
@@ -162,7 +162,7 @@ READERS: dict[str, Callable[[dict, Path], Messages]] = {
 
 
 def caption(visual: dict[str, Any], text: str) -> Messages:
-    """An image or video without a question, and its caption as the answer."""
+    """Messages of an image or video without a question, with its caption as the answer."""
     return [{"role": "user", "content": [visual]}, _assistant(text.strip())]
 
 
@@ -177,18 +177,18 @@ def _assistant(text: str) -> dict[str, Any]:
 def check_read(row: dict[str, Any], read: Iterable[str], what: str = "row") -> None:
     """
     Raises:
-        ValueError: for a field that holds an image or a video and is not among those that are read.
+        ValueError: for a field with an image or a video that is not read.
     """
     for name, value in row.items():
         if name not in read and (name in VISUAL_FIELDS or SEEN.search(name)) and _shows(value, name in VISUAL_FIELDS):
             raise ValueError(
-                f"the {what} has images or videos in {name!r}, which is not read ({', '.join(read)} are). Name the "
-                f"field by `columns`, choose another format, or take it out"
+                f"the {what} has images or videos in {name!r}, which is not read ({', '.join(read)} are). Map the "
+                f"field by `columns`, choose another format, or remove it"
             )
 
 
 def _shows(value: Any, is_named: bool) -> bool:
-    """Whether a value is an image or a video, or the name of one; of fields named so, whether there is any value."""
+    """Whether a value is an image or a video, or the name of one; in fields with such a name, any value is."""
     if isinstance(value, (list, tuple)):
         return any(_shows(each, is_named) for each in value)
     if isinstance(value, dict):
@@ -199,7 +199,7 @@ def _shows(value: Any, is_named: bool) -> bool:
 
 
 def _conversation(turns: list[tuple[Any, str]], row: dict, folder: Path) -> Messages:
-    """Messages of turns (role, text) with the images of the row at their placeholders."""
+    """Messages of turns (role, text), with the images of the row at their placeholders."""
     visuals = _visuals(row, folder)
     if row.get("system"):
         turns = [("system", row["system"]), *turns]
@@ -211,11 +211,11 @@ def _conversation(turns: list[tuple[Any, str]], row: dict, folder: Path) -> Mess
 
 
 def _visual(kind: str, value: Any, folder: Path) -> dict[str, Any]:
-    """An image or a video by its path in the folder, its URL, or as it is."""
+    """The part of an image or a video, by path in the folder, by URL, or with its contents."""
     if isinstance(value, dict):
         given = [value[name] for name in ("bytes", "url", "path") if value.get(name) is not None]
         if not given:
-            raise ValueError(f"the {kind} {value!r:.80} has neither bytes, url nor path")
+            raise ValueError(f"the {kind} {value!r:.80} has neither bytes, nor url, nor path")
         value = given[0]
     if isinstance(value, str):
         if value[:8].lower().startswith(("http://", "https://")) or value.startswith("data:"):
@@ -225,16 +225,16 @@ def _visual(kind: str, value: Any, folder: Path) -> dict[str, Any]:
         return {"type": kind, "path": str(folder / value.removeprefix("file://"))}
     if isinstance(value, (bytes, PIL.Image.Image)):
         return {"type": kind, kind: value if kind == "video" or not isinstance(value, bytes) else read_image(value)}
-    raise ValueError(f"{value!r:.80} is no path or URL of the {kind}")
+    raise ValueError(f"{value!r:.80} is not a path or URL of the {kind}")
 
 
 def _visuals(row: dict, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The images and videos of a row, by the placeholders that stand for them."""
+    """The images and videos of a row, by their placeholders."""
     parts: dict[str, list] = {}
     for kind, names in FIELDS.items():
         given = [row[name] for name in names if row.get(name)]
         if len(given) > 1:
-            raise ValueError(f"both {' and '.join(names)} are given: give one of them")
+            raise ValueError(f"both {' and '.join(names)} are given: give only one")
         values = given[0] if given else []
         parts[kind] = [
             _visual(kind, value, folder) for value in (values if isinstance(values, (list, tuple)) else [values])
@@ -245,13 +245,13 @@ def _visuals(row: dict, folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _with_visuals(text: str, visuals: dict[str, list], strip: str = BREAKS) -> list[dict[str, Any]]:
-    """Parts of a question: the text between placeholders, and what stands there, which is taken off `visuals`."""
+    """Parts of a question: the text, and at placeholders the images and videos, which are taken from `visuals`."""
     pieces = re.split(f"({'|'.join(map(re.escape, visuals))})", text)
     parts: list[dict[str, Any]] = []
     for piece in pieces:
         if piece in visuals:
             if not visuals[piece]:
-                raise ValueError(f"there are more {piece} than images and videos for them")
+                raise ValueError(f"there are more {piece} than images and videos")
             parts.append(visuals[piece].pop(0))
             continue
         piece = piece.strip(strip) if strip and len(pieces) > 1 else piece
@@ -264,4 +264,4 @@ def _all_used(visuals: dict[str, list]) -> None:
     for placeholder, left in visuals.items():
         if left:
             source = str(left[0].get("path", left[0].get("url", "given as bytes")))
-            raise ValueError(f"no {placeholder} is left for the {left[0]['type']} {source.rpartition('/')[2]:.80}")
+            raise ValueError(f"there is no {placeholder} for the {left[0]['type']} {source.rpartition('/')[2]:.80}")

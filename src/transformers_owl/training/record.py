@@ -1,4 +1,4 @@
-"""What a run is, kept in its checkpoints: it goes on as what it was, or says what changed."""
+"""The record of a run in its checkpoints, which a resumed run must match."""
 
 import json
 import re
@@ -10,8 +10,8 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .arguments import OwlArguments
-from .checkpoints import read_json
 from .mixture import Mixture
+from .output_folder import read_json
 
 
 RECORD_FILE = "run.json"
@@ -34,8 +34,8 @@ PACKAGES = ("transformers", "torch", "peft", "accelerate")
 
 def record(args: TrainingArguments, mixture: Mixture, recipe: OwlArguments | None) -> dict[str, Any]:
     """
-    Settings by name, sizes in bytes and times of change of data and model files, and versions of packages, as JSON
-    keeps them.
+    The record as JSON keeps it: settings by name, sizes in bytes and modification times of data and model files, and
+    versions of packages.
     """
     collator = mixture.collator
     settings = {
@@ -66,13 +66,17 @@ def _state(path: str):
 
 def check_same_run(checkpoint: Path, now: dict[str, Any]) -> list[str]:
     """
-    Compares a run with what it was when it wrote a checkpoint.
+    Compares a run with the record in a checkpoint.
+
+    Args:
+        checkpoint (`Path`): Folder of the checkpoint.
+        now (`dict`): The record of this run.
 
     Returns:
-        What changed of what may, in words.
+        `list[str]`: Descriptions of the allowed changes.
 
     Raises:
-        ValueError: for what may not, with both values.
+        ValueError: for changes that would give other weights, with both values.
     """
     then = read_json(checkpoint, RECORD_FILE)
     changed = {
@@ -89,9 +93,9 @@ def check_same_run(checkpoint: Path, now: dict[str, Any]) -> list[str]:
             refused.append(f"{path}: {_described(then, path)}, now {_described(now, path)}")
     if refused:
         raise ValueError(
-            f"This is not the run that wrote {checkpoint}, since other weights would come of it. "
-            f"Then and now: {'; '.join(refused)}. Take back what changed, or begin a run of its own: with another "
-            "`output_dir`, or here with `--resume_from_checkpoint false`."
+            f"This run cannot resume from {checkpoint}, since changes would give other weights: "
+            f"{'; '.join(refused)}. Undo them, or start a new run: with another `output_dir`, or here with "
+            "`--resume_from_checkpoint false`."
         )
     said = [changed[name] for name in sorted(free - UNSAID)]
     said += [

@@ -1,4 +1,4 @@
-"""Tar shards at URLs, read as a stream that neither waits for ever nor gives up at the first fault."""
+"""Tar shards at URLs, read as a stream with time-outs and retries."""
 
 import io
 import itertools
@@ -17,11 +17,11 @@ PAUSE = 1.0  # seconds before the second try, twice as long before each further 
 
 class RemoteFile(io.RawIOBase):
     """
-    A file at a URL, read once from its beginning. A connection that breaks or stalls is opened anew where it stood; the
-    log says so, with the name and the count.
+    A file at a URL, read once from the start. A broken or stalled connection is reopened at the same byte, and logs a
+    warning.
 
     Raises:
-        OSError: for a file that is not there, and after five tries without a byte.
+        OSError: for a file that does not exist, and after five tries without a byte.
     """
 
     def __init__(self, url: str):
@@ -56,7 +56,7 @@ class RemoteFile(io.RawIOBase):
             self.response = self._open()
         data = self.response.read(size)
         if not data and self.length is not None and self.place < self.length:
-            raise OSError(f"the connection ended {self.length - self.place} bytes too early")
+            raise OSError(f"the connection closed {self.length - self.place} bytes too early")
         return data
 
     def _open(self):
@@ -69,7 +69,7 @@ class RemoteFile(io.RawIOBase):
         while skipped:
             passed = response.read(min(skipped, 2**20))
             if not passed:
-                raise OSError("the connection ended before the place where it broke")
+                raise OSError("the connection closed before the byte to resume at")
             skipped -= len(passed)
         return response
 

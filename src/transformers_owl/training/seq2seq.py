@@ -1,4 +1,4 @@
-"""The library's Seq2SeqTrainer over conversations: the model writes the answers, and metrics see nothing else."""
+"""The library's Seq2SeqTrainer for conversations: it generates answers, and metrics get only these."""
 
 from typing import Any
 
@@ -14,13 +14,12 @@ class OwlSeq2SeqTrainer(UnpaddedPredictions):
     """
     A `Seq2SeqTrainer` for batches of a [`ConversationCollator`], whose rows hold questions and answers.
 
-    With `predict_with_generate` the model writes the last answer of each row itself, after all that comes before it in
-    training and in `Chat`. Predictions and label ids are (rows, tokens): the written answers, and those of the rows, as
-    far as they fit into the collator's `max_length`, followed by padding and -100. The loss covers all answers of a
-    row, as in `Trainer`.
+    With `predict_with_generate` the model generates the last answer of each row after the same prompt as in training
+    and in `Chat`. Predictions and label ids are (rows, tokens): the generated answers, and those of the rows, cut at
+    the collator's `max_length`, followed by padding and -100. The loss covers all answers of a row, as in `Trainer`.
 
-    It takes the arguments of `Seq2SeqTrainer`. `max_new_tokens` of the model's `generation_config`, or of `evaluate`
-    and `predict`, is the length of the longest answer.
+    It takes the arguments of `Seq2SeqTrainer`. The length of answers is limited by `max_new_tokens` of the model's
+    `generation_config`, or of `evaluate` and `predict`.
 
     Raises:
         ValueError: with `predict_with_generate`, for another collator, packed rows and `generation_max_length`.
@@ -37,24 +36,24 @@ class OwlSeq2SeqTrainer(UnpaddedPredictions):
         collator = self.data_collator
         if not isinstance(collator, ConversationCollator):
             raise ValueError(
-                f"`data_collator` is a {type(collator).__name__}, but a ConversationCollator was expected, which tells "
+                f"`data_collator` is a {type(collator).__name__}, but must be a ConversationCollator, which separates "
                 "questions from answers."
             )
         if collator.packed_length is not None:
-            raise ValueError("Nothing can be generated from packed rows: leave out the collator's `packed_length`.")
+            raise ValueError("Packed rows have no prompts to generate from: leave out the collator's `packed_length`.")
         if self.args.generation_max_length is not None:
             raise ValueError(
-                f"`generation_max_length` is {self.args.generation_max_length}, but the questions would count in it: "
+                f"`generation_max_length` is {self.args.generation_max_length}, but it would count the questions, too: "
                 "leave it out, and set `max_new_tokens` of the model's `generation_config`."
             )
 
     def evaluation_loop(self, *args, **kwargs):
-        """As in the library, which would count rows twice that only fill the last batches of several processes."""
+        """As in the library, but without counting the rows twice that fill the last batches of several processes."""
         self.gather_function = self.accelerator.gather_for_metrics
         return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
-        """As in the library, but that it generates from the questions and gives the answers."""
+        """As in the library, but generates from the questions, and returns only the answers."""
         if prediction_loss_only or not self.args.predict_with_generate:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
         loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True)
@@ -71,8 +70,8 @@ def split_batch(
     batch: dict[str, torch.Tensor], collator: ConversationCollator
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """
-    What stands before the last answer of each row, padded on the left as `generate` wants it, with the images and
-    videos that belong to it, and these answers (rows, tokens) with -100 behind them.
+    Splits a batch into the prompts of the last answers, padded on the left for `generate`, with their images and
+    videos, and these answers (rows, tokens), padded with -100.
     """
     prompts, answers = [], []
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):

@@ -1,7 +1,7 @@
-"""Where samples come from: files of rows, which are drawn by number, and tar shards, which are read as a stream.
+"""Sources of samples: files of rows, which are read by index, and tar shards, which are read as a stream.
 
-A sample is `{"messages": [...], "source": "FILE, row 7"}`. What cannot be read is a [`BadSampleError`],
-which names both.
+A sample is `{"messages": [...], "source": "FILE, row 7"}`. An unusable one raises a [`BadSampleError`], which names
+file and row.
 """
 
 import io
@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 
 import PIL.Image
 
+from ..mplug_owl.configuration_mplug_owl import check_names
 from ..mplug_owl.image_processing_mplug_owl import read_image
 from .library import expand_urls, group_by_keys, is_saved_dataset
-from .names import check_names
 from .readers import READ, READERS, Messages, caption, check_read
 from .remote import RemoteFile
-from .tables import File, read_file, read_json
+from .row_files import File, read_file, read_json
 
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -30,7 +30,7 @@ BROKEN_SHARD = "broken shard"
 
 
 class BadSampleError(ValueError):
-    """A sample that cannot be used: `reason` in two or three words, `source` its file and row."""
+    """An unusable sample: `reason` in two or three words, `source` its file and row."""
 
     def __init__(self, reason: str, source: str, detail: object):
         self.reason = reason
@@ -42,7 +42,7 @@ class BadSampleError(ValueError):
 
 
 class BrokenShardError(BadSampleError):
-    """A tar shard that is missing or cut off: how many samples are lost nobody knows."""
+    """A tar shard that is missing or truncated, with an unknown number of lost samples."""
 
 
 class UnreadableImageError(ValueError):
@@ -57,14 +57,15 @@ class Source:
     Args:
         format (`str`): One of `FORMATS`.
         path (`str`): A file (.json, .jsonl, .csv, .tsv, each also as .gz); for "dataset" a repository on the Hub, a
-            folder that `save_to_disk` wrote or a .parquet file (`*` for several); for "webdataset" tar files or URLs,
-            `{00000..00099}` for a hundred.
-        images (`str`, *optional*): The folder that images and videos lie in; by default the file's own.
-        prompt (`str`, *optional*): A question before every caption; by default there is none.
-        split (`str`, defaults to `"train"`): For "dataset".
-        image_column (`str`, defaults to `"image"`): For "dataset".
-        text_column (`str`, *optional*): For "dataset" ("text" by default) and "webdataset" ("txt" by default).
-        columns (`dict[str, str]`, *optional*): For files of rows whose fields have other names: ours, and theirs.
+            folder of `save_to_disk` or a .parquet file (`*` for several); for "webdataset" tar files or URLs, with
+            `{00000..00099}` for a hundred of them.
+        images (`str`, *optional*): Folder of the images and videos; by default that of the file.
+        prompt (`str`, *optional*): Question before every caption; by default none.
+        split (`str`, defaults to `"train"`): Split of a "dataset".
+        image_column (`str`, defaults to `"image"`): Image column of a "dataset".
+        text_column (`str`, *optional*): Text column of a "dataset" (by default "text") or suffix of a "webdataset" (by
+            default "txt").
+        columns (`dict[str, str]`, *optional*): Names of fields in the file, by the format's own names.
         allow_commands (`bool`, defaults to `False`): Whether `pipe:COMMAND` in the path of a "webdataset" runs the
             command in a shell.
     """
@@ -81,27 +82,27 @@ class Source:
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> "Source":
-        check_names(entry, [each.name for each in fields(cls)], "a setting of a source of data")
+        check_names(entry, [each.name for each in fields(cls)], "setting of a source of data")
         missing = {"format", "path"} - set(entry)
         if missing:
-            raise ValueError(f"A source of data needs `format` and `path`, but {entry} was given.")
+            raise ValueError(f"A source of data is {entry}, but must have `format` and `path`.")
         source = cls(**entry)
-        check_names([source.format], FORMATS, "a format of data")
+        check_names([source.format], FORMATS, "data format")
         if source.prompt is not None and source.format not in CAPTION_FORMATS:
-            raise ValueError(f"`prompt` is for captions ({', '.join(CAPTION_FORMATS)}), not for {source.format}.")
+            raise ValueError(f"`prompt` is only for captions ({', '.join(CAPTION_FORMATS)}), not {source.format}.")
         if not isinstance(source.columns, dict):
-            raise ValueError(f"`columns` is {source.columns!r:.80}, but names and those of the file were expected.")
-        check_names(source.columns, READ.get(source.format, ()), f"a field of the format {source.format}")
+            raise ValueError(f"`columns` is {source.columns!r:.80}, but must map names to those in the file.")
+        check_names(source.columns, READ.get(source.format, ()), f"field of the format {source.format}")
         return source
 
     def named(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row under our names of its fields."""
+        """A row with its fields renamed by `columns`."""
         theirs = set(self.columns.values())
         kept = {name: value for name, value in row.items() if name not in theirs}
         return kept | {name: row[other] for name, other in self.columns.items() if other in row}
 
     def asked(self, messages: Messages) -> Messages:
-        """Captions with the prompt, if there is one."""
+        """Captions with the prompt if there is one."""
         if self.prompt is not None:
             messages[0]["content"].append({"type": "text", "text": self.prompt})
         return messages
@@ -109,20 +110,20 @@ class Source:
 
 class Rows:
     """
-    The samples of a file or of a `datasets.Dataset`, by number. Fit for `Trainer(train_dataset=...)`.
+    The samples of a file or a `datasets.Dataset` by index, as for `Trainer(train_dataset=...)`.
 
     Args:
         format, path, ...: As in [`Source`].
 
     Raises:
-        ValueError: for a file that holds no list of rows. Rows are read when they are drawn: a malformed one is a
-            [`BadSampleError`] then.
+        ValueError: for a file without a list of rows. Rows are read on demand: a malformed one then raises a
+            [`BadSampleError`].
     """
 
     def __init__(self, format: str, path: str, **options):
         self.source = Source.from_dict({"format": format, "path": path, **options})
         if format == "webdataset":
-            raise ValueError("Tar shards have no rows to draw by number: use `Shards`.")
+            raise ValueError("Tar shards have no rows by index: use `Shards`.")
         self.folder = Path(path).parent if self.source.images is None else Path(self.source.images)
         load = {"coco": _load_coco, "dataset": _load_dataset}.get(format, lambda source: read_file(source.path))
         self.file = load(self.source)
@@ -132,7 +133,7 @@ class Rows:
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         if not 0 <= number < len(self):
-            raise IndexError(f"There is no row {number} among {len(self)}.")
+            raise IndexError(f"Row {number} is out of range for {len(self)} rows.")
         name = f"{self.source.path}, row {self.file.numbers[number]}"
         read = {"coco": READERS["captions"], "dataset": self._read_dataset}.get(self.source.format)
         row: Any = None
@@ -151,27 +152,27 @@ class Rows:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             detail = self._missing(error, row) if isinstance(error, KeyError) else error
             raise BadSampleError(
-                "malformed row", name, f"no row of the format {self.source.format}: {detail}"
+                "malformed row", name, f"not a row of the format {self.source.format}: {detail}"
             ) from error
 
     def _missing(self, error: KeyError, row: Any) -> str:
-        """What to do about a field that is not there."""
+        """The message about a missing field."""
         found = ", ".join(map(str, row)) if isinstance(row, dict) else "no fields"
         known = READ.get(self.source.format, ())
-        hint = f" `columns: {{{error.args[0]}: NAME}}` says which of them it is." if error.args[0] in known else ""
+        hint = f" Name it by `columns: {{{error.args[0]}: NAME}}`." if error.args[0] in known else ""
         return f"{error} is missing; there are {found:.300}.{hint}"
 
     def _read_dataset(self, row: dict, folder: Path) -> Messages:
-        picture = row[self.source.image_column]
+        image = row[self.source.image_column]
         text = row[self.source.text_column or "text"]
-        if picture["bytes"] is None:
-            return caption({"type": "image", "path": picture["path"]}, text)
-        return caption({"type": "image", "image": decode(picture["bytes"])}, text)
+        if image["bytes"] is None:
+            return caption({"type": "image", "path": image["path"]}, text)
+        return caption({"type": "image", "image": decode(image["bytes"])}, text)
 
 
 class Shards:
     """
-    Tar files as img2dataset and video2dataset write them: `KEY.jpg` or `KEY.mp4`, and `KEY.txt`, one after the other.
+    The samples of tar files in the format of img2dataset and video2dataset: `KEY.jpg` or `KEY.mp4`, then `KEY.txt`.
 
     Args:
         path (`str`): Files or URLs, with `{00000..00099}` for a hundred of them.
@@ -187,19 +188,19 @@ class Shards:
             is_command = scheme == "pipe" or (scheme and "'" in shard)
             if is_command and self.source.allow_commands is not True:
                 raise ValueError(
-                    f"{shard!r:.200} runs a command in a shell. If you trust the recipe, say `allow_commands: true` "
+                    f"{shard!r:.200} runs a command in a shell. If you trust the recipe, set `allow_commands: true` "
                     "beside the path."
                 )
 
     def read(self, shard: str) -> Iterator[dict[str, Any] | BrokenShardError]:
         """
-        The files of each sample as bytes. Where a shard cannot be read on, the last item is a [`BrokenShardError`],
-        which `sample` raises.
+        Yields the files of each sample as bytes. If a shard is broken, the last item is a [`BrokenShardError`], which
+        `sample` raises.
         """
         yield from read_shard(shard)
 
     def sample(self, files: dict[str, Any] | BrokenShardError) -> dict[str, Any]:
-        """The sample of an item of `read`."""
+        """Makes the sample of an item of `read`."""
         if isinstance(files, BrokenShardError):
             raise files
         name = f"{files['__url__']}, {files['__key__']}"
@@ -208,7 +209,7 @@ class Shards:
         if suffix is None or column not in files:
             found = ", ".join(key for key in files if not key.startswith("__"))
             raise BadSampleError(
-                "malformed row", name, f"an image or video and .{column} are needed, but there is only {found}"
+                "malformed row", name, f"an image or video and .{column} are needed, but there are only {found}"
             )
         try:
             text = files[column].decode()
@@ -225,18 +226,18 @@ class Shards:
 
 
 class StrictMember(tarfile.TarInfo):
-    """A member of a tar file; where a header is cut off, `tarfile` would take it for the file's end."""
+    """A member of a tar file; `tarfile` would take a truncated header for the end of the file."""
 
     @classmethod
     def fromtarfile(cls, archive):
         try:
             return super().fromtarfile(archive)
         except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError("the file ends without an end mark: it is cut off") from error
+            raise tarfile.ReadError("the file has no end mark, so it is truncated") from error
 
 
 def read_shard(shard: str, stream: BinaryIO | None = None) -> Iterator[dict[str, Any] | BrokenShardError]:
-    """The files of each sample of a tar file as bytes, and a [`BrokenShardError`] where it cannot be read on."""
+    """Yields the files of each sample of a tar file as bytes, and at a fault a [`BrokenShardError`]."""
     try:
         yield from group_by_keys(_members(shard, stream))
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
@@ -244,7 +245,7 @@ def read_shard(shard: str, stream: BinaryIO | None = None) -> Iterator[dict[str,
 
 
 def _members(shard: str, stream: BinaryIO | None) -> Iterator[dict[str, Any]]:
-    """The files in a tar file, as `webdataset` groups them."""
+    """The files in a tar file, for grouping by `webdataset`."""
     opened = _opened(shard) if stream is None else stream
     with opened as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=StrictMember) as archive:
         for member in archive:
@@ -261,7 +262,7 @@ def _opened(shard: str) -> BinaryIO:
 
 
 def check_texts(messages: Messages, source: str) -> None:
-    """Raises a [`BadSampleError`] unless there are a question and an answer, and every one of them says something."""
+    """Raises a [`BadSampleError`] unless there are a question and an answer, and no message is empty."""
     for message in messages:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -271,7 +272,7 @@ def check_texts(messages: Messages, source: str) -> None:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                detail = f"half a character (a lone surrogate) at position {error.start} of a text"
+                detail = f"a lone surrogate (half a character) at position {error.start} of a text"
                 raise BadSampleError("malformed row", source, detail) from error
     roles = {message["role"] for message in messages}
     if not {"user", "assistant"} <= roles:
@@ -280,7 +281,7 @@ def check_texts(messages: Messages, source: str) -> None:
 
 def decode(data: bytes) -> PIL.Image.Image:
     """
-    An image from the bytes of its file.
+    Decodes an image from the bytes of its file.
 
     Raises:
         UnreadableImageError: for a damaged file.
@@ -292,18 +293,18 @@ def decode(data: bytes) -> PIL.Image.Image:
 
 
 def _load_coco(source: Source) -> File:
-    """Rows of the captions of MSCOCO: `annotations` joined with `images`."""
+    """Rows of MSCOCO's captions: `annotations` joined with `images`."""
     content = read_json(source.path)
     try:
         names = {image["id"]: image["file_name"] for image in content["images"]}
         rows = [{"file_name": names[note["image_id"]], "text": note["caption"]} for note in content["annotations"]]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{source.path} holds no captions in MSCOCO's form: {error} is missing.") from error
+        raise ValueError(f"{source.path} has no captions in MSCOCO's format: {error} is missing.") from error
     return File(rows)
 
 
 def _load_dataset(source: Source) -> File:
-    """A `datasets.Dataset`, its images left undecoded."""
+    """A `datasets.Dataset` with undecoded images."""
     import datasets
 
     if is_saved_dataset(source.path):
@@ -314,5 +315,5 @@ def _load_dataset(source: Source) -> File:
         rows = datasets.load_dataset(source.path, split=source.split)
     columns = {source.image_column, source.text_column or "text"}
     if not columns <= set(rows.column_names):
-        raise ValueError(f"{source.path} has the columns {rows.column_names}, but {sorted(columns)} are named.")
+        raise ValueError(f"{source.path} has the columns {rows.column_names}, but must have {sorted(columns)}.")
     return File(rows.select_columns(sorted(columns)).cast_column(source.image_column, datasets.Image(decode=False)))

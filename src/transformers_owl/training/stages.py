@@ -1,4 +1,4 @@
-"""What trains when: the paper's two stages, and the paradigms that it compares itself with (Figure 1)."""
+"""Which parts each stage trains: the paper's two stages, and the paradigms of its Figure 1."""
 
 import re
 from collections.abc import Iterable
@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from ..mplug_owl.configuration_mplug_owl import check_names
 from ..mplug_owl.vision_mplug_owl import tokens_and_idle_weights
-from .library import FROZEN_COPY, LORA, TRAINED_COPY, WRAPPED
-from .names import check_names
+from ..mplug_owl.weights_mplug_owl import WRAPPER
+from .library import FROZEN_COPY, LORA, TRAINED_COPY
 
 
 # Parts by the beginning of their parameters' names.
@@ -38,13 +39,13 @@ QUERIES_AND_VALUES = ("q_proj|v_proj", "query_key_value|qkv_proj|c_attn|Wqkv|qkv
 @dataclass(frozen=True)
 class Stage:
     """
-    A choice of what trains.
+    The trained parts of a stage.
 
     Args:
-        trains (`tuple[str, ...]`): Names of `PARTS`, or layers of one, as in "vision.layers.18-23" or
+        trains (`tuple[str, ...]`): Names in `PARTS`, or layers of one, as in "vision.layers.18-23" or
             "vision.layers.23"; everything else is frozen.
-        lora (`tuple[str, ...]`): Names of `ADAPTED`, which get LoRA.
-        source (`str`): Where the choice comes from.
+        lora (`tuple[str, ...]`): Names in `ADAPTED`, which get LoRA.
+        source (`str`): Source of the choice.
     """
 
     trains: tuple[str, ...]
@@ -61,20 +62,23 @@ STAGES = {
     "kosmos": Stage(("language_model",), (), "Figure 1, Kosmos-1, both stages"),
     "llava-pretrain": Stage(("abstractor",), (), "Figure 1, LLaVA, stage 1"),
     "llava-instruct": Stage(("abstractor", "language_model"), (), "Figure 1, LLaVA, stage 2"),
-    "temporal": Stage(("temporal",), (), "videos alone: what a picture never passes, so that answers to these stay"),
-    "projection": Stage(("projection",), (), "the linear layer alone, for an abstractor that was trained before"),
+    "temporal": Stage(("temporal",), (), "videos only: parts that images do not use, so that answers about these stay"),
+    "projection": Stage(("projection",), (), "only the linear layer, for an already trained abstractor"),
 }
 
 
 def choose_stage(name: str, trains: list[str] | None = None, lora_on: list[str] | None = None) -> Stage:
     """
-    A stage of `STAGES`, with other parts that train or get LoRA in place of its own.
+    A stage of `STAGES`, optionally with other trained parts or other parts with LoRA.
+
+    Args:
+        name (`str`): A name in `STAGES`.
+        trains, lora_on (`list[str]`, *optional*): Replace `trains` and `lora` of the [`Stage`].
 
     Raises:
         ValueError: for unknown names, and for parts that would train both in full and by LoRA.
     """
-    if name not in STAGES:
-        raise ValueError(f"There is no stage {name!r}: choose one of {', '.join(STAGES)}.")
+    check_names([name], STAGES, "stage")
     stage = STAGES[name]
     stage = replace(
         stage,
@@ -82,44 +86,44 @@ def choose_stage(name: str, trains: list[str] | None = None, lora_on: list[str] 
         lora=stage.lora if lora_on is None else tuple(lora_on),
     )
     if not stage.trains and not stage.lora:
-        raise ValueError("Nothing would train: name a part in `trains` or in `lora_on`.")
+        raise ValueError("Nothing would train: name a part in `trains` or `lora_on`.")
     for part in stage.trains:
         if part not in PARTS and not LAYERS.fullmatch(part):
             raise ValueError(
-                f"`trains` names {part!r}, but {', '.join(PARTS)} were expected, or layers of {', '.join(LAYERED)} as "
-                "in vision.layers.18-23, counted from 0."
+                f"`trains` names {part!r}, but must name some of {', '.join(PARTS)}, or layers of {', '.join(LAYERED)} "
+                "as in vision.layers.18-23, counted from 0."
             )
-    check_names(stage.lora, ADAPTED, "a part that LoRA adapts")
+    check_names(stage.lora, ADAPTED, "part for LoRA")
     for part in stage.trains:
         for adapted in stage.lora:
             if set(_modules(part)) & set(MODULES[adapted]):
                 raise ValueError(
-                    f"{part!r} is to train in full and {adapted!r} by LoRA, which leaves its own weights as they are: "
-                    f"take {part!r} out of `trains`, or {adapted!r} out of `lora_on`."
+                    f"{part!r} would train in full and {adapted!r} by LoRA, which keeps its weights frozen: remove "
+                    f"{part!r} from `trains`, or {adapted!r} from `lora_on`."
                 )
         if part == "language_model" and stage.lora:
             raise ValueError(
-                f"'language_model' is to train in full beside LoRA on {', '.join(stage.lora)}: an adapter would hold "
-                "all of it. Take it out of `trains`, or set `lora_on: []`."
+                f"'language_model' would train in full beside LoRA on {', '.join(stage.lora)}: an adapter would hold "
+                "all of it. Remove it from `trains`, or set `lora_on: []`."
             )
     return stage
 
 
 def prepare_stage(model, stage: str | Stage, lora_r: int = 8, lora_alpha: int = 32, lora_dropout: float = 0.05):
     """
-    Freezes and unfreezes a model's parameters for a stage and adds LoRA where the stage has it.
+    Freezes and unfreezes a model's parameters for a stage, and adds LoRA if the stage has it.
 
     Args:
-        model ([`MplugOwlForConditionalGeneration`]): Changed in place.
-        stage (`str` or [`Stage`]): A name of `STAGES`, or what `choose_stage` gives.
-        lora_r, lora_alpha, lora_dropout: As the original code had them.
+        model ([`MplugOwlForConditionalGeneration`]): The model; changed in place.
+        stage (`str` or [`Stage`]): A name in `STAGES`, or the result of `choose_stage`.
+        lora_r, lora_alpha, lora_dropout: Rank, alpha and dropout of LoRA, by default the original's.
 
     Returns:
-        The model, or a `PeftModel` around it. Its adapters also hold the other parts that train.
+        The model, or a `PeftModel` around it, whose adapter also holds the other trained parts.
 
     Raises:
-        ValueError: for an unknown stage, for layers that the model does not have, and for a stage that trains nothing
-            of this model.
+        ValueError: for an unknown stage, for layers that the model does not have, and if no part of the model would
+            train.
     """
     chosen = choose_stage(stage) if isinstance(stage, str) else stage
     pattern = re.compile("|".join(_pattern(model, part) for part in chosen.trains) or "$^")
@@ -147,42 +151,42 @@ def prepare_stage(model, stage: str | Stage, lora_r: int = 8, lora_alpha: int = 
     adapted = get_peft_model(model.requires_grad_(False), config)
     for name, parameter in adapted.named_parameters():
         if TRAINED_COPY in name:
-            parameter.requires_grad_(name.removeprefix(WRAPPED).replace(TRAINED_COPY, "") in trained)
+            parameter.requires_grad_(name.removeprefix(WRAPPER).replace(TRAINED_COPY, "") in trained)
     return adapted
 
 
 def _modules(part: str) -> tuple[str, ...]:
-    """The modules that hold a part, or the part whose layers it names."""
+    """The modules of a part, or of the part whose layers a name selects."""
     return MODULES[part.partition(".")[0]]
 
 
 def _layers(model, part: str) -> tuple[str, range]:
     """
-    Where the layers are that "vision.layers.18-23" names, and their numbers. What is a layer follows from the
-    structure: the longest list of modules that lies in no other.
+    The path and indices of the layers in a name such as "vision.layers.18-23". The layers of a part are its longest
+    list of modules that is not nested in another.
     """
     name, first, last = LAYERS.fullmatch(part).groups()  # type: ignore[union-attr]
     path, count = _layer_list(model, name)
     numbers = range(int(first), int(last or first) + 1)
     if not numbers or numbers[-1] >= count:
-        raise ValueError(f"`trains` names {part!r}, but {name} has the layers 0-{count - 1}: name some of these.")
+        raise ValueError(f"`trains` names {part!r}, but {name} has the layers 0-{count - 1}: choose some of these.")
     return path, numbers
 
 
 def _layer_list(model, part: str) -> tuple[str, int]:
-    """The path of a part's list of layers, and how many there are."""
+    """The path of a part's list of layers, and their number."""
     root = f"model.{MODULES[part][0]}"
     lists: dict[str, int] = {}
     for name, module in model.get_submodule(root).named_modules(prefix=root):
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
             lists[name] = len(module)
     if not lists:
-        raise ValueError(f"The {part} has no list of layers to choose from: name it as a whole.")
+        raise ValueError(f"The {part} has no list of layers to choose from: name the whole part.")
     return max(lists.items(), key=lambda item: item[1])
 
 
 def _pattern(model, part: str) -> str:
-    """What the names of a part's parameters begin with."""
+    """A pattern of the start of a part's parameter names."""
     if part in PARTS:
         return PARTS[part]
     path, numbers = _layers(model, part)
@@ -190,7 +194,7 @@ def _pattern(model, part: str) -> str:
 
 
 def _saved_modules(model, stage: Stage) -> list[str]:
-    """The modules whose weights an adapter holds as a whole."""
+    """The modules whose full weights an adapter holds."""
     saved: list[str] = []
     for part in stage.trains:
         if part in PARTS:
@@ -203,8 +207,8 @@ def _saved_modules(model, stage: Stage) -> list[str]:
 
 def blank_visual(stage: str | Stage, has_temporal: bool, world_size: int) -> str | None:
     """
-    What every micro-batch of a stage must show at least, or None. Several processes wait for each other's gradients,
-    and where visual parts alone train, a batch of text would have none.
+    "image" or "video" if every micro-batch of a stage must contain one, else None. Several processes wait for each
+    other's gradients, and if only visual parts train, a batch of text has none.
     """
     chosen = choose_stage(stage) if isinstance(stage, str) else stage
     reaches_text = "language_model" in chosen.lora or any("language_model" in _modules(each) for each in chosen.trains)
@@ -215,28 +219,28 @@ def blank_visual(stage: str | Stage, has_temporal: bool, world_size: int) -> str
 
 
 def trained_parts(stage: Stage) -> list[str]:
-    """Names of the modules below the model that a stage trains parts of, in weights files and in the model."""
+    """Names of the top-level modules that a stage trains in part or in full, in weights files and in the model."""
     return [name for part in stage.trains for name in _modules(part)]
 
 
 def rated_parts(stage: Stage) -> set[str]:
-    """The names of `LAYERED` that train, in full, in part, or by LoRA."""
+    """The names in `LAYERED` that train in full, in part, or by LoRA."""
     found = {name for part in stage.trains for name in _modules(part)}
     return {part for part in LAYERED if MODULES[part][0] in found} | set(stage.lora)
 
 
 def rated_part(name: str) -> str:
-    """The name of `LAYERED` that a parameter belongs to, by its own."""
+    """The name in `LAYERED` that a parameter belongs to."""
     path = name.split(".")
     return next((part for part in ("vision", "abstractor") if MODULES[part][0] in path), "language_model")
 
 
 def lora_targets(model, parts: Iterable[str] = ("language_model",)) -> str:
     """
-    A pattern of the parts' layers for queries and values, or of those that make them together with keys.
+    A pattern of the parts' linear layers for queries and values, or of fused ones with keys.
 
     Raises:
-        ValueError: if none has a name that is known; lists the names there are.
+        ValueError: if none has a known name; lists the names of the linear layers.
     """
     return "|".join(_queries_and_values(model, part) for part in parts)
 
@@ -259,7 +263,7 @@ def _queries_and_values(model, part: str) -> str:
 
 
 def module_table(model: nn.Module) -> list[dict]:
-    """Rows of part, parameters, trainable parameters and types; LoRA has one of its own, PEFT's frozen copies none."""
+    """Rows of part, parameters, trainable parameters and dtypes; LoRA is a part, PEFT's frozen copies do not count."""
     rows: dict[str, dict] = {}
     for name, parameter in model.named_parameters():
         if FROZEN_COPY in name:
@@ -275,5 +279,5 @@ def module_table(model: nn.Module) -> list[dict]:
 
 def part_of(name: str) -> str:
     """The part of a parameter, by its name: "vision_model", "abstractor", ..., "LoRA", "vision_model_LoRA"."""
-    part = name.removeprefix(WRAPPED).removeprefix("model.").partition(".")[0]
+    part = name.removeprefix(WRAPPER).removeprefix("model.").partition(".")[0]
     return part if LORA not in name else "LoRA" if part == "language_model" else f"{part}_LoRA"

@@ -1,4 +1,4 @@
-"""How much work a batch is, what the device could do, and how large the gradients are."""
+"""Floating-point operations of a batch, peak rate of the device, and gradient norms."""
 
 import time
 from typing import Any
@@ -22,12 +22,12 @@ PARTS_OF_WORK = ("vision", "temporal", "projection", "keys and values", "abstrac
 
 class TrainingFlops:
     """
-    Floating-point operations of training steps after the convention of MFU: two for each weight and position, the
-    attention's products, the same again for each gradient that is needed, and nothing for what activation checkpointing
-    does a second time. Linear layers and the patch convolution count, embeddings and norms do not.
+    Floating-point operations of training steps by the convention of MFU: two per weight and position, the products of
+    attention, the same again for each needed gradient, and nothing for the recomputation of activation checkpointing.
+    Linear layers and the patch convolution count, embeddings and norms do not.
 
     Args:
-        model: An Owl, or a `PeftModel` around one, prepared for its stage.
+        model (`nn.Module`): An Owl, or a `PeftModel` around one, prepared for its stage.
     """
 
     def __init__(self, model: nn.Module):
@@ -55,17 +55,17 @@ class TrainingFlops:
         if trains & {"vision", "temporal"}:
             self.passed |= {"vision", "temporal"}
 
-    def __call__(self, lengths: list[int], pictures: int, videos: int = 0, frames: int = 0) -> float:
+    def __call__(self, lengths: list[int], images: int, videos: int = 0, frames: int = 0) -> float:
         """
-        Of a batch with rows of `lengths` positions, padding left out, `pictures` in all rows together, and `videos` of
-        `frames` each.
+        Operations of a batch with rows of `lengths` positions without padding, `images` in all rows together, and
+        `videos` of `frames` each.
         """
         vision, abstractor, text = self.vision, self.abstractor, self.text
         positions = dict.fromkeys(self.weights, 0) | {"text": sum(lengths), "temporal": videos * frames * self.patches}
         # A causal row needs half of its square.
         squares = sum(length**2 for length in lengths)
         products = dict.fromkeys(self.weights, 0) | {"text": 2 * text.num_hidden_layers * text.hidden_size * squares}
-        for count, queries, shown in ((pictures, self.queries, 1), (videos, 2 * self.queries, frames)):
+        for count, queries, shown in ((images, self.queries, 1), (videos, 2 * self.queries, frames)):
             patches = shown * self.patches
             positions["vision"] += count * patches
             positions["projection"] += count * patches
@@ -84,7 +84,7 @@ class TrainingFlops:
 
 
 def _size(module: nn.Linear | nn.Conv2d) -> int:
-    """How many weights it has, however they are packed or sharded."""
+    """Number of weights, however they are packed or sharded."""
     if isinstance(module, nn.Linear):
         return module.in_features * module.out_features
     return module.weight.numel()
@@ -101,7 +101,7 @@ def _part(name: str) -> str:
 
 
 def peak_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """Most TFLOP/s of matrix products that the device can do: from a data sheet, or measured where none is known."""
+    """Peak TFLOP/s of matrix products on the device: from its data sheet, or measured if none is known."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         known = [figure for part, figure in PEAK_TFLOPS.items() if part in name]

@@ -1,4 +1,4 @@
-"""The command `train`: read the recipe, load the model, choose what trains, train, save."""
+"""The command `train`: read the recipe, load the model, prepare the stage, train, save."""
 
 import sys
 from pathlib import Path
@@ -20,11 +20,11 @@ from ..loading import choose_template
 from ..mplug_owl.configuration_mplug_owl import check_max_crops
 from ..progress import track
 from .arguments import OwlArguments, parse_recipe
-from .checkpoints import set_aside
 from .collator import ConversationCollator
 from .compiling import compile_layers
 from .library import get_last_checkpoint, kept_in_float32
 from .mixture import Mixture, NoAnswerLeftError, RowGroup, encode, open_visuals
+from .output_folder import set_aside
 from .packing import check_packing
 from .sources import BadSampleError
 from .stages import blank_visual, prepare_stage, trained_parts
@@ -35,17 +35,17 @@ from .watching import FixedImages, LossCurves, print_table
 
 def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
     """
-    Trains after a recipe. A run that was interrupted goes on from its last checkpoint in `output_dir`.
+    Trains by a recipe. An interrupted run resumes from its last checkpoint in `output_dir`.
 
     Args:
-        recipe: A YAML file as in `configs/`.
-        options (`list[str]`): `--name value ...`, in place of the recipe's values.
+        recipe (`str` or `Path`, *optional*): A YAML file as in `configs/`.
+        options (`list[str]`): `--name value ...`, which override the recipe's values.
 
     Returns:
-        The Trainer. The model, or its adapter, and the processor lie in `output_dir`.
+        [`OwlTrainer`]: The Trainer. The model, or its adapter, and the processor are saved in `output_dir`.
 
     Raises:
-        ValueError: for a recipe or data that cannot be used.
+        ValueError: for an invalid recipe or data.
     """
     owl, args, processor, mixture, samples, model, console = prepare(recipe, options)
     trainer = OwlTrainer(
@@ -63,7 +63,7 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
     )
     last = where_to_go_on(args, trainer)
     if last:
-        console.print(f"Going on from {last}", soft_wrap=True)
+        console.print(f"Resuming from {last}", soft_wrap=True)
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
     trainer.save_state()
@@ -73,7 +73,7 @@ def train(recipe: str | Path | None, options: list[str]) -> OwlTrainer:
 
 
 class Prepared(NamedTuple):
-    """A recipe, read: its settings, and what they name, opened and loaded."""
+    """A recipe's settings, with its model loaded and its data opened."""
 
     owl: OwlArguments
     args: TrainingArguments
@@ -85,7 +85,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(recipe: str | Path | None, options: list[str], console: Console | None = None) -> Prepared:
-    """Reads a recipe, opens its data, loads its model for the stage, and prints what trains."""
+    """Reads a recipe, opens its data, loads its model for the stage, and prints the trained parts."""
     owl, args = parse_recipe(recipe, options)
     console = console or Console(stderr=True, quiet=not args.should_log)
     set_seed(args.seed)
@@ -105,8 +105,8 @@ def prepare(recipe: str | Path | None, options: list[str], console: Console | No
 
 def where_to_go_on(args: TrainingArguments, trainer: OwlTrainer) -> str | None:
     """
-    The checkpoint that the run begins at: by default the last one in `output_dir`, if there is one; with
-    `resume_from_checkpoint` true it must exist, and with false what an earlier run left is put aside.
+    The checkpoint to resume from: by default the last one in `output_dir` if there is one; with
+    `resume_from_checkpoint` true it must exist, with false the files of an earlier run are moved aside.
     """
     trainer.accelerator.wait_for_everyone()  # the first process makes the folder
     wish = str(args.resume_from_checkpoint or "").lower() if args.resume_from_checkpoint is not False else "false"
@@ -119,22 +119,22 @@ def where_to_go_on(args: TrainingArguments, trainer: OwlTrainer) -> str | None:
         return None
     last = get_last_checkpoint(args.output_dir)
     if wish == "true" and last is None:
-        raise ValueError(f"resume_from_checkpoint is true, but there is no checkpoint in {args.output_dir}.")
+        raise ValueError(f"`resume_from_checkpoint` is true, but {args.output_dir} has no checkpoint: leave it out.")
     return last
 
 
 def compute_dtype(args: TrainingArguments) -> torch.dtype:
-    """What matrix products run in."""
+    """The dtype of matrix products."""
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
 def choose_max_crops(processor, owl: OwlArguments) -> PreTrainedConfig:
     """
-    Sets `owl.max_crops` in a processor, and returns the model's configuration with embeddings of so many cells.
+    Sets `owl.max_crops` in a processor, and returns the model's configuration with embeddings for that many cells.
 
     Raises:
-        ValueError: if the model would need embeddings of cells that this run does not train, or that its adapter's base
-            would lack.
+        ValueError: if the model would need cell embeddings that this run does not train, or that the base of its
+            adapter would lack.
     """
     config: Any = AutoConfig.from_pretrained(owl.model)
     abstractor, wanted = config.visual_abstractor_config, owl.max_crops
@@ -145,12 +145,12 @@ def choose_max_crops(processor, owl: OwlArguments) -> PreTrainedConfig:
         return config
     if abstractor.max_crops > 1:
         raise ValueError(
-            f"`max_crops` is {wanted}, but {owl.model} has embeddings for at most {abstractor.max_crops} cells: give "
-            f"1 to {abstractor.max_crops}."
+            f"`max_crops` is {wanted}, but {owl.model} has embeddings for at most {abstractor.max_crops} cells: set "
+            f"it from 1 to {abstractor.max_crops}."
         )
     if "abstractor" not in owl.parts.trains or owl.parts.lora:
         raise ValueError(
-            f"`max_crops` is {wanted}, but {owl.model} has no embeddings of cells, and stage {owl.stage!r} cannot add "
+            f"`max_crops` is {wanted}, but {owl.model} has no cell embeddings, and stage {owl.stage!r} cannot add "
             "them: it must train the whole abstractor, without LoRA. Train stage 1 (`pretrain`) with `max_crops`, or "
             "build the model with `transformers-owl build --max-crops`."
         )
@@ -159,7 +159,7 @@ def choose_max_crops(processor, owl: OwlArguments) -> PreTrainedConfig:
 
 
 def load_model(owl: OwlArguments, args: TrainingArguments, config: PreTrainedConfig | None = None):
-    """The model, prepared for its stage. Frozen weights have the type of the computation, trained ones float32."""
+    """Loads the model for its stage, with frozen weights in the dtype of the computation, trained ones in float32."""
     dtype = compute_dtype(args)
     quantization = {
         "none": None,
@@ -187,7 +187,7 @@ def load_model(owl: OwlArguments, args: TrainingArguments, config: PreTrainedCon
 
 
 def make_mixture(owl: OwlArguments, args: TrainingArguments, processor) -> Mixture:
-    """The training data as the recipe says; sets `args.max_steps` from the epochs if it is not given."""
+    """The training data of the recipe; sets `args.max_steps` from the epochs if it is not given."""
     # Flash attention tells packed conversations apart in batches of one row, at no cost for its length.
     one_row = "flash" in (owl.attn_implementation or "")
     packed_length = None if not owl.packing else sys.maxsize if one_row else owl.max_length
@@ -209,14 +209,14 @@ def make_mixture(owl: OwlArguments, args: TrainingArguments, processor) -> Mixtu
 
 def evaluation_samples(owl: OwlArguments, collator: ConversationCollator, console: Console) -> list[dict] | None:
     """
-    The samples of the evaluation data, each read once beforehand; those that cannot be used stop the run or are left
-    out after the same policy as in training.
+    The samples of the evaluation data, each read once in advance; unusable ones stop the run or are skipped by the
+    policy of training.
     """
     samples: list[dict] = []
     skipped = 0
     for name, group in owl.groups("eval_data").items():
         if not isinstance(group.data, RowGroup):
-            raise ValueError(f"The evaluation data {name!r} are tar shards, but files of rows were expected.")
+            raise ValueError(f"The evaluation data {name!r} are tar shards, but must be files of rows.")
         for number in track(range(len(group.data)), f"reading {name}", len(group.data), "rows", console):
             try:
                 sample = group.data[number]
@@ -226,6 +226,6 @@ def evaluation_samples(owl: OwlArguments, collator: ConversationCollator, consol
                 if owl.on_error == "stop" and not isinstance(error, NoAnswerLeftError):
                     raise
                 skipped += 1
-                console.print(f"Left out of the evaluation: {error}")
+                console.print(f"Skipped in the evaluation: {error}")
                 owl.policy.check(len(samples) + skipped, skipped, error)
     return samples or None

@@ -1,4 +1,4 @@
-"""The library's Trainer over a [`Mixture`]: whole checkpoints, an exact place in the data, and what it logs besides."""
+"""The library's Trainer over a [`Mixture`]: complete checkpoints, an exact position in the data, and more logs."""
 
 import json
 import logging
@@ -16,13 +16,13 @@ from transformers import ProgressCallback, TrainerState
 
 from ..journal import Journal
 from .arguments import OwlArguments
-from .card import write_card
-from .checkpoints import check_files, read_json, shorten
 from .epochs import Epochs, check_strategies, is_end
 from .library import UNFINISHED, WholeCheckpoints, get_last_checkpoint
 from .metrics import METRICS, check_metrics, write_answers
 from .mixture import Mixture, MixtureLoader
+from .output_folder import check_files, read_json, shorten
 from .record import RECORD_FILE, check_same_run, record
+from .run_card import write_card
 from .sources import BROKEN_SHARD
 from .stages import LAYERED, rated_part
 from .throughput import TrainingFlops, gradient_norms
@@ -31,18 +31,18 @@ from .watching import ANSWERS_FILE, Progress
 
 # Settings of the library that would have another effect than their name says, or none: what they may be, and why.
 FIXED = {
-    "label_smoothing_factor": ((0.0,), "the library would smooth labels that are not shifted, and teach repetition"),
-    "label_names": ((None, ["labels"]), "the loss of the evaluation needs `labels`"),
+    "label_smoothing_factor": ((0.0,), "the library would smooth unshifted labels, and teach repetition"),
+    "label_names": ((None, ["labels"]), "the evaluation loss needs `labels`"),
     "use_liger_kernel": ((False,), "Liger has no kernels for this model"),
-    "train_sampling_strategy": (("random",), "the mixture draws the rows"),
-    "dataloader_drop_last": ((False,), "the batches of the mixture are all whole"),
-    "dataloader_in_order": ((True,), "which row a worker draws next follows from the order of batches"),
-    "auto_find_batch_size": ((False,), "it cannot change the mixture's batches: give the batch size yourself"),
-    "parallelism_config": ((None,), "every process draws rows of its own, which parts of one model must not"),
+    "train_sampling_strategy": (("random",), "the mixture chooses the rows"),
+    "dataloader_drop_last": ((False,), "all batches of the mixture are complete"),
+    "dataloader_in_order": ((True,), "the next row of a worker follows from the order of batches"),
+    "auto_find_batch_size": ((False,), "it cannot change the mixture's batches: set the batch size yourself"),
+    "parallelism_config": ((None,), "every process reads its own rows, but the parts of one model need the same"),
 }
 FIXED_IN_ACCELERATOR = {
-    "split_batches": ((False,), "the mixture's batches are those of one process"),
-    "dispatch_batches": ((None, False), "every process reads rows of its own"),
+    "split_batches": ((False,), "a batch of the mixture is for one process"),
+    "dispatch_batches": ((None, False), "every process reads its own rows"),
     "gradient_accumulation_kwargs": ((None,), "the mixture accumulates by `gradient_accumulation_steps`"),
 }
 SKIPPED_FILE = "skipped-{rank}.jsonl"
@@ -50,22 +50,22 @@ SKIPPED_FILE = "skipped-{rank}.jsonl"
 
 class OwlTrainer(WholeCheckpoints):
     """
-    A `Trainer` whose runs can be killed at any moment. A checkpoint is written aside and renamed when it is whole; it
-    holds the place in the data, so that a resumed run sees what an uninterrupted one would have seen.
+    A `Trainer` whose runs may be killed at any time. A checkpoint is written aside and renamed once it is complete; it
+    holds the position in the data, so that a resumed run gets the same batches as an uninterrupted one.
 
     Args:
-        mixture ([`Mixture`]): The training data; batch size and accumulation are those of `args`.
-        peak_tflops (`float`, *optional*): What one device can do at most, for MFU; without it there is none.
-        learning_rates (`dict[str, float]`, *optional*): Rates of "vision", "abstractor" and "language_model", LoRA
-            included, where they differ from `args.learning_rate`.
-        metrics (`Sequence[str]`, *optional*): Names of `METRICS`. At every evaluation the model writes the last answer
-            of each sample, and the metrics compare these with the samples' own.
-        recipe ([`OwlArguments`], *optional*): What model, data and stage were chosen by. Checkpoints keep it, and a run
-            with another one does not go on from them.
+        mixture ([`Mixture`]): The training data, with the batch size and accumulation of `args`.
+        peak_tflops (`float`, *optional*): Peak TFLOP/s of one device; without it MFU is not logged.
+        learning_rates (`dict[str, float]`, *optional*): Learning rates of "vision", "abstractor" and "language_model",
+            also for their LoRA, where they differ from `args.learning_rate`.
+        metrics (`Sequence[str]`, *optional*): Names in `METRICS`. At every evaluation the model generates the last
+            answer of each sample, which the metrics compare with the sample's own.
+        recipe ([`OwlArguments`], *optional*): The settings of model, data and stage. Checkpoints keep them, and a run
+            with others cannot resume from them.
         **kwargs: As in `Trainer`. `args.max_steps` must be set.
 
-    Besides the loss it logs, over all processes: tokens and images a second, MFU, the norm of the gradient of every
-    module before clipping, and the samples left out so far, by reason.
+    Besides the loss it logs, over all processes: tokens and images per second, MFU, the gradient norm of every module
+    before clipping, and the number of skipped samples by reason.
     """
 
     model: nn.Module
@@ -90,7 +90,7 @@ class OwlTrainer(WholeCheckpoints):
         self.learning_rates = learning_rates or {}
         self.record["settings"]["learning_rates"] = self.learning_rates
         if self.learning_rates and args.optim_target_modules is not None:
-            raise ValueError("`learning_rates` by part and `optim_target_modules` exclude each other: choose one.")
+            raise ValueError("`learning_rates` and `optim_target_modules` exclude each other: leave one of them out.")
         # The mixture begins where its checkpoint says: there is nothing for the library to skip.
         args.ignore_data_skip = True
         args.remove_unused_columns = False  # of the evaluation's samples it would leave nothing
@@ -110,7 +110,7 @@ class OwlTrainer(WholeCheckpoints):
         self._rates: dict[str, float] = {}  # of the last step, by part
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """As in the library, which calls it for what it pushes, but that of a recipe says what the recipe knows."""
+        """As in the library, but a run with a recipe gets the card of the recipe."""
         if self.recipe is None:
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
@@ -143,7 +143,7 @@ class OwlTrainer(WholeCheckpoints):
         )
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """The library's optimizer, each of its groups divided by the parts that have a learning rate of their own."""
+        """The library's optimizer, with its groups split by parts that have their own learning rate."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and self.learning_rates:
@@ -167,10 +167,10 @@ class OwlTrainer(WholeCheckpoints):
         report = inputs.pop("report")
         self._note(report)
         lengths = report["lengths"]
-        pictures = len(inputs.get("pixel_levels", ()))
+        images = len(inputs.get("pixel_levels", ()))
         videos, frames = inputs["pixel_levels_videos"].shape[:2] if "pixel_levels_videos" in inputs else (0, 0)
-        flops = self._flops(lengths, pictures, videos, frames)
-        self._counted += torch.tensor([sum(lengths), pictures + videos * frames, flops], dtype=torch.float64)
+        flops = self._flops(lengths, images, videos, frames)
+        self._counted += torch.tensor([sum(lengths), images + videos * frames, flops], dtype=torch.float64)
         inputs = self.train_dataset.collator.with_pixels(send_to_device(inputs, self.args.device))
         if self.learning_rates:
             assert self.optimizer is not None
@@ -228,7 +228,7 @@ class OwlTrainer(WholeCheckpoints):
             self.skipped.update(entry["reason"] for entry in report["skipped"])
             for entry in report["skipped"]:
                 if entry["reason"] == BROKEN_SHARD:
-                    logging.getLogger(__name__).warning(f"Left out, with samples that nobody counted: {entry['error']}")
+                    logging.getLogger(__name__).warning(f"Skipped an unknown number of samples: {entry['error']}")
             with Journal(self._output / self._skipped_file) as journal:
                 journal.append({"step": self.state.global_step + 1, **entry} for entry in report["skipped"])
 
@@ -254,7 +254,7 @@ class OwlTrainer(WholeCheckpoints):
         (folder / RECORD_FILE).write_text(json.dumps(self.record, indent=1), encoding="utf-8")
 
     def _place(self) -> dict[str, Any]:
-        """How far this process has come in the data."""
+        """The position of this process in the data."""
         return {
             "world_size": self.args.world_size,
             "workers": max(self.args.dataloader_num_workers, 1),
@@ -264,21 +264,21 @@ class OwlTrainer(WholeCheckpoints):
         }
 
     def _resume(self, checkpoint: Path) -> int:
-        """Sets the place in the data to that of a checkpoint, after checking that it is this run's; gives its step."""
+        """Checks that a checkpoint is of this run, sets its position in the data, and returns its step."""
         check_files(checkpoint)
         if not (checkpoint / self._data_file).exists() and not (checkpoint / RECORD_FILE).exists():
-            raise ValueError(f"{checkpoint} has no {self._data_file}: it was not written by this command's Trainer.")
+            raise ValueError(f"{checkpoint} has no {self._data_file}: resume from a checkpoint of OwlTrainer.")
         changed = check_same_run(checkpoint, self.record)
         if changed and self.args.should_log:
-            logging.getLogger(__name__).warning(f"Changed since {checkpoint.name} and applied: {'; '.join(changed)}.")
+            logging.getLogger(__name__).warning(f"Settings changed since {checkpoint.name}: {'; '.join(changed)}.")
         place = read_json(checkpoint, self._data_file)
         now, then = ({name: run[name] for name in ("world_size", "workers")} for run in (self._place(), place))
         if now != then:
-            raise ValueError(f"{checkpoint} was written by a run with {then}, but this one has {now}: they must agree.")
+            raise ValueError(f"{checkpoint} was written by a run with {then}, but this one has {now}: make them equal.")
         if self.record["settings"]["save_only_model"] and place["steps"] < self.args.max_steps:
             raise ValueError(
-                f"{checkpoint} holds weights alone (`save_only_model`), and no run can go on from these: begin another "
-                "one with them as its `model`."
+                f"{checkpoint} holds only weights (`save_only_model`), from which no run can resume: start a new run "
+                "with it as `model`."
             )
         self.positions = {int(worker): positions for worker, positions in place["positions"].items()}
         self.skipped = Counter(place["skipped"])
@@ -288,14 +288,14 @@ class OwlTrainer(WholeCheckpoints):
         return place["steps"]
 
     def _find_best(self, checkpoint: Path) -> None:
-        """The best checkpoint lies beside the others, also where their folder was moved since."""
+        """Finds the best checkpoint beside the others, also after their folder was moved."""
         path = read_json(checkpoint, "trainer_state.json")["best_model_checkpoint"]
         if path is None:
             return
         best = self._output / Path(path).name
         if self.args.load_best_model_at_end and not best.is_dir():
             raise ValueError(
-                f"{checkpoint} names {best} as the best checkpoint, but it is gone: bring it back, or go on with "
+                f"{checkpoint} names {best} as the best checkpoint, but it does not exist: restore it, or resume with "
                 "`--load_best_model_at_end false`."
             )
         self.accelerator.wait_for_everyone()
@@ -309,27 +309,27 @@ class OwlTrainer(WholeCheckpoints):
 def check_arguments(args, mixture: Mixture) -> None:
     """
     Raises:
-        ValueError: for settings that do not fit the data stream, or would have no effect on it.
+        ValueError: for settings that conflict with the mixture, or would have no effect.
     """
     if args.n_gpu > 1:
         raise ValueError(
-            f"One process sees {args.n_gpu} GPUs. Start one for each of them: torchrun --nproc-per-node {args.n_gpu} "
-            "--no-python transformers-owl train RECIPE; or choose one by CUDA_VISIBLE_DEVICES."
+            f"This process sees {args.n_gpu} GPUs. Start one process per GPU: torchrun --nproc-per-node {args.n_gpu} "
+            "--no-python transformers-owl train RECIPE; or choose one GPU by CUDA_VISIBLE_DEVICES."
         )
     if args.max_steps <= 0:
-        raise ValueError("`max_steps` is needed: `mixture.steps(epochs)` computes it.")
+        raise ValueError("`max_steps` is needed: set it, for example to `mixture.steps(epochs)`.")
     for table, given in ((FIXED, vars(args)), (FIXED_IN_ACCELERATOR, vars(args.accelerator_config))):
         for name, (allowed, reason) in table.items():
             value = given.get(name, allowed[0])
             if value not in allowed:
-                raise ValueError(f"`{name}` is {value!r}, but it must be {allowed[0]!r} here: {reason}.")
+                raise ValueError(f"`{name}` is {value!r}, but must be {allowed[0]!r}: {reason}.")
     if mixture.collator.packed_length is not None and args.include_num_input_tokens_seen == "non_padding":
-        raise ValueError("`include_num_input_tokens_seen` is non_padding, but packed rows have no mask to count by.")
+        raise ValueError("`include_num_input_tokens_seen` is non_padding, but packed rows have no mask: set it to all.")
     check_strategies(args, mixture)
     given = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.process_index, args.world_size)
     has = (mixture.batch_size, mixture.accumulation, mixture.rank, mixture.world_size)
     if given != has:
         raise ValueError(
             f"Batch size, accumulation, rank and number of processes are {has} in the mixture, but {given} in the "
-            "arguments: they must agree."
+            "arguments: make them equal."
         )

@@ -1,4 +1,4 @@
-"""What a run shows of itself: a table of what trains, curves of the loss, answers about fixed images."""
+"""What a run shows: a table of its parts, loss curves, answers about fixed images."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,13 @@ import torch
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
-from ..journal import Journal
+from ..journal import Journal, aside
 from ..mplug_owl.video_processing_mplug_owl import visual_part
 from .stages import module_table, rated_part
 
 
 def print_table(model, console, learning_rate: float, learning_rates: dict[str, float]) -> None:
-    """Prints every part of a model: parameters, how many of them train, at what rate, and their types."""
+    """Prints a table of a model's parts: parameters, trainable parameters, learning rate and dtypes."""
     from rich.table import Table
 
     table = Table("part", "parameters", "trainable", "learning rate", "dtype")
@@ -31,7 +31,7 @@ CURVE = "loss.png"
 
 
 class Progress(ProgressCallback):
-    """The library's progress bar with loss and speed on it; the time left is right after a resume too."""
+    """The library's progress bar with loss and speed, and the right remaining time after a resume."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -48,7 +48,7 @@ class Progress(ProgressCallback):
 
 
 class LossCurves(TrainerCallback):
-    """Draws `CURVE` into the output folder whenever a checkpoint is written, and at the end."""
+    """Draws `CURVE` in the output folder at every checkpoint, and at the end."""
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -58,7 +58,7 @@ class LossCurves(TrainerCallback):
 
 
 def draw_losses(log_history: list[dict[str, Any]], path: Path) -> None:
-    """An image of the losses of training and evaluation over the optimizer steps."""
+    """Draws the training and evaluation losses over the optimizer steps."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -70,12 +70,11 @@ def draw_losses(log_history: list[dict[str, Any]], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("optimizer steps")
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    aside = path.with_suffix(".partial.png")
-    figure.savefig(aside, dpi=120)
-    aside.replace(path)
+    with aside(path) as file:
+        figure.savefig(file, format="png", dpi=120)
 
 
 class FixedImages(TrainerCallback):
@@ -84,9 +83,9 @@ class FixedImages(TrainerCallback):
 
     Args:
         processor ([`MplugOwlProcessor`]): Processor of the model.
-        images (`list[str]`): Paths or URLs, of videos too.
-        prompt (`str`, *optional*): What is asked; by default nothing, as before a caption.
-        max_new_tokens (`int`, defaults to 40): Longest answer.
+        images (`list[str]`): Paths or URLs of images and videos.
+        prompt (`str`, *optional*): Question about each image; by default none, as before a caption.
+        max_new_tokens (`int`, defaults to 40): Maximum number of tokens of an answer.
     """
 
     def __init__(self, processor, images: list[str], prompt: str | None = None, max_new_tokens: int = 40):

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transformers_owl.training import tables
-from transformers_owl.training.tables import read_file
+from transformers_owl.training import row_files
+from transformers_owl.training.row_files import read_file
 
 
 VALUES = st.recursive(
@@ -57,7 +57,7 @@ def test_a_list_in_json(write, rows, piece, indent, plain):
     """Whatever the length of the pieces that are read, also one that ends in a number or a character."""
     text = json.dumps(rows, indent=indent, ensure_ascii=plain)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "PIECE", piece)
+        patch.setattr(row_files, "PIECE", piece)
         file = read_file(write("rows.json", text))
     assert rows_of(file) == rows
     assert list(file.numbers) == list(range(1, len(rows) + 1))
@@ -98,10 +98,10 @@ def test_tables(write, cells, end, separator):
 )
 @pytest.mark.parametrize("piece", [1, 2, 1000])
 def test_what_is_no_list_is_refused(monkeypatch, tmp_path, text, piece):
-    monkeypatch.setattr(tables, "PIECE", piece)
+    monkeypatch.setattr(row_files, "PIECE", piece)
     path = tmp_path / "rows.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"rows\.json( holds (dict|int), but a list|: no JSON)"):
+    with pytest.raises(ValueError, match=r"rows\.json is (a (dict|int), but must be a list|not valid JSON)"):
         read_file(str(path))
 
 
@@ -115,7 +115,7 @@ def test_rows_take_next_to_no_memory(monkeypatch, tmp_path, name):
             writer.writerows(rows)
         else:
             file.write(json.dumps(rows) if name == "rows.json" else "\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr(tables, "PIECE", 2**16)
+    monkeypatch.setattr(row_files, "PIECE", 2**16)
     tracemalloc.start()
     read = read_file(str(tmp_path / name))
     held, peak = tracemalloc.get_traced_memory()

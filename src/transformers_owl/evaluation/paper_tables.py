@@ -1,4 +1,4 @@
-"""From ratings to the paper's Figures 3, 4 and 15 and Tables 2 and 3, with bootstrap intervals."""
+"""The paper's Figures 3, 4 and 15 and Tables 2 and 3 from ratings, with bootstrap intervals."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ RESAMPLES = 10_000
 
 
 class Ratings:
-    """The marks of all raters, by system and question; raters count alike."""
+    """The marks of all raters by system and question, with equal weight."""
 
     def __init__(self, questions: dict[int, Question], systems: Mapping[str, Answers], sheets: Sequence[Sheet]):
         self.questions = questions
@@ -37,7 +37,7 @@ class Ratings:
         }
 
     def levels(self, model_id: str, number: int) -> dict[str, float]:
-        """What one answer adds to each of `COUNTS`: with several raters, each level's share of them."""
+        """An answer's contribution to each of `COUNTS`: with several raters, the share of each level."""
         added = dict.fromkeys(COUNTS, 0.0)
         marks = self.marks[model_id, number]
         if self.systems[model_id].texts[number] is None:
@@ -51,7 +51,7 @@ class Ratings:
         return added
 
     def shows(self, model_id: str, number: int, ability: str) -> float | None:
-        """The share of raters who saw the ability in the answer; `None` without a rating."""
+        """The share of raters who found the ability in the answer; `None` without a rating."""
         if self.systems[model_id].texts[number] is None:
             return 0.0
         marks = self.marks[model_id, number]
@@ -60,12 +60,12 @@ class Ratings:
 
 def interval(parts: Sequence[tuple[object, float]], scale: float) -> Value:
     """
-    `scale` times the mean, with its 95 % interval: percentiles of 10,000 resamples.
+    `scale` times the mean, with its 95 % bootstrap interval over 10,000 resamples.
 
     Args:
-        parts (`Sequence[tuple[object, float]]`): Numbers, each with what it belongs to. What belongs together (the
-            questions about one image) is drawn together.
-        scale (`float`): Such as 100 for per cent.
+        parts (`Sequence[tuple[object, float]]`): Values, each with its group. A group, such as the questions about one
+            image, is resampled as a whole.
+        scale (`float`): Factor, such as 100 for per cent.
     """
     if not parts:
         return Value(float("nan"))
@@ -76,7 +76,7 @@ def interval(parts: Sequence[tuple[object, float]], scale: float) -> Value:
 
 
 def ratio(pairs: Sequence[tuple[float, float]], scale: float) -> Value:
-    """`scale` times the ratio of the two sums, with its 95 % interval over the pairs; none for a single pair."""
+    """`scale` times the ratio of the two sums, with its 95 % interval over the pairs, if there are several."""
     above, below = np.array(pairs, dtype=float).T
 
     def of_sums(above, below, axis):
@@ -100,8 +100,8 @@ def score_owleval(
     notes = [
         *_rater_notes(sheets),
         "Krippendorff's alpha of the levels (ordinal): "
-        + (f"{alpha:.3f}, over {twice} answers that two or more rated" if alpha is not None else "not defined here"),
-        "In brackets: 95 % bootstrap intervals over pictures. Rows marked (paper) are the paper's published figures.",
+        + (f"{alpha:.3f}, over {twice} answers with two or more ratings" if alpha is not None else "not defined here"),
+        "In brackets: 95 % bootstrap intervals over images. Rows marked (paper) are the paper's published figures.",
     ]
     return owleval_tables(Ratings(questions, systems, sheets), answered_by), notes
 
@@ -120,7 +120,7 @@ def score_pairs(
 
 
 def _rater_notes(sheets: Sequence[Sheet]) -> list[str]:
-    """One line for each rater: how many questions, and how many replies of a judge could not be read."""
+    """One line per rater: the number of questions, and of a judge's malformed replies."""
     notes = []
     for rater in sorted({sheet.rater for sheet in sheets}):
         own = [sheet for sheet in sheets if sheet.rater == rater]
@@ -133,10 +133,10 @@ def _rater_notes(sheets: Sequence[Sheet]) -> list[str]:
 
 def owleval_tables(ratings: Ratings, answered_by: str | None = None) -> list[Table]:
     """
-    Figures 3 and 4, Figure 15 where `answered_by` names the system whose unanswered questions are left out, Table 2.
+    Figures 3 and 4, Table 2, and with `answered_by` Figure 15: the questions that this system answered.
 
     Raises:
-        ValueError: if `answered_by` is none of the systems.
+        ValueError: if `answered_by` is not one of the systems.
     """
     questions = ratings.questions
     groups = [
@@ -146,7 +146,7 @@ def owleval_tables(ratings: Ratings, answered_by: str | None = None) -> list[Tab
     ]
     if answered_by is not None:
         if answered_by not in ratings.systems:
-            raise ValueError(f"There are no answers of '{answered_by}', only of {', '.join(ratings.systems)}.")
+            raise ValueError(f"There are no answers of '{answered_by}': choose one of {', '.join(ratings.systems)}.")
         answered = [number for number, text in ratings.systems[answered_by].texts.items() if text is not None]
         groups.append(("figure-15", f"Figure 15: questions that {answered_by} answered", answered))
     figures = [_count_table(ratings, *group) for group in groups if group[2]]
@@ -192,8 +192,8 @@ def _ability_table(ratings: Ratings) -> Table:
 
 def pair_table(systems: Mapping[str, Answers], reference: Answers, sheets: Sequence[Sheet]) -> Table:
     """
-    Table 3: sums of a judge's scores for each system and for the reference beside it, and their ratio. Orders and
-    judges count alike; a question whose replies were all malformed is left out and counted.
+    Table 3: sums of a judge's scores for each system and the reference, and their ratio. Orders and judges have equal
+    weight; a question with only malformed replies is left out and counted.
     """
     rows = []
     for answers in systems.values():

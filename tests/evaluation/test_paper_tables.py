@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from transformers_owl.cli import app
 from transformers_owl.evaluation import paper
+from transformers_owl.evaluation.paper_tables import Ratings, interval, owleval_tables, pair_table, ratio
 from transformers_owl.evaluation.ratings import Mark, Sheet
 from transformers_owl.evaluation.records import Answers, Question, read_owleval, read_systems
-from transformers_owl.evaluation.scoring import Ratings, interval, owleval_tables, pair_table, ratio
 from transformers_owl.evaluation.tables import COLOURS, Row, Table, Value
 from transformers_owl.journal import Journal
 
@@ -82,15 +82,15 @@ def test_answers_without_a_rating_leave_the_denominator(questions, systems, shee
 
 
 def test_an_unknown_system_is_named(questions, systems, sheets):
-    with pytest.raises(ValueError, match="no answers of 'MMreact', only of owl:v1, react"):
+    with pytest.raises(ValueError, match="no answers of 'MMreact': choose one of owl:v1, react"):
         owleval_tables(Ratings(questions, systems, sheets), answered_by="MMreact")
 
 
-def test_intervals_are_percentiles_of_resampled_pictures():
+def test_intervals_are_percentiles_of_resampled_images():
     draw = np.random.default_rng(1)
-    parts = [(picture, float(draw.random() < 0.6)) for picture in range(40) for _ in range(1 + picture % 3)]
+    parts = [(image, float(draw.random() < 0.6)) for image in range(40) for _ in range(1 + image % 3)]
     value = interval(parts, 100)
-    sums = {picture: [number for own, number in parts if own == picture] for picture in range(40)}
+    sums = {image: [number for own, number in parts if own == image] for image in range(40)}
     totals = np.array([(sum(numbers), len(numbers)) for numbers in sums.values()])
     chosen = totals[draw.integers(0, 40, (20_000, 40))].sum(axis=1)
     low, high = np.percentile(100 * chosen[:, 0] / chosen[:, 1], [2.5, 97.5])
@@ -196,8 +196,8 @@ def test_the_command_writes_text_csv_and_images(folder, answer_files, systems, s
 def shares_of_levels(path):
     """Per cent of each level's colour in the topmost and in the lowest row of pixels that have A's, left to right."""
     levels = {tuple(bytes.fromhex(colour[1:])): name for name, colour in COLOURS.items() if len(name) == 1}
-    with PIL.Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
+    with PIL.Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
     rows = [[levels[tuple(pixel)] for pixel in row.tolist() if tuple(pixel) in levels] for row in pixels]
     with_a = [row for row in rows if "A" in row]
     return [{name: 100 * row.count(name) / len(row) for name in dict.fromkeys(row)} for row in (with_a[1], with_a[-2])]

@@ -1,9 +1,11 @@
-"""Files of an output folder: whole checkpoints, what an earlier run left, and logs that an interruption cut off."""
+"""Files of an output folder: checks of checkpoints, files of earlier runs, and logs cut off by an interruption."""
 
 import json
 import logging
 from pathlib import Path
 from typing import Any
+
+from ..journal import aside
 
 
 SIZES_FILE = "sizes.json"  # of the files of a checkpoint
@@ -12,7 +14,7 @@ SIZES_FILE = "sizes.json"  # of the files of a checkpoint
 def read_json(checkpoint: Path, name: str) -> Any:
     """
     Raises:
-        ValueError: for a file of a checkpoint that is missing or damaged.
+        ValueError: for a missing or damaged file of a checkpoint.
     """
     try:
         return json.loads((checkpoint / name).read_text(encoding="utf-8"))
@@ -21,17 +23,17 @@ def read_json(checkpoint: Path, name: str) -> Any:
 
 
 def damaged(checkpoint: Path, what: str) -> str:
-    """A sentence about a checkpoint that cannot be used, which offers the one before."""
+    """The message about an unusable checkpoint, which suggests the one before."""
     earlier = [folder for folder in checkpoint.parent.glob("checkpoint-*") if _step(folder) < _step(checkpoint)]
     if earlier:
-        hint = f"Remove it, and the run goes on from {max(earlier, key=_step).name}"
+        hint = f"Remove it to resume from {max(earlier, key=_step).name}"
     else:
-        hint = "There is none before it: begin anew with `--resume_from_checkpoint false`"
-    return f"The checkpoint {checkpoint} is not whole: {what} is missing or damaged. {hint}."
+        hint = "No earlier one exists: start again with `--resume_from_checkpoint false`"
+    return f"The checkpoint {checkpoint} is incomplete: {what} is missing or damaged. {hint}."
 
 
 def sizes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of each file, but for those that a later start may change."""
+    """Size of each file in bytes, except those that a later start may change."""
     changing = (SIZES_FILE, "trainer_state.json")
     files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name not in changing)
     return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
@@ -40,10 +42,10 @@ def sizes(checkpoint: Path) -> dict[str, int]:
 def check_files(checkpoint: Path) -> None:
     """
     Raises:
-        ValueError: for a checkpoint with a file that is missing, or not as long as it was written.
+        ValueError: for a checkpoint with a missing file, or one of another size than written.
     """
     if not checkpoint.is_dir():
-        raise ValueError(f"There is no checkpoint {checkpoint}: name a folder `checkpoint-STEP` of an output folder.")
+        raise ValueError(f"The checkpoint {checkpoint} does not exist: give OUTPUT_DIR/checkpoint-STEP.")
     if (checkpoint / SIZES_FILE).exists():
         found = sizes(checkpoint)
         for name, size in read_json(checkpoint, SIZES_FILE).items():
@@ -57,7 +59,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def set_aside(output: Path) -> None:
-    """Moves what an earlier run left in its folder into `_earlier-1`, `_earlier-2`, ...: no later start takes it up."""
+    """Moves the files of an earlier run to `_earlier-1`, `_earlier-2`, ..., from which no run resumes."""
     # Pushes to the Hub leave out what begins with an underscore.
     left = [path for name in ("checkpoint-*", "skipped-*", "answers.jsonl", "run.json") for path in output.glob(name)]
     if left:
@@ -69,7 +71,7 @@ def set_aside(output: Path) -> None:
 
 
 def shorten(path: Path, step: int) -> None:
-    """Removes from a JSON Lines file what was written after an optimizer step, and lines that are not whole."""
+    """Removes rows after an optimizer step, and incomplete lines, from a JSON Lines file."""
     if not path.exists():
         return
     kept, lost = [], 0
@@ -80,7 +82,6 @@ def shorten(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             lost += bool(line.strip())
     if lost:
-        logging.getLogger(__name__).warning(f"{path}: {lost} lines that were not written whole are left out.")
-    aside = path.with_name(path.name + ".partial")
-    aside.write_bytes(b"".join(kept))
-    aside.replace(path)
+        logging.getLogger(__name__).warning(f"{path}: removed {lost} incomplete lines.")
+    with aside(path) as file:
+        file.write(b"".join(kept))

@@ -1,4 +1,4 @@
-"""Quantised weights tensor by tensor, in files that the library loads by itself."""
+"""Quantises weights tensor by tensor, to files that the library loads by itself."""
 
 import functools
 import json
@@ -11,6 +11,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from .. import MplugOwlForConditionalGeneration, MplugOwlProcessor
+from ..mplug_owl.configuration_mplug_owl import check_names
 from ..mplug_owl.modeling_mplug_owl import spare_visual_parts
 from .checkpoints import Piece, save_safetensors, unfinished, write_rest, write_weights
 from .library import SAFE_WEIGHTS_NAME, flatten_torchao
@@ -48,12 +49,11 @@ def pack_int4(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, 
 @dataclass(frozen=True)
 class Scheme:
     """
-    A way to quantise.
+    A quantisation method.
 
     Args:
-        settings (`Callable`): Makes the configuration by which the library loads the weights.
-        pack (`Callable`): Gives the tensors of a linear layer's weight, and what a file says of them, all for a layer
-            of the name `LAYER`.
+        settings (`Callable`): Makes the quantisation configuration with which the library loads the weights.
+        pack (`Callable`): Gives the tensors of a quantised weight and their metadata, for a layer named `LAYER`.
     """
 
     settings: Callable
@@ -70,23 +70,22 @@ SCHEMES = {
 
 
 def check_scheme(name: str | None) -> None:
-    if name is not None and name not in SCHEMES:
-        raise ValueError(f"There is no quantisation {name!r}: choose one of {', '.join(SCHEMES)}.")
+    check_names([] if name is None else [name], SCHEMES, "quantisation")
 
 
 def packed(
     model: MplugOwlForConditionalGeneration, pieces: list[Piece], name: str
 ) -> tuple[list[Piece], dict[str, str]]:
     """
-    The pieces with the weights of the language model's linear layers quantised, each when it is made.
+    The pieces with the weights of the language model's linear layers quantised on demand.
 
     Args:
-        model (`MplugOwlForConditionalGeneration`): On the meta device; its configuration learns of it.
-        pieces (`list[Piece]`): All of its weights.
-        name (`str`): A name of `SCHEMES`.
+        model (`MplugOwlForConditionalGeneration`): The model on the meta device; its configuration is updated.
+        pieces (`list[Piece]`): All weights of the model.
+        name (`str`): A name in `SCHEMES`.
 
     Returns:
-        `tuple[list[Piece], dict[str, str]]`: The pieces, and what each file is to say of them.
+        `tuple[list[Piece], dict[str, str]]`: The pieces, and the metadata of each file.
     """
     scheme = SCHEMES[name]
     model.config.quantization_config = spare_visual_parts(scheme.settings())
@@ -133,7 +132,7 @@ def write_repository(
     quantize: str | None,
     card: str,
 ) -> None:
-    """Writes a repository, its weights quantised by a name of `SCHEMES` if there is one."""
+    """Writes a repository, quantised by a name in `SCHEMES` if one is given."""
     metadata: dict[str, str] = {}
     if quantize is not None:
         pieces, metadata = packed(model, pieces, quantize)

@@ -1,4 +1,4 @@
-"""The card of a trained model: what it was made from, what trained, on which data, for how long, and its curve."""
+"""The card of a trained model: base model, trained parts, data, length of the run, and loss curve."""
 
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -12,11 +12,11 @@ from .watching import CURVE
 
 def write_card(owl: OwlArguments, args: TrainingArguments, state: TrainerState) -> None:
     """
-    Writes `README.md` into `output_dir`, in place of one that PEFT left. It names local paths by their last part and
-    URLs without what may be a secret, and no commands.
+    Writes `README.md` to `output_dir`, also over PEFT's. It names only the last part of local paths, URLs without
+    possible secrets, and no commands.
 
     Args:
-        owl, args: The recipe.
+        owl, args: The settings of the recipe.
         state (`TrainerState`): State of the Trainer at the end of the run.
     """
     folder = Path(str(args.output_dir))
@@ -57,7 +57,7 @@ def data(owl: OwlArguments) -> str:
 
 
 def results(state: TrainerState) -> str:
-    """The last loss, and what the last evaluation found."""
+    """The last loss, and the results of the last evaluation."""
     last: dict[str, float] = {}
     for entry in state.log_history:
         last |= {name: value for name, value in entry.items() if name == "loss" or name.startswith("eval_")}
@@ -68,7 +68,7 @@ def results(state: TrainerState) -> str:
 
 
 def named(source: str, is_hub: bool) -> str:
-    """A repository of the Hub as it is, a URL without user and query, anything else by its last part."""
+    """A Hub repository unchanged, a URL without user and query, anything else by its last part."""
     if source.startswith("pipe:"):
         return "a command"
     if "://" in source:

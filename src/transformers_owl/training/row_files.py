@@ -1,7 +1,7 @@
-"""Files of rows as people have them: JSON, JSON lines and tables, in several encodings, packed or not.
+"""Files of rows: JSON, JSON Lines and tables, in several encodings, compressed or not.
 
-A row is known by its number: in JSON its place in the list, in the others the line that it begins in, blank lines and
-the names of a table's columns counted.
+A row has a number for messages: in JSON its place in the list, in other files the line in which it starts, with blank
+lines and the header counted.
 """
 
 import codecs
@@ -37,9 +37,9 @@ class File:
     The rows of a file.
 
     Args:
-        rows (sequence): Dictionaries, or what `parse` reads.
-        numbers (`Sequence[int]`, *optional*): The number of each in the file; by default 1, 2, 3 and so on.
-        parse (callable, *optional*): What makes a row of an item of `rows`.
+        rows (`Sequence`): Dictionaries, or the inputs of `parse`.
+        numbers (`Sequence[int]`, *optional*): The number of each row in the file; by default 1, 2, 3 and so on.
+        parse (`Callable`, *optional*): Makes a row of an item of `rows`.
     """
 
     def __init__(
@@ -55,24 +55,24 @@ class File:
     def row(self, number: int) -> dict[str, Any]:
         """
         Raises:
-            ValueError: for a row that is no JSON, no dictionary, or has other fields than its table.
+            ValueError: for a row that is not JSON, not a dictionary, or does not match the header of its table.
         """
         row = self.rows[number] if self.parse is None else self.parse(self.rows[number])
         if not isinstance(row, dict):
-            raise ValueError(f"{row!r:.80} is no dictionary of fields")
+            raise ValueError(f"{row!r:.80} is not a dictionary of fields")
         return row
 
 
 class Spans:
     """
-    Pieces of a text in UTF-8, read from its file when they are asked for: however many there are, they take no memory.
+    Pieces of a UTF-8 text, read from its file on demand, so that they take no memory.
 
     Args:
-        content (`str` or `bytes`): The file's name, or what it holds where that is packed or in another encoding.
-        bounds (`np.ndarray` (N, 2)): First byte of each piece, and the one after its last.
+        content (`str` or `bytes`): Name of the file; its contents if it is compressed or in another encoding.
+        bounds (`np.ndarray` (N, 2)): Start and end of each piece in bytes.
 
     Raises:
-        ValueError: at reading, if the file has changed since.
+        ValueError: when reading a piece, if the file has changed since.
     """
 
     def __init__(self, content: str | bytes, bounds: np.ndarray):
@@ -94,10 +94,10 @@ class Spans:
 
 def read_file(name: str) -> File:
     """
-    The rows of a .json, .jsonl, .csv or .tsv file, also packed by gzip.
+    Opens a .json, .jsonl, .csv or .tsv file, also compressed by gzip.
 
     Raises:
-        ValueError: for what is none of them, or is no text in UTF-8 or with the mark of another Unicode encoding.
+        ValueError: for other contents, and for text that is neither UTF-8 nor has the BOM of another Unicode encoding.
     """
     suffix = Path(name.removesuffix(".gz")).suffix.lower()
     content = name if is_plain(name) else read_text(name).encode()
@@ -110,14 +110,14 @@ def read_file(name: str) -> File:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a file is neither packed nor has the mark of another encoding than UTF-8."""
+    """Whether a file is neither compressed nor has the BOM of another encoding than UTF-8."""
     with open(name, "rb") as file:
         head = file.read(4)
     return not head.startswith((GZIP, *MARKS))
 
 
 def version_of(content: str | bytes) -> tuple[int, int] | None:
-    """Size and time of a file."""
+    """Size and modification time of a file."""
     if isinstance(content, bytes):
         return None
     found = os.stat(content)
@@ -129,7 +129,7 @@ def open_content(content: str | bytes) -> BinaryIO:
 
 
 def _lines(name: str, content: str | bytes) -> File:
-    """JSON lines; blank ones are left out."""
+    """Opens JSON Lines; blank lines are skipped."""
 
     def rows() -> Iterator[tuple[int, int, int]]:
         end = 0
@@ -142,7 +142,7 @@ def _lines(name: str, content: str | bytes) -> File:
 
 
 def _pieces(content: str | bytes, rows: Iterable[tuple[int, int, int]], parse: Callable[[str], Any]) -> File:
-    """A file of rows from the number, the first byte and the end of each."""
+    """A file of rows, given the number, start and end of each."""
     found = np.fromiter(rows, dtype=np.dtype((np.int64, 3)))
     return File(Spans(content, found[:, 1:]), found[:, 0], parse)
 
@@ -157,20 +157,20 @@ def _read_row(text: str) -> Any:
 
 
 def _list(name: str, content: str | bytes) -> File:
-    """The items of a list in JSON."""
+    """Opens a JSON list."""
     try:
         return _pieces(content, _items(content), json.loads)
     except (json.JSONDecodeError, RecursionError, TypeError):
         rows = read_json(name)  # says what is wrong
-        raise ValueError(f"{name} holds {type(rows).__name__}, but a list of rows was expected.") from None
+        raise ValueError(f"{name} is a {type(rows).__name__}, but must be a list of rows.") from None
 
 
 def _items(content: str | bytes) -> Iterator[tuple[int, int, int]]:
     """
-    Number, first byte and end of each item of a JSON list.
+    Number, start and end in bytes of each item of a JSON list.
 
     Raises:
-        TypeError: for anything else in JSON.
+        TypeError: for any other JSON.
     """
     with open_content(content) as file:
         text = Window(file)
@@ -192,7 +192,7 @@ def _items(content: str | bytes) -> Iterator[tuple[int, int, int]]:
 
 
 class Window:
-    """A JSON text that is read piece by piece and let go once it is passed; `byte` is its position in the file."""
+    """A window over a JSON text, which is read piece by piece; `byte` is its position in the file."""
 
     def __init__(self, file: BinaryIO):
         self.file = file
@@ -213,7 +213,7 @@ class Window:
         self.place += count
 
     def sign(self) -> str:
-        """The next character that is not blank, "" at the end."""
+        """The next character that is not blank, or "" at the end."""
         while True:
             end = BLANKS.match(self.text, self.place).end()  # type: ignore[union-attr]
             self.move(end - self.place)
@@ -221,7 +221,7 @@ class Window:
                 return self.text[self.place : self.place + 1]
 
     def item(self) -> tuple[int, int]:
-        """Passes one value; its first byte, and the one after its last."""
+        """Skips one value, and returns its start and end in bytes."""
         self.sign()
         first, is_whole = self.byte, False
         while True:
@@ -239,13 +239,13 @@ class Window:
 def read_json(name: str) -> Any:
     """
     Raises:
-        ValueError: for a file that is no JSON.
+        ValueError: for a file that is not JSON.
     """
     try:
         return json.loads(read_text(name))
     except (json.JSONDecodeError, RecursionError) as error:
         hint = " If every line is a row, name it .jsonl." if "Extra data" in str(error) else ""
-        raise ValueError(f"{name}: no JSON: {error}.{hint}") from error
+        raise ValueError(f"{name} is not valid JSON: {error}.{hint}") from error
 
 
 def read_text(name: str) -> str:
@@ -258,20 +258,20 @@ def read_text(name: str) -> str:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{name}: gzip cannot unpack it: {error}") from error
+            raise ValueError(f"{name} cannot be decompressed by gzip: {error}") from error
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8-sig")
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{name}, row {line}: {error.object[error.start : error.start + 1]!r} is no text in {error.encoding}. Save "
-            f"the file as UTF-8, for example by `iconv -f WINDOWS-1252 -t UTF-8`."
+            f"{name}, row {line}: {error.object[error.start : error.start + 1]!r} is not text in {error.encoding}. "
+            "Save the file as UTF-8, for example by `iconv -f WINDOWS-1252 -t UTF-8`."
         ) from error
 
 
 def _table(name: str, content: str | bytes) -> File:
-    """The rows of a table, separated by what separates its first line."""
+    """Opens a table, with the separator of its first line."""
     csv.field_size_limit(LONGEST_FIELD)  # 128 KiB by default, which a base64 image or a long chat exceeds
     head = next((line for raw in _read_lines(content) if (line := raw.decode("utf-8-sig")).strip()), "")
     separator = max(SEPARATORS, key=head.count)
@@ -283,7 +283,7 @@ def _table(name: str, content: str | bytes) -> File:
 
 
 def _text_lines(content: str | bytes, starts: list[int]) -> Iterator[str]:
-    """The lines of a table; `starts` gets the byte after each of them."""
+    """The lines of a table; the end of each in bytes is appended to `starts`."""
     for raw in _read_lines(content):
         for line in raw.splitlines(keepends=True):  # of bytes: by \n, \r and both
             text = line.decode() if starts[-1] else line.decode("utf-8-sig")
@@ -294,12 +294,12 @@ def _text_lines(content: str | bytes, starts: list[int]) -> Iterator[str]:
 def _read_record(names: list[str], separator: str, text: str) -> dict[str, str]:
     fields = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     if len(fields) != len(names):
-        raise ValueError(f"{len(fields)} fields in a table of {len(names)}: quote the fields that hold a separator")
+        raise ValueError(f"it has {len(fields)} fields, but the table has {len(names)}: quote fields with a separator")
     return dict(zip(names, fields, strict=True))
 
 
 def _records(lines: Iterator[str], separator: str) -> Iterator[tuple[tuple[int, int], list[str]]]:
-    """The first and the last line of each row of a table, and its fields; blank lines are left out."""
+    """The first and last line of each row of a table, and its fields; blank lines are skipped."""
     reader = csv.reader(lines, delimiter=separator)
     begins = 1
     for fields in reader:

@@ -1,4 +1,4 @@
-"""What commands and scripts share: how they fail, and what brings a package that is missing."""
+"""What commands and scripts share: errors, and the installation of missing packages."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ INSTALL = (
 @contextmanager
 def errors(extra: str | None = None) -> Iterator[None]:
     """
-    What a user can get wrong ends the command with its message. Also a decorator of a command.
+    Ends the command with the message of an error that a user can cause. Also a decorator.
 
     Args:
-        extra (`str`, *optional*): The extra whose packages the command needs.
+        extra (`str`, *optional*): The extra that installs the packages of the command.
     """
     try:
         yield
@@ -32,7 +32,7 @@ def errors(extra: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def conversion(extra: str = "convert") -> Iterator[None]:
-    """The same for what works on checkpoints, without the library's progress bars: ours show what takes long."""
+    """As [`errors`], for commands on checkpoints: it also hides the library's progress bars, which ours replace."""
     with errors(extra):
         from transformers.utils import logging
 
@@ -41,7 +41,7 @@ def conversion(extra: str = "convert") -> Iterator[None]:
 
 
 def run(command: Callable) -> None:
-    """Runs a command by itself, as a script."""
+    """Runs a command as a script."""
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     app.command()(command)
     app()
