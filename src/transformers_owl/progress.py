@@ -71,10 +71,11 @@ class Bar(Progress):
 
     def _line(self, task: Task) -> str:
         digits = 0 if self.size == 1 else 2
-        done, rate = f"{task.completed / self.size:,.{digits}f}", (task.speed or 0) / self.size
+        done = f"{task.completed / self.size:,.{digits}f}"
         of = "" if task.total is None else f" of {task.total / self.size:,.{digits}f}"
+        rate = "" if task.speed is None else f", {task.speed / self.size:.3g} a second"
         left = "" if task.time_remaining is None else f", {duration(task.time_remaining)} left"
-        return f"{task.description}: {done}{of}{f' {self.unit}' if self.unit else ''}, {rate:.3g} a second{left}"
+        return f"{task.description}: {done}{of}{f' {self.unit}' if self.unit else ''}{rate}{left}"
 
 
 def duration(seconds: float) -> str:
