@@ -141,7 +141,7 @@ def test_other_files_and_addresses_are_refused(site, bait, shown, wrong):
     ):
         for way in ("queue/join", "run/predict"):
             status, text = ask(f"{site}/gradio_api/{way}", json.dumps(body).encode())
-            assert (status, "Only uploaded images" in text) == (403, True)
+            assert (status, "Only uploaded files" in text) == (403, True)
     for written in (wrong, urllib.parse.quote(wrong, safe="")):
         status, text = ask(f"{site}/gradio_api/file={urllib.parse.quote(written)}")
         assert status == 403

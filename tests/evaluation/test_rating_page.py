@@ -19,6 +19,14 @@ def browser():
         yield opened
 
 
+@pytest.fixture(autouse=True)
+def pages_are_closed(browser):
+    """A page that is left open asks for its server for ever."""
+    yield
+    for context in browser.contexts:
+        context.close()
+
+
 @pytest.fixture
 def site(questions, systems, tmp_path):
     """A running page: its address and its file."""
@@ -142,7 +150,7 @@ def test_a_name_is_needed_and_the_form_stays(browser, site):
     for name in ("", "  "):
         view.get_by_label("Your name").fill(name)
         view.get_by_role("button", name="Start").click()
-        view.get_by_text("Write your name").wait_for()
+        view.get_by_text("Enter your name").wait_for()
     view.get_by_label("Your name").fill("anna")
     view.get_by_role("button", name="Start").click()
     view.get_by_text("rated by anna").wait_for()
@@ -262,7 +270,7 @@ def test_nothing_serious_keeps_anybody_out(browser, site):
         view = browser.new_context(color_scheme=scheme).new_page()
         view.goto(site[0])
         view.get_by_role("button", name="Start").click()
-        view.get_by_text("Write your name").wait_for()
+        view.get_by_text("Enter your name").wait_for()
         for state in ("entrance", "sheet"):
             found = axe.run(view).response["violations"]
             serious = [rule["id"] for rule in found if rule["impact"] in ("serious", "critical")]
