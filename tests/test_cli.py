@@ -129,6 +129,14 @@ def test_a_missing_drawing_is_named(monkeypatch, tmp_path):
     assert f"{missing} of transformers_owl is missing: install the package again" in result.stderr
 
 
+def test_without_images_the_command_says_what_it_asks_about(monkeypatch):
+    monkeypatch.chdir(Path(captions.__file__).parent)
+    result = CliRunner().invoke(app, ["caption", "--max-new-tokens", "2"])
+    assert "Asking the miniature about the five sample drawings" in result.stderr
+    names = [line.partition(": ")[0] for line in result.stdout.splitlines()]
+    assert names == [f"pictures/{path.name}" for path in captions.SAMPLES]
+
+
 def test_the_package_runs_as_the_command():
     said = subprocess.check_output([sys.executable, "-m", "transformers_owl", "--help"], text=True)
     assert said.startswith("Usage: transformers-owl ")

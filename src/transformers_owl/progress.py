@@ -54,6 +54,14 @@ class Bar(Progress):
         self.unit, self.size = unit, size
         self.said = time.monotonic()
 
+    def start(self) -> None:
+        if self.console.is_terminal:
+            super().start()
+
+    def stop(self) -> None:
+        if self.console.is_terminal:
+            super().stop()
+
     def update(self, task_id: TaskID, **fields: Any) -> None:
         super().update(task_id, **fields)
         self._log(task_id)

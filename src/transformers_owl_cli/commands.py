@@ -130,6 +130,7 @@ def caption(
     from transformers_owl.collections.engines import Settings, check_device
     from transformers_owl.collections.inputs import find_parts
     from transformers_owl.demo.caption import samples
+    from transformers_owl.demo.desk import about
 
     asked = captions.read_prompts(prompts) if prompts else (prompt,)
     answers = () if score is None else tuple(score.split("|"))
@@ -141,6 +142,9 @@ def caption(
     if ray is None:
         check_device(settings)
     parts = find_parts(images or samples(), image_column, split)
+    if not images:
+        name = about(model or MINIATURE).name
+        typer.echo(f"Asking {name} about the five sample drawings of this package. Name files to ask about.", err=True)
     captions.run(settings, parts, output, append, on_error, ray, workers)
 
 

@@ -12,7 +12,7 @@ SAMPLES = [
 
 def samples() -> list[str]:
     """
-    Paths of the sample images.
+    Paths of the sample images, relative where they are in the working directory.
 
     Raises:
         FileNotFoundError: if one is missing, with its path.
@@ -22,7 +22,8 @@ def samples() -> list[str]:
         raise FileNotFoundError(
             f"{', '.join(missing)} of transformers_owl is missing: install the package again, or name other images."
         )
-    return [str(path) for path in SAMPLES]
+    here = Path.cwd()
+    return [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in SAMPLES]
 
 
 def check_files(names: Sequence[str]) -> None:
