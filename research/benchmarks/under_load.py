@@ -73,6 +73,8 @@ def post(
 class Serve:
     """The endpoint."""
 
+    command = ("serve",)
+
     def __init__(self, port: int):
         self.port = port
 
@@ -91,6 +93,8 @@ class Serve:
 
 class Web:
     """The page: what its events are called is read from its configuration."""
+
+    command = ("web", "--model")
 
     def __init__(self, port: int):
         self.port = port
@@ -195,7 +199,15 @@ def main() -> None:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryFile() as log:
-        command = [sys.executable, "-m", "transformers_owl", given.what, given.model, "--port", str(port)]
+        command = [
+            sys.executable,
+            "-m",
+            "transformers_owl",
+            *SERVERS[given.what].command,
+            given.model,
+            "--port",
+            str(port),
+        ]
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             while process.poll() is None:
