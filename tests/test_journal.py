@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import signal
 import time
@@ -149,6 +150,20 @@ def expected(tmp_path):
         return rows(path)
 
     return make
+
+
+@pytest.mark.parametrize("user", [captions, answers, judgements], ids=lambda user: user.__name__)
+def test_a_resumed_run_says_how_much_is_done(user, tmp_path, caplog):
+    path = tmp_path / "rows.jsonl"
+    first = user(path)
+    list(itertools.islice(first, 10))
+    first.close()
+    assert not caplog.messages
+    done = len(rows(path))
+    assert 10 <= done < COUNT
+    list(user(path))
+    (said,) = caplog.messages
+    assert re.fullmatch(rf"Resuming an earlier run, already done: {done} (answers|ratings)\.", said)
 
 
 @ALL

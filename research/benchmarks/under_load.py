@@ -227,12 +227,12 @@ def main() -> None:
             process.terminate()
             process.wait(timeout=60)
         log.seek(0)
-        tracebacks = log.read().count(b"Traceback")
+        tracebacks = log.read().decode(errors="replace").split("Traceback")[1:]
     waited = latencies(replies)
     report = {
         "replies": dict(collections.Counter(kind for kind, _, _ in replies)),
         "errors": errors_of(replies),
-        "tracebacks": tracebacks,
+        "tracebacks": [text[-2000:] for text in tracebacks],
         "alive": is_alive,
         "memory_mib": memory,
         "alone_seconds": float(np.mean(alone)),

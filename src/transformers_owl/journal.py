@@ -1,6 +1,7 @@
 """JSON Lines files that are written row by row during long work: answers, ratings, judgements, logs."""
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -59,6 +60,12 @@ def lines(rows: Iterable[dict]) -> bytes:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     # Half a character, as file names and endpoints can hold, is written as JSON escapes it.
     return text.translate(LINE_ENDS).encode(errors="backslashreplace")
+
+
+def log_resumed(done: int, what: str) -> None:
+    """Logs how much of the work an earlier run has done, if any."""
+    if done:
+        logging.getLogger(__name__).warning(f"Resuming an earlier run, already done: {done:,} {what}.")
 
 
 def partial_of(path: Path) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..journal import Journal, lines, partial_of
+from ..journal import Journal, lines, log_resumed, partial_of
 from .engines import Settings
 from .inputs import Part, container_of
 from .outputs import Output, batches
@@ -241,6 +241,7 @@ def answer_parts(
 ) -> Iterator[Row]:  # fmt: skip
     """Answers about all missing blocks."""
     left = unfinished(store, parts, count)
+    log_resumed(count.read, "images in whole blocks")
     if not left:
         return
     import ray.data

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..journal import Journal, partial_of, write_rows
+from ..journal import Journal, log_resumed, partial_of, write_rows
 from .engines import Settings
 from .inputs import Part
 from .outputs import Output, batches, check_earlier
@@ -173,7 +173,9 @@ def resume(output: Output, journal: Journal, append: bool) -> set[Key]:
             new = [row for row in rows if (row["image"], row["prompt"], row["model"]) not in there]
             journal.append(new)
             there |= {(row["image"], row["prompt"], row["model"]) for row in new}
-    return {(image, prompt) for image, prompt, model in there if model == settings.model}
+    done = {(image, prompt) for image, prompt, model in there if model == settings.model}
+    log_resumed(len(done), "answers")
+    return done
 
 
 def check_earlier_output(output: Output, append: bool) -> None:

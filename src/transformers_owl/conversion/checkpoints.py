@@ -19,6 +19,7 @@ from accelerate.utils import convert_file_size_to_int
 from transformers import AutoConfig, PreTrainedModel
 
 from .. import MplugOwlConfig, MplugOwlForConditionalGeneration, MplugOwlProcessor, __version__
+from ..journal import log_resumed
 from ..mplug_owl.weights_mplug_owl import open_weights, weight_files
 from ..progress import BYTES, Bar
 from .library import (
@@ -354,7 +355,9 @@ def write_weights(pieces: list[Piece], folder: Path, max_shard_size: str, save: 
     stem, suffix = name.rsplit(".", 1)
     files = [f"{stem}-{number:05}-of-{len(shards):05}.{suffix}" for number in range(1, len(shards) + 1)]
     files = [name] if len(shards) == 1 else files
-    written = sum((folder / file).stat().st_size for file in files if (folder / file).exists())
+    there = [file for file in files if (folder / file).exists()]
+    log_resumed(len(there), "files")
+    written = sum((folder / file).stat().st_size for file in there)
     free = shutil.disk_usage(folder).free
     if total - written > free:
         raise OSError(f"{folder} has {free / 1e9:.1f} GB free, but needs {(total - written) / 1e9:.1f} GB: free space.")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..journal import Journal, partial_of, read_rows, write_rows
+from ..journal import Journal, log_resumed, partial_of, read_rows, write_rows
 from .models import Chat, ChatModel, assistant, user
 from .records import Question, answer_row
 
@@ -28,6 +28,7 @@ def answer_questions(
     """
     with Journal(partial_of(output)) as journal:
         answers = earlier_answers(output, questions, model.name)
+        log_resumed(len(answers), "answers")
         yield from ((questions[number], text) for number, text in answers.items())
         for turn in _turns(questions):
             left = [question for question in turn if question.question_id not in answers]

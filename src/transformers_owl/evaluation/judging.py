@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..journal import Journal
+from ..journal import Journal, log_resumed
 from .answering import earlier_turns
 from .models import ChatModel, assistant, user
 from .ratings import Mark, Sheet, read_ratings
@@ -88,6 +88,7 @@ def _judge(
                 yield sheet
             else:
                 left.append(case)
+        log_resumed(len(cases) - len(left), "ratings")
         for start in range(0, len(left), batch_size):
             made = _ask(judge, left[start : start + batch_size])
             journal.append(sheet.row(systems) for sheet in made)
