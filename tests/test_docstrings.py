@@ -2,18 +2,12 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
+from sources import name_of, python_files
 
 
-ROOT = Path(__file__).parent.parent
-FILES = [
-    path
-    for folder in ("src/transformers_owl", "research")
-    for path in sorted((ROOT / folder).rglob("*.py"))
-    if path.parent != ROOT / "src/transformers_owl/miniature"
-]
+FILES = python_files("src/transformers_owl", "research")
 NAMED = re.compile(r"^    (\w+(?:, \w+)*)(?: \(|: )", re.MULTILINE)
 
 
@@ -32,7 +26,7 @@ def allowed(node: ast.FunctionDef | ast.ClassDef) -> set[str] | None:
     return {each.target.id for each in node.body if isinstance(each, ast.AnnAssign)} if is_plain else None
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_documented_arguments_exist(path):
     strange = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

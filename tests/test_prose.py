@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from sources import ROOT, name_of, stumbles
 
 
-ROOT = Path(__file__).parent.parent
 PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")),
     *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "model_cards").iterdir()),
@@ -82,12 +82,7 @@ def prose(page: Path) -> list[tuple[int, str]]:
     return lines
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_a_page_has_no_word_that_has_a_plainer_one(page):
-    found = [
-        f"{page.name}:{number}: {match[0]!r}, say {plainer!r}"
-        for number, line in prose(page)
-        for pattern, plainer in INSTEAD.items()
-        if (match := re.search(pattern, line))
-    ]
+    found = stumbles(page, prose(page), INSTEAD)
     assert not found, "\n".join(found)

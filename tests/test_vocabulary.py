@@ -1,21 +1,15 @@
 """One word for one thing: in the messages of errors, in names, in modules and in helpers."""
 
 import ast
-import re
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from sources import ROOT, name_of, python_files, stumbles
 
 
-ROOT = Path(__file__).parent.parent
-SOURCES = [
-    path
-    for folder in ("src", "conversion")
-    for path in sorted((ROOT / folder).rglob("*.py"))
-    if path.parent != ROOT / "src/transformers_owl/miniature"
-]
-FILES = [*SOURCES, *sorted((ROOT / "research").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
+SOURCES = python_files("src", "conversion")
+FILES = [*SOURCES, *python_files("research", "tests")]
 # What a message says in other words.
 INSTEAD = {
     r"\b(?:was|were) (?:expected|asked for)\b": "but must be",
@@ -52,14 +46,9 @@ def messages(path: Path) -> list[tuple[int, str]]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_a_message_has_the_words_of_the_others(path):
-    found = [
-        f"{path.name}:{line}: {match[0]!r}, say {plainer!r}"
-        for line, text in messages(path)
-        for pattern, plainer in INSTEAD.items()
-        if (match := re.search(pattern, text))
-    ]
+    found = stumbles(path, messages(path), INSTEAD)
     assert not found, "\n".join(found)
 
 
@@ -71,7 +60,7 @@ def names(tree: ast.AST) -> set[str]:
     return {name for name in found if isinstance(name, str)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_names_say_image(path):
     assert not [name for name in names(ast.parse(path.read_text(encoding="utf-8"))) if "picture" in name.lower()]
 

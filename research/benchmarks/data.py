@@ -81,7 +81,7 @@ def ours(kind: str, path: str) -> tuple[Callable, Callable, Callable]:
     def read(group: Any, middle: list[int] | None = None) -> None:
         mixture = mixture_of(group)
         if middle is not None:
-            mixture.positions = {0: {"rows": middle}}
+            mixture.cursors = {0: {"rows": middle}}
         batches(mixture)
 
     def from_the_middle(group: Any) -> None:

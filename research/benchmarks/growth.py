@@ -167,7 +167,7 @@ def resuming(folder: Path, large: bool) -> Series:
 
         def resume(group=group, count=count) -> None:
             mixture = mixture_of(group)
-            mixture.positions = {0: {"rows": [count // 2]}}
+            mixture.cursors = {0: {"rows": [count // 2]}}
             batches(mixture)
 
         yield count, (resume, None)

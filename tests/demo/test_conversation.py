@@ -282,7 +282,7 @@ def test_maps_are_of_the_word_that_was_clicked(desk, files):
         maps = desk.look(turns, 1, span)
         found = image_attention(desk.model, desk.processor, messages, span)
         for (caption, image), attention, name in zip(maps, found, ("0.png", "1.png"), strict=True):
-            assert caption == f"{attention.positions.sum():.0%} of its attention"
+            assert caption == f"{attention.shares.sum():.0%} of its attention"
             with PIL.Image.open(files[name]) as opened:
                 assert image.tobytes() == draw_attention(opened.convert("RGB"), attention.patches).tobytes()
     first, second = (desk.look(turns, 1, span)[0][1].tobytes() for span in ((3, 6), (14, 17)))

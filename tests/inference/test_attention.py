@@ -106,23 +106,23 @@ def test_maps_equal_a_plain_computation_from_the_weights(case, model, processor,
             assert one.patches.shape == (4, 4)
             assert one.patches.sum().item() == pytest.approx(1)
             assert relative_error(one.patches.flatten(), maps[number]) <= 1e-5
-            assert relative_error(one.positions, positions[number]) <= 1e-5
-        assert 0 < sum(one.positions.sum() for one in found) < 1
+            assert relative_error(one.shares, positions[number]) <= 1e-5
+        assert 0 < sum(one.shares.sum() for one in found) < 1
 
 
 def test_maps_differ_with_the_word_and_the_image(model, processor, images):
     messages = chat(images)
     whole, red, owl = (image_attention(model, processor, messages, word) for word in (None, "red", "owl"))
     assert len(whole) == 3
-    assert relative_error(red[0].positions, owl[0].positions) > 1e-3
+    assert relative_error(red[0].shares, owl[0].shares) > 1e-3
     assert (red[0].patches - owl[0].patches).abs().max() > 1e-6
     assert (whole[0].patches - whole[1].patches).abs().max() > 1e-6
 
 
 def test_a_word_is_found_whole_before_it_is_found_in_another(model, processor, images):
     messages = chat(images[:1], "This here is it: 猫です。")
-    whole_word = image_attention(model, processor, messages, "is")[0].positions
-    inside = image_attention(model, processor, messages, "This")[0].positions
+    whole_word = image_attention(model, processor, messages, "is")[0].shares
+    inside = image_attention(model, processor, messages, "This")[0].shares
     assert not torch.allclose(whole_word, inside)
     assert image_attention(model, processor, messages, "猫")[0].patches.sum().item() == pytest.approx(1)
 

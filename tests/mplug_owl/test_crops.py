@@ -336,7 +336,7 @@ def test_maps_cover_the_whole_image(owl, processor):
             features = owl.get_image_features(**inputs, output_attentions=True)
         looks = torch.stack(features.abstractor_attentions).mean((0, 2))[:, :64, -16:]
         expected = torch.zeros(rows * 4, columns * 4)
-        shares = found.positions.view(-1, 65)
+        shares = found.shares.view(-1, 65)
         for view, (row, column) in enumerate(inputs["crop_positions"].tolist()):
             for patch, share in enumerate((shares[view, :64, None] * looks[view]).sum(0)):
                 down, across = divmod(patch, 4)

@@ -103,8 +103,8 @@ class Endless:
     def __init__(self, name):
         self.name = name
 
-    def draws(self, slot, slots, seed, position):
-        for turn in itertools.count(position[0]):
+    def draws(self, slot, slots, seed, cursor):
+        for turn in itertools.count(cursor[0]):
             yield Draw([turn + 1], 0, lambda: {"messages": self.name, "source": ""})
 
 
@@ -159,7 +159,7 @@ def test_shards_are_split_once(files, llama_processor, monkeypatch, shards, slot
     data = groups(web=(1, {"format": "webdataset", "path": path}))["web"].data
     seen = collections.Counter()
     for slot in range(slots):
-        for draw in data.draws(slot, slots, seed=0, position=[0, 0, 0]):
+        for draw in data.draws(slot, slots, seed=0, cursor=[0, 0, 0]):
             if draw.epoch == 1:
                 break
             seen[draw.load()["messages"][-1]["content"]] += 1
@@ -186,7 +186,7 @@ def test_a_stream_goes_on_where_it_stopped(files, llama_processor, monkeypatch, 
     for start in (1, 4, 6, 9):
         mixture = make()
         mixture.first = start
-        mixture.positions = {batch["report"]["worker"]: batch["report"]["positions"] for batch in whole[:start]}
+        mixture.cursors = {batch["report"]["worker"]: batch["report"]["cursors"] for batch in whole[:start]}
         for expected, batch in zip(whole[start:], MixtureLoader(mixture, workers), strict=False):
             assert batch["report"] == expected["report"]
             for name in ("input_ids", "labels", "pixel_levels"):
@@ -332,7 +332,7 @@ def test_a_broken_shard_is_a_shard_and_no_sample(files, llama_processor, broken,
         stream = iter(mixture)
         while True:
             batch = next(stream)
-            epoch = batch["report"]["positions"]["web"][0]
+            epoch = batch["report"]["cursors"]["web"][0]
             if epoch == 0:
                 found += numbers(batch, llama_processor)
             listed += batch["report"]["skipped"]
@@ -393,7 +393,7 @@ def test_too_few_samples_for_the_slots_are_an_error(files):
     files.shard("0.tar", [1])
     data = groups(web=(1, {"format": "webdataset", "path": str(files.folder / "0.tar")}))["web"].data
     with pytest.raises(ValueError, match=r"no sample for worker 2 of 2"):
-        next(data.draws(1, 2, seed=0, position=[0, 0, 0]))
+        next(data.draws(1, 2, seed=0, cursor=[0, 0, 0]))
 
 
 def test_epochs_of_shards_need_a_number_of_steps(files, llama_processor):

@@ -82,7 +82,7 @@ def heat_maps(
     maps: list[tuple[str, PIL.Image.Image]] = []
     for part in seen:
         attention = next(found[part["type"]])
-        share = f"{attention.positions.sum():.0%}"
+        share = f"{attention.shares.sum():.0%}"
         if part["type"] == "image":
             maps.append((f"{share} of its attention", draw_attention(part["image"], attention.patches)))
             continue

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..journal import Journal, log_resumed, partial_of, read_rows, write_rows
-from .models import Chat, ChatModel, assistant, user
+from .models import ChatModel, Messages, assistant, user
 from .records import Question, answer_row
 
 
@@ -91,8 +91,8 @@ def _turns(questions: dict[int, Question]) -> list[list[Question]]:
     return [turns[depth] for depth in sorted(turns)]
 
 
-def _chat(question: Question, questions: dict[int, Question], answers: dict[int, str]) -> Chat:
-    chat: Chat = []
+def _chat(question: Question, questions: dict[int, Question], answers: dict[int, str]) -> Messages:
+    chat: Messages = []
     image = question.image
     for earlier in earlier_turns(question, questions):
         chat += [user(earlier.text, image), assistant(answers[earlier.question_id])]

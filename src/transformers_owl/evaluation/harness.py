@@ -13,7 +13,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from ..inference import score_answers
 from ..mplug_owl.video_processing_mplug_owl import visual_part
 from ..progress import track
-from .models import Chat, LocalModel
+from .models import LocalModel, Messages
 
 
 LEANS_ON = {
@@ -83,7 +83,7 @@ class HarnessModel(lmms):
     def generate_until_multi_round(self, requests: Sequence) -> list[str]:
         raise ValueError("Multi-round tasks are not supported: choose a task with one round.")
 
-    def _chat(self, text: str, visuals, number: int, task: str, split: str) -> Chat:
+    def _chat(self, text: str, visuals, number: int, task: str, split: str) -> Messages:
         shown = visuals(self.task_dict[task][split][number]) or []
         seen = [visual_part(visual) for visual in shown]
         return [{"role": "user", "content": [*seen, {"type": "text", "text": text}]}]

@@ -14,7 +14,7 @@ import PIL.Image
 from ..mplug_owl.video_processing_mplug_owl import media_type
 
 
-Chat = list[dict[str, Any]]
+Messages = list[dict[str, Any]]
 # For models without a chat template, such as BLIP-2: the form that their authors show.
 PLAIN_TEMPLATE = """\
 {%- for message in messages -%}
@@ -30,7 +30,7 @@ class ChatModel(Protocol):
 
     name: str
 
-    def answer(self, chats: Sequence[Chat]) -> list[str]: ...
+    def answer(self, chats: Sequence[Messages]) -> list[str]: ...
 
 
 class LocalModel:
@@ -95,7 +95,7 @@ class LocalModel:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.has_template = self.processor.chat_template is not None
 
-    def answer(self, chats: Sequence[Chat], **options) -> list[str]:
+    def answer(self, chats: Sequence[Messages], **options) -> list[str]:
         """
         Answers all chats in one batch, each as it would be answered alone; `options` go to `generate`.
 
@@ -151,7 +151,7 @@ class Endpoint:
         self.max_new_tokens = max_new_tokens
         self.timeout = timeout
 
-    def answer(self, chats: Sequence[Chat]) -> list[str]:
+    def answer(self, chats: Sequence[Messages]) -> list[str]:
         """
         Answers all chats in parallel.
 
@@ -160,14 +160,14 @@ class Endpoint:
         """
         return asyncio.run(self._answer_all(chats))
 
-    async def _answer_all(self, chats: Sequence[Chat]) -> list[str]:
+    async def _answer_all(self, chats: Sequence[Messages]) -> list[str]:
         import openai
 
         key = os.environ.get("OPENAI_API_KEY", "none")
         async with openai.AsyncOpenAI(base_url=self.url, api_key=key, timeout=None, max_retries=0) as client:
             return await asyncio.gather(*(self._answer(client, chat) for chat in chats))
 
-    async def _answer(self, client, chat: Chat) -> str:
+    async def _answer(self, client, chat: Messages) -> str:
         messages = [_for_endpoint(message) for message in chat]
         for number in range(1, TRIES + 1):
             try:
@@ -178,12 +178,12 @@ class Endpoint:
                 await asyncio.sleep(0.2 * number)
         raise AssertionError
 
-    def stream(self, chat: Chat, **options) -> Iterator[str]:
+    def stream(self, chat: Messages, **options) -> Iterator[str]:
         """
         Streams the answer to one chat.
 
         Args:
-            chat (`Chat`): The chat.
+            chat (`Messages`): The chat.
             options: Options of `chat.completions.create`, such as `temperature`.
 
         Raises:

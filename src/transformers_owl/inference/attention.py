@@ -26,12 +26,12 @@ class ImageAttention:
     Args:
         patches (`torch.Tensor` (rows, columns)): Share of each patch, summing to 1; over all cells if the image was cut
             into cells.
-        positions (`torch.Tensor` (views * (Q + 1),)): The language model's attention to the image's positions, averaged
+        shares (`torch.Tensor` (views * (Q + 1),)): The language model's attention to the image's positions, averaged
             over layers, heads and generated tokens. The rest, up to 1, went to the text and other images.
     """
 
     patches: torch.Tensor
-    positions: torch.Tensor
+    shares: torch.Tensor
 
 
 Word = str | tuple[int, int]

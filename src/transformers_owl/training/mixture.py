@@ -1,8 +1,8 @@
 """The stream of training batches: groups of data in their ratio, split over ranks and workers, with exact resuming.
 
 A *slot* is one worker of one rank. Micro-batch n of a rank comes from worker n % workers, so the slot of each row of
-each optimizer step follows from the numbers alone. Each batch carries a report: the position of its slot, and the
-skipped samples. The position of a run is the report of its last batch.
+each optimizer step follows from the numbers alone. Each batch carries a report: the cursor of its slot, and the
+skipped samples. The cursor of a run is the report of its last batch.
 """
 
 import glob
@@ -40,11 +40,11 @@ class NoAnswerLeftError(BadSampleError):
 
 class Draw(NamedTuple):
     """
-    A sample that `load` reads, its epoch, and the position of the slot after it. The end of a broken shard that several
+    A sample that `load` reads, its epoch, and the cursor of the slot after it. The end of a broken shard that several
     slots read goes to all of them, and is reported by one.
     """
 
-    position: list[int]
+    cursor: list[int]
     epoch: int
     load: Callable[[], dict[str, Any]]
     is_reported: bool = True
@@ -74,9 +74,9 @@ class RowGroup:
         paths = [Path(found) for name in names for found in sorted(glob.glob(name)) or [name]]
         return [str(found) for path in paths for found in (sorted(path.rglob("*")) if path.is_dir() else [path])]
 
-    def draws(self, slot: int, slots: int, seed: int, position: list[int]) -> Iterator[Draw]:
+    def draws(self, slot: int, slots: int, seed: int, cursor: list[int]) -> Iterator[Draw]:
         epoch, order = -1, np.empty(0, dtype=int)
-        for turn in itertools.count(position[0]):
+        for turn in itertools.count(cursor[0]):
             drawn, place = divmod(turn * slots + slot, len(self))
             if drawn != epoch:
                 epoch, order = drawn, np.random.default_rng([seed, drawn]).permutation(len(self))
@@ -98,8 +98,8 @@ class ShardGroup:
     def paths(self) -> list[str]:
         return [shard for _, shard in self.shards]
 
-    def draws(self, slot: int, slots: int, seed: int, position: list[int]) -> Iterator[Draw]:
-        epoch, first, done = position
+    def draws(self, slot: int, slots: int, seed: int, cursor: list[int]) -> Iterator[Draw]:
+        epoch, first, done = cursor
         is_shared = len(self.shards) % slots != 0
         share = (slot, slots) if is_shared else (0, 1)
         while True:
@@ -115,9 +115,9 @@ class ShardGroup:
                 raise ValueError(f"The shards have no sample for worker {slot + 1} of {slots}: use fewer workers.")
             epoch, first = epoch + 1, 0
 
-    def _shard(self, number: int, share: tuple[int, int], seed: int, position: list[int]) -> Iterator[Draw]:
-        """The rest of a shard from the position on, block by block."""
-        epoch, index, done = position
+    def _shard(self, number: int, share: tuple[int, int], seed: int, cursor: list[int]) -> Iterator[Draw]:
+        """The rest of a shard from the cursor on, block by block."""
+        epoch, index, done = cursor
         source, shard = self.shards[number]
         files = _share(source.read(shard), *share)
         for first in itertools.count(0, BLOCK):
@@ -239,7 +239,7 @@ class Mixture(IterableDataset):
         self.world_size = world_size
         self.pattern = interleave({name: group.weight for name, group in groups.items()})
         self.first = 0
-        self.positions: dict[int, dict[str, list[int]]] = {}
+        self.cursors: dict[int, dict[str, list[int]]] = {}
 
     def steps(self, epochs: float) -> int:
         """
@@ -324,16 +324,16 @@ class MixtureLoader(DataLoader):
 
 
 class _Slot:
-    """A worker of a rank: its streams, their positions, and its skipped samples."""
+    """A worker of a rank: its streams, their cursors, and its skipped samples."""
 
     def __init__(self, mixture: Mixture, worker: int, workers: int):
         self.mixture = mixture
         self.worker = worker
         groups = {name: group.data for name, group in mixture.groups.items()}
-        self.positions = {name: data.start for name, data in groups.items()} | mixture.positions.get(worker, {})
+        self.cursors = {name: data.start for name, data in groups.items()} | mixture.cursors.get(worker, {})
         slot, slots = mixture.rank * workers + worker, mixture.world_size * workers
         self.streams = {
-            name: data.draws(slot, slots, mixture.seed, self.positions[name]) for name, data in groups.items()
+            name: data.draws(slot, slots, mixture.seed, self.cursors[name]) for name, data in groups.items()
         }
         self.seen = self.skipped = 0
         self.begun, self.broken = dict.fromkeys(groups, 1), dict.fromkeys(groups, 0)  # shards of each group
@@ -343,7 +343,7 @@ class _Slot:
         rows = [self._row(name, left_out) for name in names]
         report = {
             "worker": self.worker,
-            "positions": dict(self.positions),
+            "cursors": dict(self.cursors),
             "skipped": left_out,
             "lengths": [len(row["input_ids"]) for row in rows],
         }
@@ -353,8 +353,8 @@ class _Slot:
         """The next usable sample of the group."""
         while True:
             draw = next(self.streams[name])
-            self.begun[name] += draw.position[:-1] != self.positions[name][:-1]
-            self.positions[name] = draw.position
+            self.begun[name] += draw.cursor[:-1] != self.cursors[name][:-1]
+            self.cursors[name] = draw.cursor
             try:
                 row = self._encode(draw)
                 self.seen += 1

@@ -1,4 +1,4 @@
-"""The library's Trainer over a [`Mixture`]: complete checkpoints, an exact position in the data, and more logs."""
+"""The library's Trainer over a [`Mixture`]: complete checkpoints, an exact cursor in the data, and more logs."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ SKIPPED_FILE = "skipped-{rank}.jsonl"
 class OwlTrainer(WholeCheckpoints):
     """
     A `Trainer` whose runs may be killed at any time. A checkpoint is written aside and renamed once it is complete; it
-    holds the position in the data, so that a resumed run gets the same batches as an uninterrupted one.
+    holds the cursor in the data, so that a resumed run gets the same batches as an uninterrupted one.
 
     Args:
         mixture ([`Mixture`]): The training data, with the batch size and accumulation of `args`.
@@ -102,7 +102,7 @@ class OwlTrainer(WholeCheckpoints):
             self.add_callback(Epochs(mixture.steps_an_epoch))
         self.peak_tflops = peak_tflops
         self.skipped: Counter[str] = Counter()
-        self.positions: dict[int, dict[str, Any]] = {}
+        self.cursors: dict[int, dict[str, Any]] = {}
         self._flops = TrainingFlops(self.model)
         self._counted = torch.zeros(3, dtype=torch.float64)  # tokens, images, FLOPs since the last log
         self._began: float | None = None
@@ -223,7 +223,7 @@ class OwlTrainer(WholeCheckpoints):
         return output
 
     def _note(self, report: dict[str, Any]) -> None:
-        self.positions[report["worker"]] = report["positions"]
+        self.cursors[report["worker"]] = report["cursors"]
         if report["skipped"]:
             self.skipped.update(entry["reason"] for entry in report["skipped"])
             for entry in report["skipped"]:
@@ -254,17 +254,17 @@ class OwlTrainer(WholeCheckpoints):
         (folder / RECORD_FILE).write_text(json.dumps(self.record, indent=1), encoding="utf-8")
 
     def _place(self) -> dict[str, Any]:
-        """The position of this process in the data."""
+        """The cursor of this process in the data."""
         return {
             "world_size": self.args.world_size,
             "workers": max(self.args.dataloader_num_workers, 1),
             "steps": self.state.global_step,
-            "positions": self.positions,
+            "positions": self.cursors,
             "skipped": self.skipped,
         }
 
     def _resume(self, checkpoint: Path) -> int:
-        """Checks that a checkpoint is of this run, sets its position in the data, and returns its step."""
+        """Checks that a checkpoint is of this run, sets its cursor in the data, and returns its step."""
         check_files(checkpoint)
         if not (checkpoint / self._data_file).exists() and not (checkpoint / RECORD_FILE).exists():
             raise ValueError(f"{checkpoint} has no {self._data_file}: resume from a checkpoint of OwlTrainer.")
@@ -280,9 +280,9 @@ class OwlTrainer(WholeCheckpoints):
                 f"{checkpoint} holds only weights (`save_only_model`), from which no run can resume: start a new run "
                 "with it as `model`."
             )
-        self.positions = {int(worker): positions for worker, positions in place["positions"].items()}
+        self.cursors = {int(worker): cursors for worker, cursors in place["positions"].items()}
         self.skipped = Counter(place["skipped"])
-        self.train_dataset.positions = dict(self.positions)
+        self.train_dataset.cursors = dict(self.cursors)
         self.train_dataset.first = place["steps"] * self.args.gradient_accumulation_steps
         self._find_best(checkpoint)
         return place["steps"]

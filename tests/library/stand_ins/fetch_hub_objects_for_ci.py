@@ -1,4 +1,4 @@
-"""Stands in for a helper of the library's repository: every image is one of ours, nothing is downloaded."""
+"""Stands in for a helper of the library's repository: uses our own images and downloads nothing."""
 
 from conftest import GOLDEN
 
