@@ -23,6 +23,7 @@ INSTEAD = {
     r"\btold (?:otherwise|by)\b": "by default; logs a warning",
     r"\bis no name of\b": "unknown",
     r"\bof one's own\b": "your own",
+    r"\bin place of\b": "instead of",
     r"\bat hand\b": "here, available",
     r"\bgo(?:es)? on\b": "resumes, continues",
     r"\blooks? at (?:images|videos|frames)\b": "encodes, samples",

@@ -18,7 +18,7 @@ figures are shares of these:
   rows and one image per row. `mfu` uses the data sheet, as in training; `share` uses the measured rate. `gib` is the
   peak allocated memory, and `computed_gib` the memory computed by memory.py, which ignores compiled layers
 
-`--tiny` tries the script on a CPU, with small sizes and plain calls in place of graphs.
+`--tiny` tries the script on a CPU, with small sizes and plain calls instead of graphs.
 """
 
 import argparse
