@@ -3,7 +3,7 @@
 
 import copy
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
@@ -268,9 +268,8 @@ def expect(fits: Any, name: str, given: Any, expected: str) -> None:
         raise ValueError(f"{name} is {given!r:.80}, but must be {expected}.")
 
 
-def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
+def check_names(given: Iterable[str], known: Collection[str], what: str) -> None:
     """Raises a ValueError for an unknown name, with the nearest known one, and all of them if they are few."""
-    known = list(known)
     for name in given:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1)
