@@ -137,6 +137,35 @@ def test_without_images_the_command_says_what_it_asks_about(monkeypatch):
     assert names == [f"pictures/{path.name}" for path in captions.SAMPLES]
 
 
+OWLEVAL = ["--owleval", ".", "--model", str(MINIATURE), "--output", "answers.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "begins", "said"),
+    [
+        (["answer", *OWLEVAL], "evaluation.records.read_owleval", "The answers so far are kept: the same command"),
+        (["judge", "a.jsonl", *OWLEVAL], "evaluation.records.read_owleval", "The ratings so far are kept: the same"),
+        (["train", "recipe.yaml"], "training.train.train", "The same command resumes from the last checkpoint"),
+        (
+            ["convert", "--checkpoint", "release", "--output", "out"],
+            "conversion.checkpoints.Checkpoint.parse",
+            "Finished files are kept: the same command resumes.",
+        ),
+        (["caption", CAT], "collections.inputs.find_parts", "Interrupted.\n"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_ctrl_c_says_what_is_kept(monkeypatch, arguments, begins, said):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"transformers_owl.{begins}", interrupt)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 130
+    assert result.stderr.startswith("Interrupted.")
+    assert said in result.stderr
+
+
 def test_the_package_runs_as_the_command():
     said = subprocess.check_output([sys.executable, "-m", "transformers_owl", "--help"], text=True)
     assert said.startswith("Usage: transformers-owl ")

@@ -242,7 +242,7 @@ def look(
 
 
 @app.command()
-@errors("eval")
+@errors("eval", "The answers so far are kept: the same command resumes the run.")
 def answer(
     model: Annotated[str, typer.Option(help="Folder, Hub repository, or the endpoint's name of the model.")],
     output: Annotated[Path, typer.Option(help="JSON Lines file for the answers, in OwlEval's format.")],
@@ -289,7 +289,7 @@ def rate(
 
 
 @app.command()
-@errors("eval")
+@errors("eval", "The ratings so far are kept: the same command resumes the run.")
 def judge(
     answers: AnswerFiles,
     model: Annotated[str, typer.Option(help="Judge: folder, Hub repository, or the endpoint's name of a model.")],
@@ -358,7 +358,7 @@ def score(
 
 
 @app.command()
-@errors()
+@errors(kept="Downloaded parts are kept: the same command resumes the download.")
 def check(
     model: Annotated[str, typer.Argument(help="Folder, REPO or REPO@REVISION, such as MAGAer13/mplug-owl-llama-7b.")],
     output: Annotated[Path, typer.Option(help="Folder for report.md, report.json and answers.jsonl.")],
@@ -421,7 +421,7 @@ def _follow(what: str, results: Iterable, total: int) -> list:
     options_metavar="[--NAME VALUE ...]",
     epilog=RECIPE,
 )
-@errors("train")
+@errors("train", "The same command resumes from the last checkpoint in output_dir, if there is one.")
 def train(
     context: typer.Context,
     recipe: Annotated[Path | None, typer.Argument(help="YAML file as in configs/.", show_default=False)] = None,

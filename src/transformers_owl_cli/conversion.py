@@ -31,7 +31,7 @@ def torch_dtype(dtype: Dtype | None):
     return None if dtype is None else getattr(torch, dtype)
 
 
-@conversion()
+@conversion(kept="Finished files are kept: the same command resumes.")
 def convert(
     checkpoint: Annotated[str, Option(help="Folder, FILE, REPO or REPO@REVISION of a release or a fine-tune.")],
     output: Annotated[Path, Option(help="Folder to create.")],

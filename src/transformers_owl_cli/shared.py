@@ -14,15 +14,19 @@ INSTALL = (
 
 
 @contextmanager
-def errors(extra: str | None = None) -> Iterator[None]:
+def errors(extra: str | None = None, kept: str = "") -> Iterator[None]:
     """
-    Ends the command with the message of an error that a user can cause. Also a decorator.
+    Ends the command with the message of an error that a user can cause, or of Ctrl-C. Also a decorator.
 
     Args:
         extra (`str`, *optional*): The extra that installs the packages of the command.
+        kept (`str`): What an interrupted command keeps, and how to resume it.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted. {kept}".rstrip(), err=True)
+        raise typer.Exit(130) from None
     except (ImportError, MemoryError, OSError, ValueError) as error:
         missing = extra is not None and isinstance(error, ModuleNotFoundError)
         advice = f". This command needs more packages: {INSTALL.format(extra=extra)}" if missing else ""
@@ -31,9 +35,9 @@ def errors(extra: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def conversion(extra: str = "convert") -> Iterator[None]:
+def conversion(extra: str = "convert", kept: str = "") -> Iterator[None]:
     """As [`errors`], for commands on checkpoints: it also hides the library's progress bars, which ours replace."""
-    with errors(extra):
+    with errors(extra, kept):
         from transformers.utils import logging
 
         logging.disable_progress_bar()
