@@ -111,11 +111,13 @@ def test_the_saved_folder_holds_the_hub_folder_flat(saved):
     assert names == {
         "configuration_mplug_owl.py",
         "download_mplug_owl.py",
+        "generation_mplug_owl.py",
         "image_processing_mplug_owl.py",
         "language_mplug_owl.py",
         "vision_mplug_owl.py",
         "library_mplug_owl.py",
         "licence_mplug_owl.py",
+        "loading_mplug_owl.py",
         "opening_mplug_owl.py",
         "modeling_mplug_owl.py",
         "pipeline_mplug_owl.py",

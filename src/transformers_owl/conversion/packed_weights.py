@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig
 
 from .. import MplugOwlForConditionalGeneration, MplugOwlProcessor
 from ..mplug_owl.configuration_mplug_owl import check_names
-from ..mplug_owl.modeling_mplug_owl import spare_visual_parts
+from ..mplug_owl.loading_mplug_owl import spare_visual_parts
 from .checkpoints import Piece, save_safetensors, unfinished, write_rest, write_weights
 from .library import SAFE_WEIGHTS_NAME, flatten_torchao
 from .quantize import torchao_int8

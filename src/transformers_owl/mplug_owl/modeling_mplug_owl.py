@@ -6,9 +6,7 @@ D width of vision model and abstractor, Q queries, B rows of a batch, L position
 model, V its vocabulary.
 """
 
-import copy
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -16,52 +14,40 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.configuration_utils import PreTrainedConfig
-from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModel
 from transformers.processing_utils import Unpack
-from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, TransformersKwargs, logging
-from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
+from transformers.utils import TransformersKwargs, logging
 
 from .configuration_mplug_owl import MplugOwlConfig, MplugOwlVisionConfig, MplugOwlVisualAbstractorConfig, expect
+from .generation_mplug_owl import MplugOwlGeneration, default_generation_config
 from .language_mplug_owl import CausalHead
 from .library_mplug_owl import (
     ALL_ATTENTION_FUNCTIONS,
     CACHE_NAMES,
-    HUB_NAMES,
-    BoundedSize,
     GradientCheckpointingLayer,
-    PlaceholderGeneration,
-    WholeAdapters,
-    cached_file,
     can_return_tuple,
     capture_outputs,
-    create_masks_for_generate,
     init,
-    maybe_load_adapters,
     merge_with_config_defaults,
-    should_convert_module,
     torch_compilable_check,
 )
-from .opening_mplug_owl import ADAPTER_NAMES
-from .vision_mplug_owl import flat_frames, is_releases_type, leave_out_pooling, see
-from .weights_mplug_owl import (
-    NEGATIVE_IDS,
-    read_original,
-    refuse_original_arguments,
-    refuse_original_weights,
-    refuse_random_weights,
-    temporal_weights,
-    weight_files,
+from .loading_mplug_owl import CompleteWeights, FromOriginal
+from .vision_mplug_owl import (
+    MplugOwlCropEmbedding,
+    check_crops,
+    flat_frames,
+    is_releases_type,
+    leave_out_pooling,
+    see,
 )
+from .weights_mplug_owl import NEGATIVE_IDS, refuse_original_arguments, refuse_original_weights
 
 
 if TYPE_CHECKING:  # named here, the file is copied beside saved weights
@@ -301,11 +287,7 @@ class MplugOwlAbstractorLayer(GradientCheckpointingLayer):
         return queries + self.mlp(self.norm2(queries))
 
 
-class MplugOwlCropEmbedding(nn.Embedding):
-    """The row or column (N,) of a cell in its image, from 1, or 0 for the whole image, to (N, D)."""
-
-
-class MplugOwlPreTrainedModel(PreTrainedModel):
+class MplugOwlPreTrainedModel(CompleteWeights):
     config: MplugOwlConfig
     base_model_prefix = "model"
     input_modalities = ("image", "video", "text")
@@ -333,25 +315,6 @@ class MplugOwlPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.vit_eos, std=std)
             if module.config.use_temporal:
                 init.trunc_normal_(module.temporal_query_tokens, std=std)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info: bool = False, **kwargs):
-        """As in the library, but missing weights, which would be random, raise a ValueError."""
-        hub_kwargs = {name: kwargs[name] for name in HUB_NAMES if name in kwargs}  # the library takes them out
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        model, info = loaded
-        if info["missing_keys"] and pretrained_model_name_or_path is not None:
-            # A configuration that sees videos may be given for a model that does not.
-            written, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
-            parts = (written, written.get("vision_config") or {}, written.get("visual_abstractor_config") or {})
-            is_video = any(part.get("use_temporal", False) for part in parts)
-            fresh = set() if is_video else temporal_weights(model.state_dict())
-            if all(part.get("max_crops", 1) == 1 for part in parts):  # nor does one without crops have their weights
-                info = {**info, "missing_keys": {name for name in info["missing_keys"] if "crop_" not in name}}
-            refuse_random_weights(pretrained_model_name_or_path, info, fresh)
-        return loaded if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         """As in the library, but under this model's own weight names, which `load_state_dict` takes too."""
@@ -459,115 +422,6 @@ class MplugOwlVisualAbstractorModel(MplugOwlPreTrainedModel):
         return BaseModelOutput(last_hidden_state=torch.cat([visual, self.vit_eos.expand(len(visual), -1, -1)], dim=1))
 
 
-class MplugOwlFromOriginal(WholeAdapters, BoundedSize, MplugOwlPreTrainedModel):
-    """Loads folders and repositories of the original release without conversion."""
-
-    def load_adapter(self, peft_model_id=None, *args, **kwargs):
-        """As in the library; the files of a folder are checked before they are opened."""
-        if peft_model_id is not None and os.path.isdir(peft_model_id):
-            weight_files(peft_model_id, ADAPTER_NAMES)
-        return super().load_adapter(peft_model_id, *args, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """
-        As in the library; an original release loads without conversion. Its generation settings never took effect in
-        the original code, which decoded greedily up to EOS; so does this one. Quantisation by bitsandbytes, torchao or
-        quanto skips the visual parts, unless its configuration lists modules to skip.
-        """
-        refuse_original_arguments(kwargs)
-        adapter, fields = None, {}
-        hub_kwargs: Any = {name: kwargs[name] for name in HUB_NAMES if name in kwargs}
-        if pretrained_model_name_or_path is not None and set(kwargs).isdisjoint(("gguf_file", "variant")):
-            adapter_kwargs = kwargs.get("adapter_kwargs") or {}
-            adapter, base, _ = maybe_load_adapters(pretrained_model_name_or_path, {**hub_kwargs}, **adapter_kwargs)
-            fields = read_original(base, **hub_kwargs)
-            if hub_kwargs.get("force_download"):  # weights and tokenizer are here now, what is small is fetched anew
-                for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
-                    cached_file(base, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-                kwargs["force_download"] = hub_kwargs["force_download"] = False
-            weight_files(base, **hub_kwargs)  # what it returns is checked
-            if adapter is not None:
-                own = {name: adapter_kwargs[name] for name in HUB_NAMES if name in adapter_kwargs}
-                weight_files(adapter, ADAPTER_NAMES, **{**hub_kwargs, **own})
-        if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = spare_visual_parts(kwargs["quantization_config"])
-            if fields:
-                vision = "vision_model" if issubclass(cls, MplugOwlModel) else "model.vision_model"
-                check_quantization_of_release(kwargs["quantization_config"], vision)
-        if isinstance(config, PreTrainedConfig):
-            config = copy.deepcopy(config)
-            for name, value in fields.items():
-                if isinstance(value, dict):
-                    getattr(config, name).update(value)
-                else:
-                    setattr(config, name, value)
-        else:
-            kwargs = {**fields, **kwargs}
-        if adapter is not None:  # what the library tells of loading is of the adapter alone
-            given = fields if config is None else {}
-            super().from_pretrained(base, config=config, device_map="meta", **given, **hub_kwargs)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if fields and model.can_generate() and "generation_config" not in kwargs:
-            model.generation_config = default_generation_config(model.config)
-        return loaded
-
-
-# Where a quantisation method lists the modules that it leaves alone, of those that were tried.
-SKIP_FIELDS = {
-    QuantizationMethod.BITS_AND_BYTES: "llm_int8_skip_modules",
-    QuantizationMethod.TORCHAO: "modules_to_not_convert",
-    QuantizationMethod.QUANTO: "modules_to_not_convert",
-}
-
-
-def spare_visual_parts(quantization_config: Any) -> QuantizationConfigMixin:
-    """Leaves vision model, abstractor and head in their own dtype, unless the configuration lists modules to skip."""
-    if isinstance(quantization_config, dict):
-        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
-    field = SKIP_FIELDS.get(quantization_config.quant_method)
-    if field is not None and getattr(quantization_config, field) is None:
-        quantization_config = copy.deepcopy(quantization_config)
-        parts = ["vision_model", "abstractor"]
-        setattr(quantization_config, field, [*parts, *(f"model.{part}" for part in parts), "lm_head"])
-    return quantization_config
-
-
-def check_quantization_of_release(quantization_config: QuantizationConfigMixin, vision: str) -> None:
-    """Raises a ValueError if q, k or v of the vision model would be lost, which are one weight in a release."""
-    method: Any = quantization_config.quant_method
-    name = getattr(method, "value", method)
-    if method not in SKIP_FIELDS:
-        raise ValueError(f"{name} cannot quantise an original release: use bitsandbytes, torchao or quanto.")
-    skipped = getattr(quantization_config, SKIP_FIELDS[method])
-    ending = ".weight" if method == QuantizationMethod.TORCHAO else ""  # its list is of parameters
-    parts = [f"{vision}.layers.0.self_attn.{part}_proj{ending}" for part in "qkv"]
-    all_or_none = [{False}, {True}] if method == QuantizationMethod.BITS_AND_BYTES else [{False}]
-    if {should_convert_module(part, skipped) for part in parts} not in all_or_none:
-        raise ValueError(
-            f"{name} cannot quantise the vision model of an original release, whose query, key and value are one "
-            f'weight: add "{vision}" to `{SKIP_FIELDS[method]}`, or convert the release first with `transformers-owl '
-            "convert`."
-        )
-
-
-def default_generation_config(config: MplugOwlConfig) -> GenerationConfig:
-    """Greedy decoding up to EOS or 512 new tokens, which never generates the placeholders' ids."""
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    start, ends, padding = (getattr(config.text_config, name, None) for name in names)
-    # Llama 3 names several ids that end an answer, and none for padding.
-    first_end = ends[0] if isinstance(ends, list) else ends
-    return GenerationConfig(
-        do_sample=False,
-        max_new_tokens=512,
-        bos_token_id=start,
-        eos_token_id=ends,
-        pad_token_id=first_end if padding is None else padding,
-        suppress_tokens=[config.image_token_id, config.video_token_id],
-    )
-
-
 def keep_positions(hidden_states: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
     """The last `kept` positions of (B, L, H), or those of a tensor: the same in all rows, per row, or a mask (B, L)."""
     if isinstance(kept, int):
@@ -584,7 +438,7 @@ def share_of_words(words: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return left.clamp(min=1) / counted.clamp(min=1)
 
 
-class MplugOwlModel(MplugOwlFromOriginal):
+class MplugOwlModel(FromOriginal, MplugOwlPreTrainedModel):
     """Vision model, visual abstractor and language model without a head."""
 
     _keys_to_ignore_on_load_unexpected = [r"^(language_model\.)?lm_head\."]
@@ -644,32 +498,8 @@ class MplugOwlModel(MplugOwlFromOriginal):
                 f"pixel_values have shape {tuple(pixel_values.shape)}, but must be (images, channels, height, width). "
                 "Pass videos as pixel_values_videos."
             )
-        self._check_crops(len(pixel_values), crop_positions)
+        check_crops(len(pixel_values), crop_positions, self.config.visual_abstractor_config.max_crops)
         return self._get_visual_features(pixel_values, crop_positions, **kwargs)
-
-    def _check_crops(self, views: int, crop_positions: torch.Tensor | None) -> None:
-        largest = self.config.visual_abstractor_config.max_crops
-        if crop_positions is None and largest > 1:
-            raise ValueError(
-                f"This model takes up to {largest} crops per image, but no crop_positions were given: pass everything "
-                "that MplugOwlProcessor returns, with `max_crops` of its image processor above 1. For whole images, "
-                "pass zeros of shape (images, 2)."
-            )
-        if crop_positions is not None and largest == 1:
-            raise ValueError(
-                "crop_positions were given, but this model takes whole images only: set `max_crops` of the image "
-                "processor to 1, or load the model with `max_crops` above 1 in its `visual_abstractor_config`."
-            )
-        if crop_positions is not None and crop_positions.shape != (views, 2):
-            raise ValueError(
-                f"crop_positions have shape {tuple(crop_positions.shape)}, but must have shape {(views, 2)}."
-            )
-        if crop_positions is not None:
-            torch_compilable_check(
-                ((crop_positions >= 0) & (crop_positions <= largest)).all(),
-                f"crop_positions are beyond the model's max_crops of {largest}: lower `max_crops` of the image "
-                f"processor to {largest}.",
-            )
 
     @can_return_tuple
     def get_video_features(
@@ -844,7 +674,7 @@ class MplugOwlModel(MplugOwlFromOriginal):
         return (inputs_embeds == placeholder).all(-1)
 
 
-class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGeneration, GenerationMixin):
+class MplugOwlForConditionalGeneration(FromOriginal, MplugOwlGeneration, MplugOwlPreTrainedModel, GenerationMixin):
     """
     mPLUG-Owl with its language modelling head: answers about images and videos.
 
@@ -910,56 +740,6 @@ class MplugOwlForConditionalGeneration(MplugOwlFromOriginal, PlaceholderGenerati
 
     def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs) -> MplugOwlVisualFeatures:
         return self.model.get_video_features(pixel_values_videos, **kwargs)
-
-    def generate(self, inputs: torch.LongTensor | None = None, *args, **kwargs):
-        """
-        As in the library, but refuses prompts whose images are missing.
-
-        Raises:
-            ValueError: for labels, for a prompt with positions of images or videos but no pixels, and for a prompt
-                longer than the language model's context.
-        """
-        prompt = kwargs.get("input_ids") if inputs is None else inputs
-        if prompt is not None:
-            self._check_prompt(prompt, kwargs)
-        return super().generate(inputs, *args, **kwargs)
-
-    def _check_prompt(self, prompt: torch.LongTensor, given: dict[str, Any]) -> None:
-        refuse_original_arguments(given)
-        if given.get("labels") is not None:
-            raise ValueError(
-                "`generate` was given labels, but input_ids with labels already hold the answers: leave both out. "
-                "Instead of Seq2SeqTrainer, which passes them, use transformers_owl.training.OwlSeq2SeqTrainer."
-            )
-        if (prompt < 0).any():
-            raise ValueError(NEGATIVE_IDS)
-        if prompt.shape[1] > self.context_length:
-            raise ValueError(
-                f"The prompt has {prompt.shape[1]} positions, but the language model's context length is "
-                f"{self.context_length}: shorten the text, or pass fewer images."
-            )
-        caches = [given[name] for name in CACHE_NAMES if given.get(name) is not None]
-        new = prompt[:, caches[0].get_seq_length() :] if caches else prompt
-        encoded = given.get("mm_encoder_outputs") or {}
-        kinds = {"image": "pixel_values", "video": "pixel_values_videos"}
-        for (kind, pixels), token_id in zip(kinds.items(), self._visual_ids(), strict=True):
-            if given.get(pixels) is None and kind not in encoded and (new == token_id).any():
-                raise ValueError(
-                    f"The prompt has positions of {kind}s, but no {pixels} were given: prepare both with "
-                    "MplugOwlProcessor, and pass everything that it returns."
-                )
-
-    def create_masks_for_generate(self, config, **kwargs):
-        """Masks for a static cache: Bloom needs a 2D mask, other models take the library's."""
-        if config.text_config.model_type != "bloom":
-            return create_masks_for_generate(config=config, **kwargs)
-        (cache,) = (kwargs[name] for name in CACHE_NAMES if name in kwargs)
-        mask, tokens = kwargs["attention_mask"], kwargs["inputs_embeds"]
-        if mask is None:
-            mask = tokens.new_ones(len(tokens), int(cache.get_seq_length()) + tokens.shape[1], dtype=torch.long)
-        if mask.ndim == 4:
-            return mask
-        return nn.functional.pad(mask, (0, max(0, cache.get_max_length() - mask.shape[1])))
 
     @can_return_tuple
     def forward(
