@@ -238,6 +238,25 @@ def test_a_chat_template_reaches_the_model(command, llama, llama_processor, tmp_
     assert prompt.startswith("Asked:") and prompt.endswith("Why? Said:")
 
 
+@pytest.mark.parametrize("command", ["caption", "answer"])
+@pytest.mark.parametrize(
+    "other", [["--max-new-tokens", "4"], ["--dtype", "bfloat16"], ["--chat-template", "original"]], ids=str
+)
+def test_answers_with_other_settings_are_kept(command, other, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    (tmp_path / "questions.jsonl").write_text('{"question_id": 1, "text": "Why?"}\n')
+    asked = {"caption": [CAT], "answer": ["--vicuna", str(tmp_path / "questions.jsonl")]}[command]
+    options = ["--model", str(MINIATURE), "--output", str(output), "--device", "cpu"]
+    first = [command, *asked, *options, "--max-new-tokens", "3"]
+    assert CliRunner().invoke(app, first).exit_code == 0
+    before = output.read_bytes()
+    result = CliRunner().invoke(app, [*first, *other])
+    assert result.exit_code == 1 and f"other settings: {other[0][2:].replace('-', '_')} " in result.output
+    assert f"now {other[1]}" in result.output.replace("'", "") and output.read_bytes() == before
+    assert CliRunner().invoke(app, first).exit_code == 0
+    assert output.read_bytes() == before
+
+
 @pytest.mark.parametrize("option", [["--chat-template", "x"], ["--fast"]])
 def test_an_endpoint_has_its_own_settings(tmp_path, option):
     (tmp_path / "questions.jsonl").write_text('{"question_id": 1, "text": "Why?"}\n')

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -66,6 +66,40 @@ def log_resumed(done: int, what: str) -> None:
     """Logs how much of the work an earlier run has done, if any."""
     if done:
         logging.getLogger(__name__).warning(f"Resuming an earlier run, already done: {done:,} {what}.")
+
+
+def check_settings(output: str, settings: dict[str, Any], is_new: bool, advice: str) -> None:
+    """
+    Records in `OUTPUT.run.json` the settings that the rows of an output depend on, or compares them with the record.
+
+    Args:
+        output (`str`): The path or fsspec URL of the output.
+        settings (`dict`): The settings, as JSON keeps them.
+        is_new (`bool`): Whether to replace an existing record.
+        advice (`str`): What to do about other settings.
+
+    Raises:
+        ValueError: for other settings than those recorded, with both values.
+    """
+    import fsspec
+
+    system, path = fsspec.url_to_fs(f"{output}.run.json")
+    if is_new or not system.exists(path):
+        with system.transaction, system.open(path, "wb") as file:
+            file.write(lines([settings]))
+        return
+    changed = changes(json.loads(system.cat_file(path)), settings)
+    if changed:
+        raise ValueError(f"{output} holds rows made with other settings: {'; '.join(changed)}. {advice}")
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The recorded settings that have changed, each with both values."""
+    return [
+        f"{name} {before[name]!r:.80}, now {value!r:.80}"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    ]
 
 
 def partial_of(path: Path) -> Path:

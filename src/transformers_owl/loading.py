@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ def check_folder(model: str) -> None:
     is_local = model.startswith((".", "/", "~")) or len(Path(model).parts) > 2
     if is_local and not Path(model).exists():
         raise ValueError(f"The folder {model} does not exist. Check the path; a model on the Hub is OWNER/NAME.")
+
+
+def weights_version(model: str) -> str | None:
+    """Size and time of the weights files of a local folder, which change when it is trained again; else `None`."""
+    files = [path.stat() for path in Path(model).glob("*") if path.suffix in (".safetensors", ".bin")]
+    if not files:
+        return None
+    newest = datetime.fromtimestamp(max(file.st_mtime for file in files))
+    return f"{sum(file.st_size for file in files):,} bytes of {newest:%Y-%m-%d %H:%M:%S.%f}"
 
 
 def read_config(model: str, **kwargs) -> PreTrainedConfig:

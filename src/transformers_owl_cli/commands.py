@@ -260,9 +260,11 @@ def answer(
 ) -> None:
     """Answer OwlEval's questions, or text-only ones, with any image-text-to-text model."""
     from transformers_owl.evaluation.answering import answer_questions, check_earlier
+    from transformers_owl.loading import weights_version
 
     questions = _questions(owleval, vicuna)
-    check_earlier(output, questions, model)
+    settings = {"max_new_tokens": max_new_tokens, "dtype": dtype, "chat_template": chat_template}
+    check_earlier(output, questions, model, {"weights": weights_version(model), **settings})
     asked = _chat_model(model, endpoint, max_new_tokens, timeout, device, dtype, trust_remote_code, chat_template, fast)
     _follow("answering", answer_questions(asked, questions, output, batch_size), len(questions))
     print(f"{len(questions)} answers are in {output}")

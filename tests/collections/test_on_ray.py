@@ -95,12 +95,12 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def settings_and_parts(names, prompts=("What?", "Why?")):
-    return HereAndNow(MODEL, prompts), find_parts(names)
+def settings_and_parts(names, prompts=("What?", "Why?"), max_new_tokens=None):
+    return HereAndNow(MODEL, prompts, max_new_tokens=max_new_tokens), find_parts(names)
 
 
-def run(names, output: str, prompts=("What?", "Why?"), **options) -> list[dict]:
-    settings, parts = settings_and_parts(names, prompts)
+def run(names, output: str, prompts=("What?", "Why?"), max_new_tokens=None, **options) -> list[dict]:
+    settings, parts = settings_and_parts(names, prompts, max_new_tokens)
     return list(caption_on_ray(settings, parts, Output(output, settings, parts), **options))
 
 
@@ -130,6 +130,17 @@ def test_blocks_hold_what_a_plain_run_writes(where, seed, shards, tmp_path, at_o
     assert read(output) == read(tmp_path / "plain.jsonl")
 
 
+@pytest.mark.parametrize("where", ["", "file://"])
+def test_answers_with_other_settings_are_never_mixed(where, shards, tmp_path, at_once):
+    output = f"{where}{tmp_path}/out.jsonl"
+    at_once(0)
+    run(shards[:1], output)
+    with pytest.raises(ValueError, match="other settings: max_new_tokens None, now 9"):
+        run(shards[:2], output, max_new_tokens=9)
+    run(shards[:2], output, max_new_tokens=9, append=True)
+    assert len(read(tmp_path / "out.jsonl")) == 20
+
+
 def test_only_what_is_missing_is_answered(shards, tmp_path, at_once):
     output = tmp_path / "out.jsonl"
     at_once(0)
@@ -140,17 +151,18 @@ def test_only_what_is_missing_is_answered(shards, tmp_path, at_once):
     assert [row["answer"] for row in read(output)] == [f"{level}" for level in range(10)]
 
 
-@pytest.mark.parametrize("changed", ["prompts", "parts"])
+@pytest.mark.parametrize("changed", ["prompts", "parts", "max_new_tokens"])
 def test_an_unfinished_run_is_not_mixed_with_another(changed, shards, tmp_path, at_once):
     at_once(0, kill_after=2)
     with pytest.raises(KeyboardInterrupt):
         run(shards, str(tmp_path / "out.jsonl"))
     before = Blocks(f"{tmp_path}/out.jsonl.blocks").names()
-    with pytest.raises(ValueError, match=f"holds an unfinished run with other {changed}"):
+    with pytest.raises(ValueError, match=rf"holds an unfinished run with other settings \({changed} .*, now "):
         run(
             shards[:2] if changed == "parts" else shards,
             str(tmp_path / "out.jsonl"),
             ("How?",) if changed == "prompts" else ("What?", "Why?"),
+            max_new_tokens=9 if changed == "max_new_tokens" else None,
         )
     settings, parts = settings_and_parts(shards)
     with pytest.raises(ValueError, match="holds an unfinished run on Ray: resume it by --ray"):

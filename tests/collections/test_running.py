@@ -63,9 +63,9 @@ def files(tmp_path):
     return [str(tmp_path / "in" / f"{level}.png") for level in range(7)]
 
 
-def run(names, output, engine=None, prompts=PROMPTS, model="owl", score=(), **options):
+def run(names, output, engine=None, prompts=PROMPTS, model="owl", score=(), given=None, **options):
     engine = engine or Grey(score=score)
-    settings = Settings(model, prompts, score)
+    settings = Settings(model, prompts, score, **(given or {}))
     parts = find_parts(names)
     rows = list(caption(lambda: engine, settings, parts, Output(str(output), settings, parts), **options))
     return engine, rows
@@ -170,6 +170,46 @@ def test_a_second_run_never_destroys(other, is_whole, suffix, files, tmp_path):
     assert {row["image"] for row in rows if row["prompt"] == "What?" and row["model"] == "owl"} >= old
     new = {row["image"] for row in rows if row["prompt"] == asked and row["model"] == changed.get("model", "owl")}
     assert new >= set(names)
+
+
+OTHER_SETTINGS = {
+    "max_new_tokens": 20,
+    "dtype": "float16",
+    "num_frames": 8,
+    "chat_template": "original",
+    "load_in_4bit": True,
+}
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("name", OTHER_SETTINGS)
+def test_answers_with_other_settings_are_never_mixed(name, is_whole, files, tmp_path):
+    output, given = tmp_path / "out.csv", {name: OTHER_SETTINGS[name]}
+    if is_whole:
+        run(files[:5], output, prompts=("What?",))
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(files, output, Grey(6), ("What?",))
+    engine = Grey()
+    with pytest.raises(ValueError, match=rf"other settings: {name} .*, now {OTHER_SETTINGS[name]!r}\. Choose another"):
+        run(files, output, engine, ("What?",), given=given)
+    assert not engine.asked
+    engine, _ = run(files, output, engine, ("What?",), given=given, append=True)
+    assert set(found(output)) == expected(files, output, ("What?",)) and 0 < len(engine.asked) < 7
+
+
+def test_a_model_that_was_trained_again_is_another(files, tmp_path):
+    output, model = tmp_path / "out.jsonl", tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    run(files[:5], output, prompts=("What?",), model=str(model))
+    run(files[:6], output, prompts=("What?",), model=str(model))
+    (model / "model.safetensors").write_bytes(b"others ")
+    with pytest.raises(ValueError, match=r"other settings: weights '7 bytes of .*, now '7 bytes of "):
+        run(files, output, prompts=("What?",), model=str(model))
+    output.unlink()
+    engine, _ = run(files, output, prompts=("What?",), model=str(model))
+    assert len(engine.asked) == 7
 
 
 @TABLES

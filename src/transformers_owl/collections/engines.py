@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..inference import optimize, score_answers
-from ..loading import check_dtype, check_folder, choose_device, choose_template, load, memory_advice
+from ..loading import (
+    check_dtype,
+    check_folder,
+    choose_device,
+    choose_template,
+    load,
+    memory_advice,
+    weights_version,
+)
 from .reading import Decoder, Item, Visual, decoded, decoder_of
 
 
@@ -51,6 +59,12 @@ class Settings:
     def columns(self) -> list[str]:
         """Columns of the output."""
         return ["image", "model", "prompt", "answer", *(f"{LIKELIHOOD}{text}" for text in self.score)]
+
+    @property
+    def answering(self) -> dict[str, Any]:
+        """The settings that the answers depend on, besides model and prompts, which every row names."""
+        names = ("max_new_tokens", "dtype", "num_frames", "chat_template", "load_in_4bit")
+        return {"weights": weights_version(self.model)} | {name: getattr(self, name) for name in names}
 
     def check(self) -> None:
         """Raises a ValueError for invalid settings, before a model is loaded."""

@@ -11,12 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..journal import Journal, lines, log_resumed, partial_of
+from ..journal import Journal, changes, lines, log_resumed, partial_of
 from .engines import Settings
 from .inputs import Part, container_of
 from .outputs import Output, batches
 from .reading import blocks, decoded, decoder_of
-from .running import Count, Key, Row, answer_block, check_earlier_output, list_failures, refuse, resume
+from .running import (
+    Count,
+    Key,
+    Row,
+    answer_block,
+    check_answering,
+    check_earlier_output,
+    list_failures,
+    refuse,
+    resume,
+)
 
 
 LOCAL = "local"
@@ -148,6 +158,7 @@ def caption_on_ray(
     if "://" in output.record:
         check_earlier_output(output, append)
         earlier = [row for _, row in output.rows()] if output.exists() else []
+        check_answering(output, is_new=append or not earlier)
         done = {(row["image"], row["prompt"]) for row in earlier if row["model"] == settings.model}
         check_run(store, settings, parts)
         yield from answer_parts(settings, parts, store, done, address, workers, on_error, count)
@@ -179,6 +190,7 @@ def check_run(store: Blocks, settings: Settings, parts: list[Part]) -> None:
         "model": settings.model,
         "prompts": list(settings.prompts),
         "parts": [part.key for part in parts],
+        **settings.answering,
     }
     if "run.jsonl" not in store.names():
         if "://" not in store.where:
@@ -186,11 +198,11 @@ def check_run(store: Blocks, settings: Settings, parts: list[Part]) -> None:
         store.write("run.jsonl", [run])
         return
     (before,) = store.read("run.jsonl")
-    changed = [name for name in run if run[name] != before.get(name)]
+    changed = changes(before, run)
     if changed:
         raise ValueError(
-            f"{store.where} holds an unfinished run with other {' and '.join(changed)}: finish it by its own command, "
-            "choose another --output, or delete the folder."
+            f"{store.where} holds an unfinished run with other settings ({'; '.join(changed)}): finish it by its own "
+            "command, choose another --output, or delete the folder."
         )
 
 

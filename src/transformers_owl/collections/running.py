@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..journal import Journal, log_resumed, partial_of, write_rows
+from ..journal import Journal, check_settings, log_resumed, partial_of, write_rows
 from .engines import Settings
 from .inputs import Part
 from .outputs import Output, batches, check_earlier
@@ -168,6 +168,7 @@ def resume(output: Output, journal: Journal, append: bool) -> set[Key]:
         (row["image"], row["prompt"], row["model"])
         for row in check_earlier(journal.rows(), settings, parts, append, advice)
     }
+    check_answering(output, is_new=append or not (there or output.exists()))
     if output.exists():
         for rows in batches((row for _, row in output.rows()), 1000):
             new = [row for row in rows if (row["image"], row["prompt"], row["model"]) not in there]
@@ -185,6 +186,12 @@ def check_earlier_output(output: Output, append: bool) -> None:
         advice = "choose another --output, or keep these answers and add the new ones by --append."
         for _ in check_earlier(output.rows(), output.settings, output.parts, append, advice):
             pass
+
+
+def check_answering(output: Output, is_new: bool) -> None:
+    """Raises a ValueError if the answers of an output were made with other settings, unless it `is_new`."""
+    advice = "Choose another --output, or keep the existing answers and add the missing ones by --append."
+    check_settings(output.record, output.settings.answering, is_new, advice)
 
 
 def check_no_blocks(output: Output) -> None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from ..journal import Journal, log_resumed, partial_of, read_rows, write_rows
+from ..journal import Journal, check_settings, log_resumed, partial_of, read_rows, write_rows
 from .models import ChatModel, Messages, assistant, user
 from .records import Question, answer_row
 
@@ -67,12 +68,19 @@ def earlier_answers(output: Path, questions: dict[int, Question], model_id: str)
     return answers
 
 
-def check_earlier(output: Path, questions: dict[int, Question], model_id: str) -> None:
-    """Raises a ValueError, before a model is loaded, if the output holds other answers or its folder does not exist."""
+def check_earlier(output: Path, questions: dict[int, Question], model_id: str, settings: dict[str, Any]) -> None:
+    """
+    Checks an output before a model is loaded.
+
+    Raises:
+        ValueError: if the output holds other answers, or answers with other settings.
+        FileNotFoundError: if its folder does not exist.
+    """
     if not output.parent.is_dir():
         raise FileNotFoundError(f"The folder {output.parent} of {output.name} does not exist: create it first.")
     with Journal(partial_of(output)):  # what was cut off is removed first
-        earlier_answers(output, questions, model_id)
+        answers = earlier_answers(output, questions, model_id)
+        check_settings(str(output), settings, not answers, "Choose another --output, or remove the file.")
 
 
 def earlier_turns(question: Question, questions: dict[int, Question]) -> list[Question]:
