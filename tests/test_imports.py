@@ -4,6 +4,7 @@ help needs no torch, and no function is longer than a screen and a half.
 """
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -117,6 +118,7 @@ def fences(path: Path) -> list[Path]:
     return [PACKAGE / name for name in FENCES[path.relative_to(PACKAGE).parent.as_posix().replace(".", "")]]
 
 
+@functools.cache
 def leans_on(fence: Path) -> dict[str, str]:
     """The entries of a fence, which need not be importable here."""
     constants: dict[str, object] = {}
@@ -153,7 +155,7 @@ class Leaning:
     def __init__(self, path: Path):
         self.path = path
         self.tree = ast.parse(path.read_text())
-        self.own = own_names(self.tree).union(*(own_names(ast.parse(file.read_text())) for file in HUB_FILES))
+        self.own = own_names(self.tree) | names_of_hub_files()
         self.imported: dict[str, str] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
@@ -218,7 +220,7 @@ class Leaning:
         for node in (node for node in self.tree.body if isinstance(node, ast.ClassDef)):
             for base in vars(module)[node.name].__mro__[1:]:
                 if is_foreign(base.__module__):
-                    theirs = {*vars(base), *re.findall(r"self\.(_\w+)", source_of(base))}
+                    theirs = {*vars(base), *private_attributes(base)}
                     for name in sorted(own_names(node) & theirs):
                         if is_private(name):
                             yield "override", f"{base.__module__}.{base.__qualname__}.{name}"
@@ -246,17 +248,24 @@ def own_names(tree: ast.AST) -> set[str]:
     return found
 
 
+@functools.cache
+def names_of_hub_files() -> set[str]:
+    return set().union(*(own_names(ast.parse(file.read_text())) for file in HUB_FILES))
+
+
 def is_foreign(name: str) -> bool:
     """Whether a module or a name in it is another package's, and not of Python itself."""
     package = name.partition(".")[0]
     return package != "transformers_owl" and package not in sys.stdlib_module_names
 
 
-def source_of(base: type) -> str:
+@functools.cache
+def private_attributes(base: type) -> list[str]:
+    """Private attributes of `self` in the methods of a class."""
     try:
-        return inspect.getsource(base)
+        return re.findall(r"self\.(_\w+)", inspect.getsource(base))
     except (OSError, TypeError):  # written in C
-        return ""
+        return []
 
 
 def is_declared(kind: str, name: str, entries: dict[str, str]) -> bool:

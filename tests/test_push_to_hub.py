@@ -51,6 +51,7 @@ def load(hub, home, llama, repo):
     return run(hub, home, LOAD, repo, str(llama.folder / "image_0.png"), llama.prompts["one_image"]["text"])
 
 
+@pytest.mark.slow
 def test_a_pushed_model_loads_by_its_id_without_the_package(hub, llama, tmp_path):
     run(hub, tmp_path / "pusher", PUSH, llama.checkpoint)
     assert {"model.safetensors", "modeling_mplug_owl.py", "processing_mplug_owl.py", "tokenizer.json"} <= set(

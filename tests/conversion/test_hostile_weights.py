@@ -229,6 +229,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 
 
 @needs_proc
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("road", ROADS)
 def test_folders(road, good, attacks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -125,9 +125,11 @@ def files(tmp_path_factory):
 QUESTIONS = ["What?", "A <image> of <b>what</b>?", " **two**\nlines\n", "&lt;s&gt; </s> \\n", "", "word " * 2100]
 
 
-def test_what_is_shown_is_what_the_model_reads_after_any_200_sequences(desk, files, read, llama_processor):
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_what_is_shown_is_what_the_model_reads_after_any_200_sequences(first, desk, files, read, llama_processor):
     answered = given_back = 0
-    for seed in range(200):
+    for seed in range(first, first + 50):
         choose = random.Random(seed)
         browser = Browser(desk)
         for _ in range(choose.randint(1, 4)):
@@ -153,7 +155,7 @@ def test_what_is_shown_is_what_the_model_reads_after_any_200_sequences(desk, fil
                 assert (browser.box, after) == (typed, before)
         roles = [role for role, *_ in read_by_people(browser)]
         assert roles == ["user", "owl"] * (len(roles) // 2)
-    assert (answered > 100, given_back > 50) == (True, True)
+    assert (answered > 25, given_back > 12) == (True, True)
 
 
 def read_by_people(browser):
