@@ -1,6 +1,7 @@
 """`convert --quantize`: weights as the library quantises them itself, in little memory, and what sees in bfloat16."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -163,7 +164,9 @@ WARM_UP = "[scheme.pack(torch.zeros(64, 64, dtype=torch.bfloat16)) for scheme in
 
 def peak_of(call: str) -> int:
     code = MEMORY.format(setup=WARM_UP, call=call)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    # glibc would keep freed weights below 32 MB, more or fewer from run to run.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     return int(re.findall(r"^\d+$", done.stdout, re.MULTILINE)[-1])
 
