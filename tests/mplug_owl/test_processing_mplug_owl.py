@@ -45,6 +45,14 @@ GOLDEN_CHATS = {
 }
 
 
+@pytest.mark.parametrize("max_crops", [1, 6])
+def test_the_names_of_the_inputs_are_those_of_a_call(llama_processor, monkeypatch, max_crops):
+    monkeypatch.setattr(llama_processor.image_processor, "max_crops", max_crops, raising=False)
+    inputs = llama_processor(text="<image> <|video|>", images=RED, videos=[[RED] * 4], return_tensors="pt")
+    assert sorted(llama_processor.model_input_names) == sorted(inputs)
+    assert llama_processor.video_processor.model_input_names == ["pixel_values_videos"]
+
+
 @pytest.mark.parametrize("name", GOLDEN_CHATS)
 def test_chats_render_the_originals_prompts(llama, llama_processor, name):
     rendered = llama_processor.apply_chat_template(GOLDEN_CHATS[name], add_generation_prompt=True)

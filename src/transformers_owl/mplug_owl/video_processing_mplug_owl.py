@@ -84,6 +84,10 @@ class MplugOwlVideoProcessor(MplugOwlImageProcessor, VideoProcessorMixin):
         settings, remaining = super().get_video_processor_dict(pretrained_model_name_or_path, **kwargs)
         return release_settings(settings, pretrained_model_name_or_path, cls.size, kwargs), remaining
 
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values_videos"]
+
     def preprocess(
         self, videos, num_frames=None, fps=None, timestamps=None, do_sample_frames=None, video_metadata=None,
         return_metadata=False, return_tensors=None, **kwargs,
