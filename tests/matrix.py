@@ -79,6 +79,7 @@ def run(row: Row, folder: Path, log) -> bool:
         [python, *PYTEST, *TESTS],
     ]
     env = {"UV_FIND_LINKS": find_links(), **os.environ}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # a new environment's modules would be compiled in every process
     return all(
         subprocess.run(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT).returncode == 0
         for command in commands
