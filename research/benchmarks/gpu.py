@@ -380,7 +380,7 @@ def batch(bench: Bench, rows: int, length: int) -> dict[str, Any]:
         "attention_mask": torch.ones_like(ids),
         "use_cache": False,
         "pixel_levels": torch.randint(0, 256, (rows, 3, size, size), dtype=torch.uint8),
-        "report": {"lengths": [length] * rows, "worker": 0, "positions": {}, "skipped": []},
+        "report": {"lengths": [length] * rows, "worker": 0, "cursors": {}, "skipped": []},
     }
 
 
