@@ -71,7 +71,7 @@ def as_given(content: bytes, way: str):
         return "data:image/png;base64," + base64.b64encode(content).decode()
     try:
         return PIL.Image.open(io.BytesIO(content))
-    except OSError:
+    except (OSError, PIL.Image.DecompressionBombError):
         return base64.b64encode(content).decode() + "=" * 200
 
 

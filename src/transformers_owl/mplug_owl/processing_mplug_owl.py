@@ -254,6 +254,8 @@ class MplugOwlProcessor(ProcessorMixin):
     @functools.wraps(ProcessorMixin.apply_chat_template)
     def apply_chat_template(self, conversation, chat_template=None, tools=None, documents=None, *args, **kwargs):
         chats = read_chats(conversation, self._typed_tokens())
+        if kwargs.get("continue_final_message") in (True, "content"):
+            check_continued(chats)
         template = self.chat_template if chat_template is None else chat_template
         kwargs.pop("load_audio_from_video", None)  # it has no ears
         variables = variables_of(template)
@@ -511,6 +513,16 @@ def _read_part(part, role: str, special_tokens: tuple[str, ...]) -> dict[str, An
         url = given.pop("image_url")
         given["url"] = url["url"] if isinstance(url, dict) and "url" in url else url
     return {"type": kind, **given, **line}
+
+
+def check_continued(chats: list) -> None:
+    """Raises a ValueError for a final message that ends with an image or video, which the library would cut off."""
+    for *_, last in chats if isinstance(chats[0], list) else [chats]:
+        if not isinstance(last["content"], str) and last["content"][-1]["type"] in SOURCES:
+            raise ValueError(
+                f"`continue_final_message` was given, but the final message ends with a part of type "
+                f"{last['content'][-1]['type']}: put text at its end, or use `add_generation_prompt`."
+            )
 
 
 def visuals_of(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
