@@ -130,3 +130,12 @@ def test_metrics_on_batches_with_and_without_images(llama, llama_processor, tmp_
     longest = max(len(collator.encode(sample["messages"])["input_ids"]) for sample in samples)
     assert seen[0].shape == (4, longest, model.config.text_config.vocab_size)
     assert 0 < found["eval_share"] < 1 and math.isfinite(found["eval_loss"])
+
+
+@pytest.mark.parametrize("shape", [(2, 14, 1), (2, 13), (2, 15), (1, 14), (14,), (14, 2), (28,)])
+def test_labels_of_another_shape_are_refused(tiny, shape):
+    """Of (2, 14, 1) the loss would be that of no label at all: not a number."""
+    batch = collate([row(tiny, 14, 1, False), row(tiny, 14, 0, False)])
+    batch["labels"] = torch.full(shape, 5)
+    with pytest.raises(ValueError, match=r"The shape of labels is .* but must be \(2, 14\), that of the logits"):
+        tiny(**batch)

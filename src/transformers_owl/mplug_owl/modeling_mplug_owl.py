@@ -779,6 +779,8 @@ class MplugOwlForConditionalGeneration(FromOriginal, MplugOwlGeneration, MplugOw
         logits = self.causal_head(self.lm_head(keep_positions(outputs.last_hidden_state, logits_to_keep)))
         loss = None
         if labels is not None:
+            wanted = tuple(logits.shape[:-1])
+            expect(labels.shape == wanted, "The shape of labels", tuple(labels.shape), f"{wanted}, that of the logits")
             visual_ids = torch.tensor([self.config.image_token_id, self.config.video_token_id], device=labels.device)
             words = labels.masked_fill(torch.isin(labels, visual_ids), -100)
             if kwargs.get("num_items_in_batch") is not None:

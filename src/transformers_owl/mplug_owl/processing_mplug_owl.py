@@ -254,8 +254,6 @@ class MplugOwlProcessor(ProcessorMixin):
     @functools.wraps(ProcessorMixin.apply_chat_template)
     def apply_chat_template(self, conversation, chat_template=None, tools=None, documents=None, *args, **kwargs):
         chats = read_chats(conversation, self._typed_tokens())
-        if kwargs.get("continue_final_message") in (True, "content"):
-            check_continued(chats)
         template = self.chat_template if chat_template is None else chat_template
         kwargs.pop("load_audio_from_video", None)  # it has no ears
         variables = variables_of(template)
@@ -267,9 +265,11 @@ class MplugOwlProcessor(ProcessorMixin):
             kwargs["continues"] = bool(kwargs.get("continue_final_message"))
         check_names(kwargs.get("processor_kwargs") or (), CALL_ARGUMENTS, ARGUMENT)
         try:
-            return super().apply_chat_template(chats, chat_template, tools or None, documents or None, *args, **kwargs)
+            made = super().apply_chat_template(chats, chat_template, tools or None, documents or None, *args, **kwargs)
         except jinja2.TemplateError as error:
             raise ValueError(f"The chat template refuses the chat: {error}") from error
+        check_rendered(made, chats)
+        return made
 
     def _typed_tokens(self) -> tuple[str, ...]:
         """The language model's special tokens that stay text where somebody types them, longer ones first."""
@@ -515,13 +515,17 @@ def _read_part(part, role: str, special_tokens: tuple[str, ...]) -> dict[str, An
     return {"type": kind, **given, **line}
 
 
-def check_continued(chats: list) -> None:
-    """Raises a ValueError for a final message that ends with an image or video, which the library would cut off."""
-    for *_, last in chats if isinstance(chats[0], list) else [chats]:
-        if not isinstance(last["content"], str) and last["content"][-1]["type"] in SOURCES:
+def check_rendered(rendered: Any, chats: list) -> None:
+    """Checks that chats rendered as text, if they are, have a placeholder for each image and video."""
+    texts = [rendered] if isinstance(rendered, str) else rendered
+    if not isinstance(texts, list) or not isinstance(texts[0], str):
+        return
+    for text, chat in zip(texts, chats if isinstance(chats[0], list) else [chats], strict=True):
+        found, given = text.count(IMAGE_TOKEN) + text.count(VIDEO_TOKEN), len(visuals_of(chat))
+        if found != given:
             raise ValueError(
-                f"`continue_final_message` was given, but the final message ends with a part of type "
-                f"{last['content'][-1]['type']}: put text at its end, or use `add_generation_prompt`."
+                f"The chat has {given} images and videos, but the rendered text has {found} placeholders: the chat "
+                "template must write one for each of them, and a message that is continued must end with text."
             )
 
 
