@@ -65,6 +65,14 @@ def test_tokens_proposed_from_the_prompt_change_nothing(model, options):
     assert torch.equal(model.generate(**inputs, max_new_tokens=12, **options), greedy)
 
 
+@pytest.mark.parametrize("limit", [float("nan"), float("inf"), 2.5])
+@pytest.mark.parametrize("name", ["max_new_tokens", "max_length"])
+def test_a_limit_that_is_not_a_whole_number_is_refused(model, name, limit):
+    """With NaN `generate` would never end."""
+    with pytest.raises(ValueError, match=f"{name} is .* but must be a whole number"):
+        model.generate(torch.tensor([[1, 5, 6]]), **{name: limit})
+
+
 def test_a_strong_penalty_changes_the_answer_but_never_to_a_placeholder(model):
     inputs = prompts(model)
     length = inputs["input_ids"].shape[1]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.generation import GenerationConfig, GenerationMixin
 
-from .configuration_mplug_owl import MplugOwlConfig
+from .configuration_mplug_owl import MplugOwlConfig, expect
 from .library_mplug_owl import CACHE_NAMES, PlaceholderGeneration, create_masks_for_generate
 from .weights_mplug_owl import NEGATIVE_IDS, refuse_original_arguments
 
@@ -38,9 +38,11 @@ class MplugOwlGeneration(PlaceholderGeneration, GenerationMixin):
         As in the library, but refuses prompts whose images are missing.
 
         Raises:
-            ValueError: for labels, for a prompt with positions of images or videos but no pixels, and for a prompt
-                longer than the language model's context.
+            ValueError: for labels, for a limit of new tokens that is not a whole number, for a prompt with positions of
+                images or videos but no pixels, and for a prompt longer than the language model's context.
         """
+        for name in ("max_new_tokens", "max_length"):  # with NaN it would never end
+            expect(not isinstance(kwargs.get(name), float), name, kwargs.get(name), "a whole number")
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         if prompt is not None:
             self._check_prompt(prompt, kwargs)
