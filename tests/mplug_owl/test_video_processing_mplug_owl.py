@@ -331,4 +331,8 @@ def test_a_missing_decoder_is_named(clip, processor, monkeypatch):
 def test_a_gif_of_one_frame_is_an_image_for_every_model(tmp_path, frames, kind):
     colours = [PIL.Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     colours[0].save(tmp_path / "a.gif", save_all=True, append_images=colours[1:frames])
+    content = (tmp_path / "a.gif").read_bytes()
     assert visual_part(str(tmp_path / "a.gif"), sees_videos=True)["type"] == kind
+    assert visual_part(content, sees_videos=True)["type"] == kind
+    assert visual_part(content)["type"] == "image"
+    assert visual_part(b"no image")["type"] == "video"

@@ -62,8 +62,8 @@ class MplugOwlImageProcessor(PilBackend):
         max_crops (`int`, defaults to 1): Maximum number of cells that an image larger than `size` is also cut into, see
             [`choose_grid`]; at most that of the model's abstractor.
 
-    Calling it with images (PIL images, arrays of height x width x 3 or 3 x height x width, paths, URLs, base64, or
-    lists of them) gives `pixel_values` (images, 3, height, width). An image is taken as a viewer shows it: rotated
+    Calling it with images (PIL images, arrays of height x width x 3 or 3 x height x width, paths, URLs, base64, bytes
+    of files, or lists of them) gives `pixel_values` (images, 3, height, width). An image is taken as a viewer shows it: rotated
     by its EXIF data, transparency on white, the first frame of an animation.
 
     Where `max_crops` is above 1, `pixel_values` (views, 3, height, width) holds for each image a view of the whole and
@@ -220,14 +220,17 @@ class Budget:
 
 def open_image(image, budget: Budget) -> PIL.Image.Image:
     """Opens an image of a call as an RGB image."""
-    if isinstance(image, (str, os.PathLike)):
+    if isinstance(image, (str, bytes, os.PathLike)):
         return read_image(image, budget)
     if isinstance(image, PIL.Image.Image):
         budget.take(image)
         return as_shown(image)
     if isinstance(image, (np.ndarray, torch.Tensor)):
         return from_array(image)
-    raise ValueError(f"An image is of type {type(image).__name__}, but must be a PIL image, an array, a path or a URL.")
+    raise ValueError(
+        f"An image is of type {type(image).__name__}, but must be a PIL image, an array, a path, a URL or the bytes of a "
+        "file."
+    )
 
 
 def flat_list(images) -> list[PIL.Image.Image]:

@@ -17,7 +17,7 @@ from .video_processing_mplug_owl import visual_part
 
 
 PROMPTS = {"image": "Describe the picture.", "video": "Describe the video."}
-ONE_IMAGE = (str, os.PathLike, PIL.Image.Image, np.ndarray, torch.Tensor)
+ONE_IMAGE = (str, bytes, os.PathLike, PIL.Image.Image, np.ndarray, torch.Tensor)
 
 
 class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
@@ -39,9 +39,9 @@ class MplugOwlImageToTextPipeline(ImageTextToTextPipeline):
     def __call__(self, images=None, prompt=None, text=None, **kwargs):
         """
         Args:
-            images: An image (PIL image, array, path, URL or base64), a video (a path or URL by its suffix, or an array
-                of four dimensions), a row `{"image": image, "text": prompt}` or `{"video": ...}` with optional text, a
-                chat with its own question, or a list, dataset or other iterable of these.
+            images: An image (PIL image, array, path, URL, base64 or bytes), a video (a path or URL by its suffix,
+                bytes, or an array of four dimensions), a row `{"image": image, "text": prompt}` or `{"video": ...}`
+                with optional text, a chat with its own question, or a list, dataset or other iterable of these.
             prompt (`str` or `list[str]`, *optional*): The question about every image, or a list with one for each
                 image. A prompt with the placeholder `<image>` or `<|video|>` is the model's whole input, unchanged.
             text (*optional*): The library's name for `prompt`; it also takes chats.

@@ -412,16 +412,27 @@ def media_type(source) -> str:
 
 def visual_part(source, sees_videos: bool = False) -> dict[str, Any]:
     """
-    The part of a chat message for an image or a video: a file or URL is recognised by its name, an array by its
-    dimensions; a list of images is a video. An animated GIF is a video for models that take videos, and its first frame
-    for others.
+    The part of a chat message for an image or a video: a file or URL is recognised by its name, bytes by their content,
+    an array by its dimensions; a list of images is a video. An animated GIF is a video for models that take videos, and
+    its first frame for others.
     """
     kind = media_type(source)
     is_video = kind.startswith("video/") or (sees_videos and kind in ANIMATIONS and not _is_still(source))
-    is_video |= isinstance(source, (list, tuple, bytes))
+    is_video |= isinstance(source, (list, tuple)) or (
+        isinstance(source, bytes) and not _holds_image(source, sees_videos)
+    )
     is_video |= isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == 4
     kind = "video" if is_video else "image"
     return {"type": kind, kind: source}
+
+
+def _holds_image(content: bytes, sees_videos: bool) -> bool:
+    """Whether the bytes of a file are an image: for models that take videos, one that is not animated."""
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            return not (sees_videos and getattr(image, "is_animated", False))
+    except UNREADABLE:
+        return False
 
 
 def _is_still(source) -> bool:
