@@ -97,16 +97,9 @@ def test_an_image_in_every_form(describe, described, llama, hub, monkeypatch):
     hub.repositories["owner/pictures"] = {"image_0.png": path.read_bytes()}
     url = f"{hub.endpoint}/owner/pictures/resolve/main/image_0.png"
     data = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    for form in (
-        image,
-        str(path),
-        path,
-        path.read_bytes(),
-        url,
-        data,
-        np.asarray(image.convert("RGB")),
-        {"image": image},
-    ):
+    content = path.read_bytes()
+    pixels = np.asarray(image.convert("RGB"))
+    for form in (image, str(path), path, content, url, data, pixels, {"image": image}, {"image": content}):
         assert describe(form) == described[0], form
     assert describe(images=image) == described[0]
 

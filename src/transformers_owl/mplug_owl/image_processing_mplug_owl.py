@@ -63,8 +63,8 @@ class MplugOwlImageProcessor(PilBackend):
             [`choose_grid`]; at most that of the model's abstractor.
 
     Calling it with images (PIL images, arrays of height x width x 3 or 3 x height x width, paths, URLs, base64, bytes
-    of files, or lists of them) gives `pixel_values` (images, 3, height, width). An image is taken as a viewer shows it: rotated
-    by its EXIF data, transparency on white, the first frame of an animation.
+    of files, or lists of them) gives `pixel_values` (images, 3, height, width). An image is taken as a viewer shows
+    it: rotated by its EXIF data, transparency on white, the first frame of an animation.
 
     Where `max_crops` is above 1, `pixel_values` (views, 3, height, width) holds for each image a view of the whole and
     then its cells, if it has any, row by row; `crop_positions` (views, 2) says which is which: 0, 0 of a whole image,
@@ -228,8 +228,8 @@ def open_image(image, budget: Budget) -> PIL.Image.Image:
     if isinstance(image, (np.ndarray, torch.Tensor)):
         return from_array(image)
     raise ValueError(
-        f"An image is of type {type(image).__name__}, but must be a PIL image, an array, a path, a URL or the bytes of a "
-        "file."
+        f"An image is of type {type(image).__name__}, but must be a PIL image, an array, a path, a URL or the bytes of "
+        "a file."
     )
 
 
