@@ -209,7 +209,7 @@ def test_the_language_models_own_template_is_a_choice(clip, llama, tmp_path):
     asked = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     assert asked.startswith("<|im_start|>user\n<image>")
     assert asked.endswith("What is it?<|im_end|>\n<|im_start|>assistant\n")
-    (tmp_path / "own.jinja").write_text("{% for message in messages %}[{{ message['role'] }}]{% endfor %}")
+    (tmp_path / "own.jinja").write_text("{% for message in messages %}[{{ message['role'] }}]<image>{% endfor %}")
     for name, expected in (("original", "Human: <image>"), (str(tmp_path / "own.jinja"), "[user]")):
         _, processor = load(str(tmp_path / "out"), "cpu", chat_template=name)
         assert expected in processor.apply_chat_template(chat, tokenize=False)
