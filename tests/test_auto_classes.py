@@ -110,6 +110,7 @@ def test_the_saved_folder_holds_the_hub_folder_flat(saved):
     names = {path.name for path in saved.glob("*.py")}
     assert names == {
         "configuration_mplug_owl.py",
+        "crops_mplug_owl.py",
         "download_mplug_owl.py",
         "generation_mplug_owl.py",
         "image_processing_mplug_owl.py",

@@ -81,16 +81,33 @@ def check_settings(output: str, settings: dict[str, Any], is_new: bool, advice: 
     Raises:
         ValueError: for other settings than those recorded, with both values.
     """
-    import fsspec
-
-    system, path = fsspec.url_to_fs(f"{output}.run.json")
-    if is_new or not system.exists(path):
-        with system.transaction, system.open(path, "wb") as file:
-            file.write(lines([settings]))
+    record = f"{output}.run.json"
+    before = None if is_new else _read_record(record)
+    if before is None:
+        _write_record(record, settings)
         return
-    changed = changes(json.loads(system.cat_file(path)), settings)
+    changed = changes(before, settings)
     if changed:
         raise ValueError(f"{output} holds rows made with other settings: {'; '.join(changed)}. {advice}")
+
+
+def _read_record(name: str) -> dict[str, Any] | None:
+    if "://" not in name:
+        return next(row for _, row in read_rows(Path(name))) if Path(name).exists() else None
+    import fsspec
+
+    system, path = fsspec.url_to_fs(name)
+    return json.loads(system.cat_file(path)) if system.exists(path) else None
+
+
+def _write_record(name: str, settings: dict[str, Any]) -> None:
+    if "://" not in name:
+        write_rows(Path(name), [settings])
+        return
+    import fsspec
+
+    with fsspec.open(name, "wb") as file:
+        file.write(lines([settings]))
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

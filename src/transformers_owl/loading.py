@@ -1,9 +1,9 @@
 """Loads models for all commands and pages: releases, saved and quantised models, adapters."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .mplug_owl.processing_mplug_owl import read_template
 
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+SAMPLE, SAMPLES = 4096, 1000  # of a weights file: bytes, and how many
 
 
 def choose_device(name: str | None = None) -> str:
@@ -53,12 +54,19 @@ def check_folder(model: str) -> None:
 
 
 def weights_version(model: str) -> str | None:
-    """Size and time of the weights files of a local folder, which change when it is trained again; else `None`."""
-    files = [path.stat() for path in Path(model).glob("*") if path.suffix in (".safetensors", ".bin")]
-    if not files:
-        return None
-    newest = datetime.fromtimestamp(max(file.st_mtime for file in files))
-    return f"{sum(file.st_size for file in files):,} bytes of {newest:%Y-%m-%d %H:%M:%S.%f}"
+    """
+    A digest of samples of the weights files in a local folder, which changes when the model is trained again and is the
+    same for a copy; `None` for other models.
+    """
+    files = sorted(path for path in Path(model).glob("*") if path.suffix in (".safetensors", ".bin"))
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            for start in range(0, size, max(SAMPLE, size // SAMPLES)):
+                file.seek(start)
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()[:16] if files else None
 
 
 def read_config(model: str, **kwargs) -> PreTrainedConfig:

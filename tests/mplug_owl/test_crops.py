@@ -19,7 +19,7 @@ from transformers_owl import MplugOwlForConditionalGeneration, MplugOwlImageProc
 from transformers_owl.fresh import build_owl
 from transformers_owl.inference import Chat, extract_features, image_attention, score_answers
 from transformers_owl.inference.compiled_vision import _look
-from transformers_owl.mplug_owl.image_processing_mplug_owl import choose_grid
+from transformers_owl.mplug_owl.crops_mplug_owl import choose_grid
 from transformers_owl.training import ConversationCollator, prepare_stage
 from transformers_owl.training.augmentation import Augmentation
 from transformers_owl.training.for_trl import DPOCollator

@@ -21,6 +21,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
 from .configuration_mplug_owl import check_max_crops, expect
+from .crops_mplug_owl import WHOLE, Views, choose_grid, cut
 from .download_mplug_owl import download
 from .library_mplug_owl import PilBackend
 
@@ -44,8 +45,6 @@ HEAVY = {"WEBP": 2, "JPEG2000": 2, "AVIF": 2}  # formats whose decoders hold mor
 STRIP = 2**20  # pixels that are converted at once
 SHORTEST = 48  # characters of an image as base64
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")  # a file's name has a dot
-WHOLE = (0, 0)  # the crop position of a view of the whole image
-Views = dict[tuple[int, int], PIL.Image.Image]
 
 
 class MplugOwlImageProcessor(PilBackend):
@@ -150,12 +149,16 @@ class MplugOwlImageProcessor(PilBackend):
         resized = self.resizer(do_resize, size, resample)
         if self.max_crops == 1 or not (self.do_resize if do_resize is None else do_resize):
             return lambda image: {WHOLE: resized(image)}
-        sides = sides_of(self.size if size is None else size)
+        width, height = sides_of(self.size if size is None else size)
         resample = self.resample if resample is None else resample
-        return lambda image: {
-            WHOLE: resized(image),
-            **cut(image, choose_grid(image.size, sides, self.max_crops), sides, resample),
-        }
+
+        def views(image: PIL.Image.Image) -> Views:
+            rows, columns = grid = choose_grid(image.size, (width, height), self.max_crops)
+            if grid == (1, 1):
+                return {WHOLE: resized(image)}
+            return {WHOLE: resized(image), **cut(resize(image, (columns * width, rows * height), resample), grid)}
+
+        return views
 
     def count_views(self, width: int, height: int) -> int:
         """Number of views of an image of this size, in pixels."""
@@ -269,47 +272,6 @@ def resize(
         return columns.resize(size, resample, (left, 0, right, height))
     rows = image.resize((width, high), resample, (left, 0, right, high))
     return rows.resize(size, resample, (0, top, width, bottom))
-
-
-def choose_grid(image: tuple[int, int], view: tuple[int, int], max_crops: int) -> tuple[int, int]:
-    """
-    Rows and columns of the cells of an image: of all grids with at most `max_crops` cells the one that agrees best with
-    the image in its size and in its shape (UReader, arXiv 2310.05126, section 3.1), of equally good ones that with
-    fewer cells. (1, 1) says that the view of the whole is enough, as it is for an image no larger than a view.
-
-    Each agreement is the share that two rectangles with a common corner have in common: the image and the grid's views
-    in pixels, and both of them scaled to one width.
-
-    Args:
-        image, view (`tuple[int, int]`): Width and height in pixels.
-        max_crops (`int`): Maximum number of cells.
-    """
-    (width, height), (wide, high) = image, view
-    if width <= wide and height <= high:
-        return 1, 1
-
-    def agreement(grid: tuple[int, int]) -> tuple[float, int]:
-        rows, columns = grid
-        common = min(width, columns * wide) * min(height, rows * high)
-        size = common / (width * height + rows * high * columns * wide - common)
-        heights = height * columns * wide, rows * high * width
-        return size + min(heights) / max(heights), -rows * columns
-
-    grids = [(rows, columns) for rows in range(1, max_crops + 1) for columns in range(1, max_crops // rows + 1)]
-    return max(grids, key=agreement)
-
-
-def cut(image: PIL.Image.Image, grid: tuple[int, int], size: tuple[int, int], resample: int) -> Views:
-    """The cells of an image resized to a grid of rows and columns of views; a grid of one has none."""
-    (rows, columns), (width, height) = grid, size
-    if rows * columns == 1:
-        return {}
-    whole = resize(image, (columns * width, rows * height), resample)
-    return {
-        (row + 1, column + 1): whole.crop((column * width, row * height, (column + 1) * width, (row + 1) * height))
-        for row in range(rows)
-        for column in range(columns)
-    }
 
 
 def release_settings(settings: dict[str, Any], folder, default: dict[str, int], kwargs: dict) -> dict[str, Any]:

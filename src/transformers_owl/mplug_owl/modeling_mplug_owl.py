@@ -26,6 +26,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 
 from .configuration_mplug_owl import MplugOwlConfig, MplugOwlVisionConfig, MplugOwlVisualAbstractorConfig, expect
+from .crops_mplug_owl import MplugOwlCropEmbedding, check_crops
 from .generation_mplug_owl import MplugOwlGeneration, default_generation_config
 from .language_mplug_owl import CausalHead
 from .library_mplug_owl import (
@@ -39,14 +40,7 @@ from .library_mplug_owl import (
     torch_compilable_check,
 )
 from .loading_mplug_owl import CompleteWeights, FromOriginal
-from .vision_mplug_owl import (
-    MplugOwlCropEmbedding,
-    check_crops,
-    flat_frames,
-    is_releases_type,
-    leave_out_pooling,
-    see,
-)
+from .vision_mplug_owl import flat_frames, is_releases_type, leave_out_pooling, see
 from .weights_mplug_owl import NEGATIVE_IDS, refuse_original_arguments, refuse_original_weights
 
 
@@ -674,6 +668,7 @@ class MplugOwlModel(FromOriginal, MplugOwlPreTrainedModel):
         return (inputs_embeds == placeholder).all(-1)
 
 
+# The library asks for GenerationMixin among the bases themselves.
 class MplugOwlForConditionalGeneration(FromOriginal, MplugOwlGeneration, MplugOwlPreTrainedModel, GenerationMixin):
     """
     mPLUG-Owl with its language modelling head: answers about images and videos.

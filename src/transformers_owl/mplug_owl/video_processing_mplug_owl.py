@@ -417,31 +417,24 @@ def visual_part(source, sees_videos: bool = False) -> dict[str, Any]:
     its first frame for others.
     """
     kind = media_type(source)
-    is_video = kind.startswith("video/") or (sees_videos and kind in ANIMATIONS and not _is_still(source))
-    is_video |= isinstance(source, (list, tuple)) or (
-        isinstance(source, bytes) and not _holds_image(source, sees_videos)
-    )
+    is_video = kind.startswith("video/") or isinstance(source, (list, tuple))
+    if sees_videos and kind in ANIMATIONS:
+        is_video = _is_animated(source) is not False
+    if isinstance(source, bytes):
+        is_animated = _is_animated(io.BytesIO(source))
+        is_video = is_animated is None or (is_animated and sees_videos)
     is_video |= isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == 4
     kind = "video" if is_video else "image"
     return {"type": kind, kind: source}
 
 
-def _holds_image(content: bytes, sees_videos: bool) -> bool:
-    """Whether the bytes of a file are an image: for models that take videos, one that is not animated."""
+def _is_animated(file) -> bool | None:
+    """Whether an image file has several frames; `None` if it is not an image. A URL is not opened."""
     try:
-        with PIL.Image.open(io.BytesIO(content)) as image:
-            return not (sees_videos and getattr(image, "is_animated", False))
+        with PIL.Image.open(file) as image:
+            return getattr(image, "is_animated", False)
     except UNREADABLE:
-        return False
-
-
-def _is_still(source) -> bool:
-    """Whether a file has one frame; a URL is recognised by its name."""
-    try:
-        with PIL.Image.open(source, formats=("GIF", "PNG", "WEBP")) as image:
-            return not getattr(image, "is_animated", False)
-    except UNREADABLE:
-        return False
+        return None
 
 
 def _steady(count: int, fps: float | None) -> tuple[list[float] | None, float | None]:

@@ -15,7 +15,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import AutoModel
 
 from .configuration_mplug_owl import MplugOwlVisionConfig
-from .library_mplug_owl import torch_compilable_check
 
 
 def call_with_patches(tower, frames: torch.Tensor, **kwargs):
@@ -142,30 +141,3 @@ def tokens_and_idle_weights(config: Any) -> tuple[int, frozenset[str]]:
         tokens: Any = see(tower, pixels, sees_videos=False).last_hidden_state
         tokens.sum().backward()
     return tokens.shape[1], frozenset(name for name, weight in tower.named_parameters() if weight.grad is None)
-
-
-class MplugOwlCropEmbedding(nn.Embedding):
-    """The row or column (N,) of a cell in its image, from 1, or 0 for the whole image, to (N, D)."""
-
-
-def check_crops(views: int, crop_positions: torch.Tensor | None, largest: int) -> None:
-    """Raises a ValueError unless the cells of an image have their rows and columns, of at most `largest`."""
-    if crop_positions is None and largest > 1:
-        raise ValueError(
-            f"This model takes up to {largest} crops per image, but no crop_positions were given: pass everything "
-            "that MplugOwlProcessor returns, with `max_crops` of its image processor above 1. For whole images, "
-            "pass zeros of shape (images, 2)."
-        )
-    if crop_positions is not None and largest == 1:
-        raise ValueError(
-            "crop_positions were given, but this model takes whole images only: set `max_crops` of the image "
-            "processor to 1, or load the model with `max_crops` above 1 in its `visual_abstractor_config`."
-        )
-    if crop_positions is not None and crop_positions.shape != (views, 2):
-        raise ValueError(f"crop_positions have shape {tuple(crop_positions.shape)}, but must have shape {(views, 2)}.")
-    if crop_positions is not None:
-        torch_compilable_check(
-            ((crop_positions >= 0) & (crop_positions <= largest)).all(),
-            f"crop_positions are beyond the model's max_crops of {largest}: lower `max_crops` of the image "
-            f"processor to {largest}.",
-        )

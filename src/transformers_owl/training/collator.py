@@ -7,7 +7,8 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..mplug_owl.image_processing_mplug_owl import WHOLE, Views, resize
+from ..mplug_owl.crops_mplug_owl import WHOLE, Views
+from ..mplug_owl.image_processing_mplug_owl import resize
 from ..mplug_owl.processing_mplug_owl import EncodedChat, source_of
 from ..mplug_owl.video_processing_mplug_owl import read_frames
 from .packing import pack

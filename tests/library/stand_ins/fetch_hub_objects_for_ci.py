@@ -1,4 +1,4 @@
-"""Stands in for a helper of the library's repository: uses our own images and downloads nothing."""
+"""Replaces the module of this name in the transformers repository: uses local images and downloads nothing."""
 
 from conftest import GOLDEN
 
