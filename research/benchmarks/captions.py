@@ -42,6 +42,8 @@ from transformers_owl.demo.caption import SAMPLES
 
 TOKENS = 20
 ENVIRONMENT = {**os.environ, "RAY_worker_niceness": "0"}
+# As Ray gives each worker: with another number of threads the sums round otherwise, which can change a caption.
+ONE_THREAD = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
 # Of one H200: seconds, as docs/notes/performance-training.md has them, and the limits of the card.
 ENCODE_64, STEP, RECORDED_STEP = 30.7e-3, 58.9e-3, 6.7e-3
 FLOPS, BANDWIDTH = 788e12, 4392e9
@@ -104,7 +106,7 @@ def end(process: subprocess.Popen, what: str) -> None:
 def run(shards: str, output: Path, *options: str, kill: str | None = None) -> float:
     """Seconds of a run; a worker or the driver is killed after a few blocks."""
     begun = time.monotonic()
-    process = subprocess.Popen(command(shards, output, *options), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(shards, output, *options), env=ONE_THREAD, stdout=subprocess.DEVNULL)
     if kill is not None:
         store = Blocks(f"{output}.blocks")
         while len(store.names()) < 4:
@@ -112,7 +114,7 @@ def run(shards: str, output: Path, *options: str, kill: str | None = None) -> fl
             time.sleep(0.2)
         end(process, kill)
         if kill == "driver":
-            process = subprocess.Popen(command(shards, output, *options), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+            process = subprocess.Popen(command(shards, output, *options), env=ONE_THREAD, stdout=subprocess.DEVNULL)
     assert process.wait() == 0
     return time.monotonic() - begun
 
