@@ -332,6 +332,28 @@ class Saying(OwlDesk):
             yield text[:end]
 
 
+def test_a_question_is_answered_that_is_sent_while_the_page_loads(browser, model, llama_processor, monkeypatch):
+    from transformers_owl.demo.web import Page
+
+    resume = Page.resume
+
+    def late(*arguments):
+        time.sleep(1.5)
+        return resume(*arguments)
+
+    monkeypatch.setattr(Page, "resume", late)
+    with served(Saying(model, llama_processor, ABOUT)) as address:
+        view = browser.new_context().new_page()
+        view.goto(address)
+        view.get_by_role("button", name="Send").wait_for()
+        ask(view, "Anybody there?")
+        assert wait_for_answers(view, 1) == ["Anybody there?"]
+        box(view).fill("And now?")
+        view.wait_for_timeout(2000)
+        assert answers(view) == ["Anybody there?"]
+        assert box(view).input_value() == "And now?"
+
+
 def test_html_is_shown_as_it_was_written_and_nothing_is_fetched(browser, model, llama_processor):
     said = "<b>x</b> <image> **bold** <img src=http://a.example/1.png> ![i](http://a.example/2.png)\n\n- one\n\n`<i>`"
     with served(Saying(model, llama_processor, ABOUT)) as address:

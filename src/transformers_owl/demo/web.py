@@ -77,12 +77,13 @@ class Page:
         turns, left = conversation.settle(log["turns"], written["text"], box)
         return self.box(left), self.log(turns), live("")
 
-    def resume(self, turns: list[Turn] | None, written: str | None) -> tuple[Any, Log, dict]:
-        """Restores the conversation that the browser kept over a reload."""
-        kept = turns or []
-        if not all(path.is_file() for path in conversation.files(kept)):
-            kept = [{"role": "error", "text": "The images of the conversation have been deleted: start a new one."}]
-        return self.settle({"turns": kept}, {"text": written or ""}, EMPTY)
+    def resume(self, turns: list[Turn] | None, written: str | None) -> tuple[Any, Any, Any]:
+        """Restores the conversation that the browser kept over a reload, if it kept one."""
+        if not turns:  # what was typed or sent while the page was loading stays
+            return gr.skip(), gr.skip(), gr.skip()
+        if not all(path.is_file() for path in conversation.files(turns)):
+            turns = [{"role": "error", "text": "The images of the conversation have been deleted: start a new one."}]
+        return self.settle({"turns": turns}, {"text": written or ""}, EMPTY)
 
     def undo(self, log: Log, box: Box) -> tuple[Any, Log]:
         turns, left = conversation.undo(log["turns"], box)
