@@ -1,11 +1,11 @@
-"""How time and memory grow: with images, batch, turns, positions, frames, rows, shards, checkpoint size and workers.
+"""How time and memory grow: with images, batch, turns, positions, patches, crops, frames, rows, shards, checkpoints.
 
 python research/benchmarks/growth.py [--only images rows ...] [--large] [--json FILE]
 
 Each line gives the seconds at every size, as the minimum of three runs, and two slopes in a log-log plot: that of the
 seconds and that of the peak memory of the call. 1 is linear, 2 is quadratic, 0 means no growth. Slopes are those of the
 three largest sizes, next to the largest allowed slope. Models are small, with random weights; the chat uses the
-miniature. `--large` goes up to a million rows and a checkpoint of 4 GB (7 GB of disk).
+miniature. `--large` goes up to a million rows and a checkpoint of 14 GB (22 GB of disk, 16 GB of memory).
 """
 
 import argparse
@@ -39,11 +39,12 @@ Case = tuple[Callable[[], Any], Callable[[], Any] | None]  # what is timed, and 
 Series = Iterator[tuple[int, Case]]
 
 
-def small(side: int = 56, positions: int = 4096, **vision: Any) -> MplugOwlForConditionalGeneration:
+def small(side: int = 56, queries: int = 64, crops: int = 1, **vision: Any) -> MplugOwlForConditionalGeneration:
     config = MplugOwlConfig(
-        text_config={"model_type": "llama", **WIDE, "vocab_size": 1000, "max_position_embeddings": positions},
+        text_config={"model_type": "llama", **WIDE, "vocab_size": 1000, "max_position_embeddings": 4096},
         vision_config={**WIDE, "image_size": side, **vision},
-        visual_abstractor_config={**WIDE, "encoder_hidden_size": 128},
+        visual_abstractor_config={**WIDE, "encoder_hidden_size": 128, "max_crops": crops},
+        num_query_tokens=queries,
     )
     torch.manual_seed(0)
     return MplugOwlForConditionalGeneration(config).eval()
@@ -89,6 +90,14 @@ def turns(folder: Path, large: bool) -> Series:
 
 
 def positions(folder: Path, large: bool) -> Series:
+    """A prompt of one image that takes so many positions."""
+    for queries in (64, 128, 256):
+        model = small(queries=queries)
+        given = prompt(model, 1, 1)
+        yield queries + 1, (lambda model=model, given=given: model(**given, logits_to_keep=1), None)
+
+
+def patches(folder: Path, large: bool) -> Series:
     """Patches of an image, by its side: attention of the vision model is quadratic in them, the rest linear."""
     for side in (112, 224, 336, 448):
         model, pixels = small(side), torch.randn(1, 3, side, side)
@@ -96,14 +105,12 @@ def positions(folder: Path, large: bool) -> Series:
 
 
 def crops(folder: Path, large: bool) -> Series:
-    """An image that is seen as a whole and in so many cells."""
-    config = small().config
-    config.visual_abstractor_config.max_crops = 20
-    model = MplugOwlForConditionalGeneration(config).eval()
+    """A prompt of one image that is seen as a whole and in so many cells, each with positions of its own."""
+    model = small(crops=20)
     for views in (1, 3, 7, 11, 21):
-        pixels = torch.randn(views, 3, 56, 56)
-        where = torch.tensor([[0, 0], *([1, column] for column in range(1, views))])
-        yield views, (lambda pixels=pixels, where=where: model.get_image_features(pixels, where), None)
+        given = prompt(model, 1, views)
+        given["crop_positions"] = torch.tensor([[0, 0], *([1, column] for column in range(1, views))])
+        yield views, (lambda given=given: model(**given, logits_to_keep=1), None)
 
 
 def frames(folder: Path, large: bool) -> Series:
@@ -182,7 +189,7 @@ def shards(folder: Path, large: bool) -> Series:
 
 def checkpoint(folder: Path, large: bool) -> Series:
     """Loading, by megabytes of the file of weights."""
-    for layers in (4, 16, 64, *([256] if large else [])):
+    for layers in (4, 16, 64, *([256, 832] if large else [])):
         wide = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
         text = {"model_type": "llama", **wide, "num_hidden_layers": layers, "vocab_size": 1000}
         place = folder / f"{layers}"
@@ -198,7 +205,7 @@ def workers(folder: Path, large: bool) -> Series:
     """40 batches by so many processes."""
     _, path = next(files_of_rows(folder, "jsonl", [1_000]))
     group = group_of("llava", path)
-    for number in (1, 2):
+    for number in (0, 1, 2):
         yield number, (lambda number=number: batches(mixture_of(group), number, 40), None)
 
 
@@ -207,7 +214,8 @@ SERIES: dict[str, tuple[Callable[[Path, bool], Series], float]] = {
     "images": (images, 1.2),
     "batch": (batch, 1),
     "turns": (turns, 0.5),
-    "positions": (positions, 1.3),
+    "positions": (positions, 1),
+    "patches": (patches, 1.3),
     "crops": (crops, 1),
     "frames": (frames, 1.2),
     "rows, JSON": (partial(opening, "json"), 1),
@@ -245,12 +253,11 @@ def measure(case: Case) -> tuple[float, float]:
 
 
 def slope(sizes: list[int], values: list[float], least: float) -> float:
-    """Of the three largest sizes; 0 where all values are below `least`, which is noise."""
+    """Of the three largest sizes above 0; 0 where all values are below `least`, which is noise."""
     if max(values) < least:
         return 0.0
-    points = [(math.log(size), math.log(max(value, least / 10))) for size, value in zip(sizes, values, strict=True)][
-        -3:
-    ]
+    pairs = [pair for pair in zip(sizes, values, strict=True) if pair[0]][-3:]
+    points = [(math.log(size), math.log(max(value, least / 10))) for size, value in pairs]
     return float(np.polyfit(*zip(*points, strict=True), 1)[0])
 
 

@@ -180,7 +180,7 @@ def test_lines_are_typed_pasted_and_completed(tmp_path, typed):
 @pytest.mark.parametrize("width", [7, 10, 33])
 def test_words_are_not_cut_by_the_end_of_a_line(monkeypatch, capsys, text, width):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((width, 24)))
+    monkeypatch.setenv("COLUMNS", str(width))
     words = Wrapped(0)
     for letter in text:
         words.write(letter)

@@ -74,16 +74,27 @@ def test_other_chats(llama_processor, messages, expected):
 
 @pytest.mark.parametrize("is_batch", [True, False])
 @pytest.mark.parametrize("part", ["<image>", "<video>"])
-@pytest.mark.parametrize("options", [{"continue_final_message": True}, {"chat_template": ""}, {"chat_template": "Hi"}])
-def test_no_image_is_lost_in_a_rendered_chat(llama_processor, options, part, is_batch):
+def test_no_image_is_lost_in_a_rendered_chat(llama_processor, monkeypatch, part, is_batch):
     def render(*parts, **options):
         chat = [user(*parts)]
         return llama_processor.apply_chat_template([chat, chat] if is_batch else chat, **options)
 
-    with pytest.raises(ValueError, match="has 1 images and videos, but the rendered text has 0 placeholders"):
-        render("Look:", part, **options)
+    lost = "has 1 images and videos, but the rendered text has 0 placeholders"
+    with pytest.raises(ValueError, match=lost):
+        render("Look:", part, continue_final_message=True)
     written = render(part, "Look:", continue_final_message=True)
     assert (written[0] if is_batch else written).endswith("Look:")
+    for template in ("", "Hi"):
+        assert render("Look:", part, chat_template=template) == ([template, template] if is_batch else template)
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match=lost):
+            patch.setattr(llama_processor, "chat_template", template)
+            render("Look:", part)
+
+
+def test_no_image_is_lost_in_a_tokenized_chat(llama_processor, images):
+    chat = [{"role": "user", "content": [{"type": "image", "image": images[0]}, {"type": "text", "text": "Look:"}]}]
+    with pytest.raises(ValueError, match=r"there are \[0\] and \[1\]"):
+        llama_processor.apply_chat_template(chat, chat_template="Hi", tokenize=True)
 
 
 def test_a_continued_answer_follows_what_a_generation_prompt_shows(llama_processor):
