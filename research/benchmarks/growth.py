@@ -5,7 +5,8 @@ python research/benchmarks/growth.py [--only images rows ...] [--large] [--json 
 Each line gives the seconds at every size, as the minimum of three runs, and two slopes in a log-log plot: that of the
 seconds and that of the peak memory of the call. 1 is linear, 2 is quadratic, 0 means no growth. Slopes are those of the
 three largest sizes, next to the largest allowed slope. Models are small, with random weights; the chat uses the
-miniature. `--large` goes up to a million rows and a checkpoint of 14 GB (22 GB of disk, 16 GB of memory).
+miniature. Measure memory with `MALLOC_MMAP_THRESHOLD_=65536`, so that glibc returns what is freed; times are longer
+then. `--large` goes up to a million rows and a checkpoint of 14 GB (22 GB of disk, 16 GB of memory).
 """
 
 import argparse

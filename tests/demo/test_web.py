@@ -116,11 +116,14 @@ def ask(view, question, *images):
 
 
 def set_length(view, tokens):
+    from playwright.sync_api import expect
+
     view.get_by_text("Settings").click()
     field = view.get_by_label("number input for Longest answer")
+    view.wait_for_timeout(300)  # gradio sets a field once more after it is shown
     field.fill(str(tokens))
     field.press("Tab")
-    view.wait_for_timeout(500)  # until the page has taken it
+    expect(view.get_by_label("range slider for Longest answer")).to_have_value(str(tokens))
     view.get_by_text("Settings").click()
 
 
