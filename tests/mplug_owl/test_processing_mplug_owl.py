@@ -80,8 +80,9 @@ def test_no_image_is_lost_in_a_rendered_chat(llama_processor, monkeypatch, part,
         return llama_processor.apply_chat_template([chat, chat] if is_batch else chat, **options)
 
     lost = "has 1 images and videos, but the rendered text has 0 placeholders"
-    with pytest.raises(ValueError, match=lost):
-        render("Look:", part, continue_final_message=True)
+    for template in (None, llama_processor.chat_template):
+        with pytest.raises(ValueError, match=lost):
+            render("Look:", part, chat_template=template, continue_final_message=True)
     written = render(part, "Look:", continue_final_message=True)
     assert (written[0] if is_batch else written).endswith("Look:")
     for template in ("", "Hi"):

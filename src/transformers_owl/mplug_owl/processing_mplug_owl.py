@@ -268,7 +268,7 @@ class MplugOwlProcessor(ProcessorMixin):
             made = super().apply_chat_template(chats, chat_template, tools or None, documents or None, *args, **kwargs)
         except jinja2.TemplateError as error:
             raise ValueError(f"The chat template refuses the chat: {error}") from error
-        if chat_template is None:
+        if chat_template is None or kwargs.get("continue_final_message"):
             check_rendered(made, chats)
         return made
 
