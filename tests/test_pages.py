@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -162,6 +163,28 @@ def test_gradio_reads_what_was_checked(site, bait):
     body = json.dumps(event(file_data("PATH"))).replace('"path": "PATH"', f'"path": "{bait[0]}", "path": "{path}"')
     assert '"uploaded"' in call(site, body.encode())[1]
     assert bait[1] == []
+
+
+@pytest.mark.parametrize("sent", [100, 10_000, 500_000, 999_999])
+def test_an_upload_that_ends_early_leaves_nothing(site, caplog, sent):
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+    before = set(folder.rglob("*"))
+    head = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="c.txt"\r\n\r\n'
+    request = b"POST /gradio_api/upload HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000\r\n"
+    request += b"Content-Type: multipart/form-data; boundary=edge\r\n\r\n"
+
+    def wait_until_there_are(files):
+        end = time.monotonic() + 10
+        while len(set(folder.rglob("*")) - before) != files:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    with socket.create_connection(("127.0.0.1", int(site.rpartition(":")[2]))) as client:
+        client.sendall(request + head.ljust(sent, b"a"))
+        wait_until_there_are(1)
+    wait_until_there_are(0)
+    assert not caplog.records
+    assert upload(site, b"another")[0] == 200
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"path=http://127.0.0.1/"])

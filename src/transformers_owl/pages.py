@@ -22,6 +22,7 @@ from typing import Any
 import gradio as gr
 import psutil
 from starlette.datastructures import MutableHeaders
+from starlette.formparsers import MultiPartException
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,6 +34,7 @@ LEANS_ON = {
     "gradio: requests of a page": "what the browser asks for, which passes; a page that asks for more does not work",
     "gradio: files in a request": "an object of JSON with its `path`; the address beside it can be left out",
     "gradio: GRADIO_TEMP_DIR": "where uploads and what a page shows lie",
+    "gradio: uploads": "what it has written of an upload is deleted after starlette's `MultiPartException`",
     "gradio.Blocks.launch": "`app_kwargs` takes what stands before gradio's application",
 }
 
@@ -126,9 +128,9 @@ class Gate:
             self.check_file(path.removeprefix(FILE))
         elif scope["method"] == "POST" and path in CALLED:
             return await self.read_call(scope, receive)
-        elif not (is_read and (path in READ or path.startswith(READ_BELOW))) and not (
-            self.takes_uploads and scope["method"] == "POST" and path == UPLOAD
-        ):
+        elif scope["method"] == "POST" and path == UPLOAD and self.takes_uploads:
+            return scope, whole(receive)
+        elif not (is_read and (path in READ or path.startswith(READ_BELOW))):
             raise RefusedError(403, "This request is not allowed here.")
         return scope, receive
 
@@ -160,6 +162,21 @@ class Gate:
                 left += value.values()
             elif isinstance(value, list):
                 left += value
+
+
+def whole(receive: Receive) -> Receive:
+    """The channel of an upload that is an error if it ends early, so that its beginning is deleted."""
+    is_open = True
+
+    async def receive_whole() -> Message:
+        nonlocal is_open
+        message = await receive()
+        if is_open and message["type"] == "http.disconnect":
+            raise MultiPartException("The upload ended early.")
+        is_open = message.get("more_body", False)
+        return message
+
+    return receive_whole
 
 
 UPLOADS = "transformers-owl-uploads-"

@@ -22,6 +22,8 @@ from .rendering import mark_words, render, render_answer
 
 
 MAX_FILE_SIZE = "20mb"
+# Gradio keeps some 50 KB for each of the last visitors. The conversation is in the browser: a forgotten one goes on.
+VISITORS_REMEMBERED = 64
 IMAGES = Path(__file__).parent / "pictures"
 PAGE = Path(__file__).parent / "page"
 EXAMPLES: list[Box] = [
@@ -243,5 +245,6 @@ def serving(desk: Desk, host: str, port: int) -> Iterator[gr.Blocks]:
         css=(PAGE / "page.css").read_text(),
         js=(PAGE / "page.js").read_text(),
         max_file_size=MAX_FILE_SIZE,
+        state_session_capacity=VISITORS_REMEMBERED,
     ) as page:
         yield page
