@@ -239,7 +239,12 @@ def serving(
     with ending_by_signals(), tempfile.TemporaryDirectory(prefix=f"{UPLOADS}{os.getpid()}-") as made:
         folder = os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(made)
         page = build()
-        gate = {"folder": folder, "takes_uploads": takes_uploads, "title": page.title, "description": description}
+        gate: dict[str, Any] = {
+            "folder": folder,
+            "takes_uploads": takes_uploads,
+            "title": page.title,
+            "description": description,
+        }
         page.launch(
             server_name=host,
             server_port=port,
