@@ -28,11 +28,11 @@ matrix: $(VENV)/installed
 	TORCH="$(TORCH)" $(VENV)/bin/python tests/matrix.py $(ROWS)
 
 test-slow: $(VENV)/installed
-	$(VENV)/bin/pip install -q -e ".[eval,miniature]" "playwright>=1.65" "axe-playwright-python>=0.1.7"
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/pip install -q -e ".[eval,miniature,ray]" "playwright>=1.65" "axe-playwright-python>=0.1.7"
+	$(VENV)/bin/python -m pytest -m ""
 
 test-serving: $(VLLM_VENV)/installed
-	$(VLLM_VENV)/bin/python -m pytest tests/test_serving_plugin.py tests/collections/test_engines.py -m slow
+	$(VLLM_VENV)/bin/python -m pytest -m "" tests/test_serving_plugin.py tests/collections/test_engines.py tests/test_contracts.py
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python research/benchmarks/run.py --full

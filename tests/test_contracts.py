@@ -1,5 +1,6 @@
 """The installed packages are as the fences expect them: what a new release changes fails here by its entry's name."""
 
+import asyncio
 import importlib
 import inspect
 import json
@@ -424,12 +425,41 @@ def _(tmp_path):
         assert Path(gradio.routes.App.create_app(gradio.Blocks()).uploaded_file_dir) == tmp_path
 
 
+@contract("gradio: uploads")
+def _(tmp_path):
+    gradio = pytest.importorskip("gradio")
+    from starlette.formparsers import MultiPartException
+
+    sent, answers = [], []
+    head = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\nbegins'
+    headers = [(b"content-type", b"multipart/form-data; boundary=edge"), (b"content-length", b"1000")]
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers, "query_string": b""}
+
+    async def receive():
+        if not sent:
+            sent.append(head)
+            return {"type": "http.request", "body": head, "more_body": True}
+        assert len(list(tmp_path.iterdir())) == 1
+        raise MultiPartException("It ended early.")
+
+    async def send(message):
+        answers.append(message)
+
+    page = gradio.Blocks()
+    page.max_file_size = None  # as `launch` sets it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+        asyncio.run(gradio.routes.App.create_app(page)(scope, receive, send))
+    assert list(tmp_path.iterdir()) == []
+    assert answers[0]["status"] == 400
+
+
 @contract("gradio.Blocks.launch")
 def _(entry):
     pytest.importorskip("gradio")
     given = {
         "server_name", "server_port", "theme", "footer_links", "run_history", "ssr_mode", "allowed_paths", "app_kwargs",
-        "prevent_thread_lock", "css", "js", "max_file_size", "quiet",
+        "prevent_thread_lock", "css", "js", "max_file_size", "quiet", "state_session_capacity",
     }  # fmt: skip
     assert given <= set(parameters(found(entry)))
 

@@ -60,6 +60,7 @@ def test_no_index_is_asked_for_this_package():
         assert not asked, f"{name}: {asked}"
 
 
+@pytest.mark.slow
 def test_a_wheel_has_every_file_of_the_package_and_the_code_beside_the_miniature(tree, tmp_path):
     """Built from the tree and from an sdist, whatever an earlier build has left in the tree."""
     pytest.importorskip("hatchling")
@@ -77,6 +78,8 @@ def test_a_wheel_has_every_file_of_the_package_and_the_code_beside_the_miniature
         folder, _, file = name.rpartition("/")
         if folder == "transformers_owl/mplug_owl" and file.endswith(".py") and file != "__init__.py":
             expected[f"transformers_owl/miniature/{file}"] = content
+    for name in tracked("model_cards"):
+        expected[f"transformers_owl/conversion/{name}"] = (ROOT / name).read_bytes()
     for wheel in (*tmp_path.glob("*.whl"), *tmp_path.glob("second/*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if ".dist-info/" not in name]

@@ -36,3 +36,17 @@ def test_what_is_imported_is_declared():
     wanted = {normalized(PACKAGES.get(module, module)) for module in imported()}
     assert wanted - declared == set()
     assert {"torch", "pillow", "av"} <= wanted  # neither modules nor files are passed over
+
+
+def test_a_test_that_is_skipped_without_a_package_runs_somewhere():
+    """A command of the Makefile installs the package, or CONTRIBUTING.md says that it is up to the reader."""
+    file = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project, developers = file["project"], file["dependency-groups"]["dev"]
+    installed = sum(project["optional-dependencies"].values(), [*project["dependencies"], *developers])
+    for name in ("Makefile", "CONTRIBUTING.md"):
+        installed += (ROOT / name).read_text(encoding="utf-8").replace("`", " ").replace('"', " ").split()
+    known = {normalized(found.group()) for each in installed if (found := re.match(r"[\w.-]*\w", each))}
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    asked = {normalized(module) for module in re.findall(r'importorskip\("(?!transformers_owl)(\w+)', text)}
+    assert asked - known == set()
+    assert {"gradio", "hatchling", "vllm"} <= asked
