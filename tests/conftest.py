@@ -11,6 +11,7 @@ import pytest
 import torch
 from data_folder import DataFolder
 from safetensors.torch import load_file
+from transformers.utils.logging import warning_once
 
 import transformers_owl
 
@@ -55,6 +56,12 @@ class GoldenCase:
 def own_path(monkeypatch):
     """Loading a repository's code extends `sys.path`: the processes that other tests start must not see that."""
     monkeypatch.setattr(sys, "path", sys.path[:])
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_logged_again():
+    """One that is logged once a process is logged in each test, whatever ran before."""
+    warning_once.cache_clear()
 
 
 @pytest.fixture
