@@ -213,6 +213,31 @@ def test_keys_count_for_what_is_on_screen_at_50_a_second(browser, site, question
     assert written == heard
 
 
+def test_a_click_that_is_overtaken_on_its_way_does_not_count(browser, site):
+    """The first of two requests is held back until the second has been answered."""
+    address, output = site
+    view = enter(browser, address, "anna")
+    held = []
+
+    def hold(route):
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    view.route("**/queue/join*", hold)
+    view.keyboard.press("c")
+    view.keyboard.press("d")
+    progress(view, 1)
+    held[0].continue_()
+    assert held[0].request.response().status == 200
+    view.wait_for_timeout(3000)
+    assert [level for level, _ in marks(output, "anna").values()] == ["D"]
+    view.keyboard.press("b")
+    view.wait_for_timeout(1000)
+    assert [level for level, _ in marks(output, "anna").values()] == ["B"]
+
+
 def test_questions_are_reached_by_number_and_by_what_is_open(browser, site):
     view = enter(browser, site[0], "anna")
     view.get_by_label("Go to question").fill("5")
